@@ -1,0 +1,238 @@
+"""What the agent's machine knows, what can happen to it, and what it asks for. Pure values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sessiond.agent.protocol import Message, Result
+from sessiond.lock.rules import Kind
+
+
+class Phase(StrEnum):
+    """The states of the agent."""
+
+    ASLEEP = "asleep"
+    STARTING = "starting"
+    IDLE = "idle"
+    IN_TURN = "in_turn"
+    STOPPING = "stopping"
+    BROKEN = "broken"
+
+
+class Outcome(StrEnum):
+    """What became of a turn."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The one open turn, from `turn accepted` on."""
+
+    id: str
+    uuid: str
+    prompt: str
+    kind: Kind
+    model: str
+    composed: bool = True
+    timeout: float | None = None
+    written: bool = False
+    taken: bool = False
+    """claude said `started` for it."""
+    started: bool = False
+    """Its init was read."""
+    lifecycle: str | None = None
+    result: Result | None = None
+    cancel: str | None = None
+    """Why it is being cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One session's agent. Everything below `phase` but the conversation is of the living process."""
+
+    conversation: str
+    known: bool = False
+    """claude has this conversation on disk: start with --resume."""
+    cwd: str = "/"
+    phase: Phase = Phase.ASLEEP
+    why: str = ""
+    fails: int = 0
+    leased: bool = False
+    turn: Turn | None = None
+    said: str = "idle"
+    requests: Mapping[str, str] = field(default_factory=dict)
+    """Control requests of ours that were not answered yet: id to subtype."""
+    count: int = 0
+    tasks: frozenset[str] = frozenset()
+    stopped_tasks: frozenset[str] = frozenset()
+    foreign: bool = False
+    dirty: bool = False
+    """Something that no holder sent ran; nothing is sent or granted before idle and fence."""
+    fenced: bool = False
+    busy: bool = False
+    model: str | None = None
+    rules: Kind | None = None
+    cost: float = 0.0
+
+
+# ---- events ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A turn was accepted (committed) and wants to run."""
+
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End this turn; a cancel for another one is dropped."""
+
+    turn: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseBegan:
+    """A lease was granted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEnded:
+    """The lease is over: whatever is open must be closed."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The process lives and its guard is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A line of the agent."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A line that is no protocol."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The guard is gone, and the whole tree with it. `status` None: it never started."""
+
+    status: int | None
+    stderr: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the process (sleep, restart, forced, shutdown …)."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A timer of `machine.timers` ran out."""
+
+    name: str
+
+
+Event = Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Garbage | Exited | Stop | Due
+
+
+# ---- outputs ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start the process, fresh or resumed."""
+
+    resume: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write this line to stdin. `what` names it: user, interrupt, initialize, …"""
+
+    what: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the agent's tree."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    """The turn's init was read."""
+
+    turn: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOver:
+    """The turn is closed; nothing of it can still come."""
+
+    turn: str
+    outcome: Outcome
+    text: str = ""
+    reason: str | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The line just read belongs to the holder of the open turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Whether something that no turn accounts for runs (background tasks, a foreign turn)."""
+
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The process and its tree are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """The interrupt was acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """claude changed the conversation's id unasked."""
+
+    conversation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A ledger entry."""
+
+    event: str
+    data: Mapping[str, Any]
+
+
+Output = Launch | Write | Kill | TurnStarted | TurnOver | Forward | Busy | Gone | Acked | Renamed | Note
