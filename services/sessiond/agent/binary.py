@@ -1,0 +1,76 @@
+"""The agent's binary: where it is, how it is started, what of the environment it sees.
+
+Facts and their source: docs/protocol.md. The binary comes with the pinned wheel `claude-agent-sdk`;
+it is found without importing that package.
+"""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from sessiond.agent.permissions import OUTSIDE
+
+
+class NoClaude(Exception):
+    """The binary is not installed; the text says in one line what to do."""
+
+
+PASSED: Final = (
+    "PATH", "LANG", "LC_ALL", "TZ", "TERM", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL",
+    "ANTHROPIC_MODEL", "CLAUDE_CODE_OAUTH_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
+    "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "SCRIPTED_FAULTS",
+)  # fmt: skip
+"""All that the agent sees of the owner's environment: an allow-list."""
+DISALLOWED: Final = "Monitor,ScheduleWakeup,SendMessage,ListAgents,Workflow"
+
+
+def find_claude() -> Path:
+    """The bundled binary. Raises NoClaude."""
+    spec = importlib.util.find_spec("claude_agent_sdk")
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    path = Path(places[0]) / "_bundled" / "claude" if places else None
+    if path is None or not path.is_file():
+        raise NoClaude("the agent's binary is not installed: run `make setup` (package claude-agent-sdk)")
+    return path
+
+
+def claude_argv(
+    binary: Path,
+    *,
+    model: str,
+    conversation: str,
+    resume: bool,
+    background_tasks: bool = False,
+    append_system_prompt: str | None = None,
+) -> list[str]:
+    """The command line of one agent process; `conversation` is begun, or resumed."""
+    settings: dict[str, object] = {"crossSessionInbound": "refuse", "permissions": {"deny": list(OUTSIDE)}}
+    argv = [
+        str(binary), "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
+        "--model", model, "--resume" if resume else "--session-id", conversation,
+        "--permission-prompt-tool", "stdio", "--setting-sources", "user", "--strict-mcp-config",
+        "--settings", json.dumps(settings), "--disallowedTools", DISALLOWED,
+    ]  # fmt: skip
+    if append_system_prompt:
+        argv += ["--append-system-prompt", append_system_prompt, "--system-prompt-snapshot", "off"]
+    return argv
+
+
+def claude_env(environ: Mapping[str, str], *, home: Path, background_tasks: bool = False) -> dict[str, str]:
+    """The agent's whole environment. `background_tasks` True takes a protection off; for tests."""
+    env = {name: environ[name] for name in PASSED if name in environ}
+    env |= {
+        "HOME": str(home),
+        "CLAUDE_CONFIG_DIR": str(home),
+        "IS_SANDBOX": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "DISABLE_TELEMETRY": "1",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_SDK_READS_SESSION_STATE": "1",
+        "CLAUDE_CODE_MAX_RETRIES": "2",
+    }
+    if not background_tasks:
+        env |= {"CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1", "CLAUDE_CODE_DISABLE_CRON": "1"}
+    return env

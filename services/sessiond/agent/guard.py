@@ -1,0 +1,216 @@
+"""The guard: the small process between owner and agent that ends the agent's whole tree when the owner dies.
+
+Run as `python -I -S guard.py LIFELINE REPORT COMMAND…`; standard library only, so that it starts in 20 ms.
+
+- `LIFELINE` is the read end of a pipe whose other end only the owner has: its end-of-file is the owner's death, or
+  its wish to stop. It cannot be missed, unlike a death signal, which follows the thread that spawned.
+- `REPORT` gets one line, `agent PID` or `error TEXT`, and is closed.
+- The agent has the guard's stdin, stdout, stderr, directory and environment, and `SESSIOND_GUARD` on top, by which
+  what is left of a tree can be found although its guard was killed.
+
+The guard is child subreaper: whatever double-forks or takes a session of its own still is its descendant. It exits
+only when it has no child left, with the agent's status (128 + n after signal n).
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from typing import NamedTuple, NoReturn
+
+MARK = "SESSIOND_GUARD"
+"""The variable in the environment of everything below a guard: `PID-START_TIME` of that guard."""
+GRACE = 1.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Process(NamedTuple):
+    """A line of the process table."""
+
+    pid: int
+    parent: int
+    state: str
+    start_time: int
+    """Clock ticks since boot: with the pid and the boot id it names a process for ever."""
+
+    @property
+    def dead(self) -> bool:
+        return self.state in "ZX"
+
+
+def process(pid: int) -> Process | None:
+    """The process `pid` as /proc shows it, None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return None
+    # The name in the second field may hold blanks and brackets: the rest begins after the last bracket.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return Process(pid, int(fields[1]), fields[0].decode(), int(fields[19]))
+
+
+def processes() -> list[Process]:
+    """The process table. Not a snapshot: what forks meanwhile may be missing."""
+    found = (process(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return [one for one in found if one is not None]
+
+
+def descendants(root: int) -> list[Process]:
+    """The living processes below `root`, without itself."""
+    below: dict[int, list[Process]] = {}
+    for one in processes():
+        below.setdefault(one.parent, []).append(one)
+    tree = list(below.get(root, []))
+    for one in tree:
+        tree.extend(below.get(one.pid, []))
+    return [one for one in tree if not one.dead]
+
+
+def send(targets: list[Process], number: int) -> None:
+    """Signals processes that were just read from /proc; those that are gone by now are skipped."""
+    for target in targets:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(target.pid, number)
+
+
+class Guard:
+    """One agent's tree, from its start until nothing of it is left."""
+
+    def __init__(self, lifeline: int, report: int) -> None:
+        self._lifeline = lifeline
+        self._report = report
+        self._agent = 0
+        self._status = 0
+        self._asked = False
+
+    def run(self, command: list[str]) -> int:
+        """Starts the agent, waits for its end or the owner's, ends the tree. Returns the agent's exit code."""
+        for inherited in (self._lifeline, self._report):
+            os.set_inheritable(inherited, False)
+        if os.getsid(0) != os.getpid():
+            os.setsid()
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        # Nothing below may take rights that the guard has not: it could not be ended (sudo).
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        self._wake = self._watch_signals()
+        if not self._start(command):
+            return 127
+        self._let_go_of_streams()
+        while not self._asked and self._agent_lives():
+            self._wait(None)
+        self._end_tree()
+        code = os.waitstatus_to_exitcode(self._status)
+        return code if code >= 0 else 128 - code
+
+    def _watch_signals(self) -> int:
+        readable, writable = os.pipe()
+        os.set_blocking(readable, False)
+        os.set_blocking(writable, False)
+        signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._ask)
+        for number in (signal.SIGINT, signal.SIGQUIT):  # a terminal's, meant for nobody here
+            signal.signal(number, signal.SIG_IGN)
+        return readable
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
+
+    def _start(self, command: list[str]) -> bool:
+        failed, failure = os.pipe()
+        me = os.getpid()
+        own = process(me)
+        assert own is not None
+        environ = {**os.environ, MARK: f"{me}-{own.start_time}"}
+        self._agent = os.fork()
+        if self._agent == 0:
+            _become(command, environ, me, failure)
+        os.close(failure)
+        error = os.read(failed, 1000)
+        os.close(failed)
+        os.write(self._report, b"error " + error + b"\n" if error else b"agent %d\n" % self._agent)
+        os.close(self._report)
+        return not error
+
+    def _let_go_of_streams(self) -> None:
+        """With a copy left here, neither side would ever see the other's end-of-file."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        os.close(null)
+
+    def _wait(self, seconds: float | None) -> None:
+        """Until a signal, the lifeline's end, or the time is up."""
+        watched = [self._wake] if self._asked else [self._wake, self._lifeline]
+        ready, _, _ = select.select(watched, [], [], seconds)
+        if self._wake in ready:
+            os.read(self._wake, 4096)
+        if self._lifeline in ready and not os.read(self._lifeline, 4096):
+            self._asked = True
+
+    def _agent_lives(self) -> bool:
+        self._reap()
+        return self._agent != 0
+
+    def _reap(self) -> bool:
+        """Collects the dead. False once there is no child: then there is no descendant either."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._agent:
+                self._agent, self._status = 0, status
+
+    def _end_tree(self) -> None:
+        self._asked = True
+        if not self._reap():
+            return
+        send(descendants(os.getpid()), signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        while self._reap() and (left := deadline - time.monotonic()) > 0:
+            self._wait(left)
+        while self._reap():
+            send(descendants(os.getpid()), signal.SIGKILL)
+            self._wait(0.01)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def _become(command: list[str], environ: dict[str, str], guard: int, failure: int) -> NoReturn:
+    """In the child: turns into the agent, or tells `failure` why not."""
+    try:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:  # it died before the line above
+            os._exit(1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT,
+                       signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        os.execvpe(command[0], command, environ)
+    except OSError as error:
+        os.write(failure, f"{command[0]}: {error.strerror}".encode())
+    finally:
+        os._exit(127)
+
+
+def main() -> NoReturn:
+    lifeline, report = int(sys.argv[1]), int(sys.argv[2])
+    sys.exit(Guard(lifeline, report).run(sys.argv[3:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+"""The agent as a process: its guard, its pipes, its end. It moves bytes and decides nothing.
+
+Cooperative under gevent, patched or not; to be used from the main thread, because gevent hears of ended children
+only there. Callbacks run in this module's greenlets and must not block: hand over to an inbox.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import gevent
+from gevent.event import Event
+from gevent.os import make_nonblocking, nb_read, nb_write
+from gevent.socket import wait_read
+from gevent.subprocess import DEVNULL, Popen
+
+from sessiond.agent import guard as guarding
+
+log = logging.getLogger(__name__)
+
+READ_SIZE = 64 * 1024
+"""Bytes a read, so also what one batch of lines can hold the hub for."""
+LINE_LIMIT = 64 * 2**20
+"""A line that is longer ends the agent: whole answers of some MB are usual, this is none."""
+UNWRITTEN_LIMIT = 16 * 2**20
+STDERR_KEPT = 4096
+REPORT_SECONDS = 10.0
+"""How long a guard may take to report its agent (20-50 ms are usual)."""
+SWEEP_SECONDS = 2.0
+EOF_SECONDS = 5.0
+"""How long after the guard's end a pipe may stay open; only what left the tree can hold it."""
+
+
+class SpawnError(Exception):
+    """The agent could not be started; the text is one line that says why."""
+
+
+class InputFull(Exception):
+    """The agent has not read its stdin for so long that `UNWRITTEN_LIMIT` is reached. Nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardId:
+    """Names a guard for ever, also over a restart of the machine."""
+
+    pid: int
+    start_time: int
+    """Clock ticks since boot, field 22 of /proc/PID/stat."""
+    boot_id: str
+    agent_pid: int
+
+
+class AgentProcess:
+    """A running agent under its guard. Made by `spawn`."""
+
+    guard: GuardId
+
+    def __init__(
+        self,
+        popen: "Popen[bytes]",
+        guard: GuardId,
+        pipes: "_Pipes",
+        on_lines: Callable[[list[bytes]], None],
+        on_exit: Callable[[int | None, str], None],
+    ) -> None:
+        self.guard = guard
+        self._popen = popen
+        self._lifeline: int | None = pipes.lifeline
+        self._on_lines = on_lines
+        self._on_exit = on_exit
+        self._stderr = b""
+        self._flowing = Event()
+        self._flowing.set()
+        self._input = _Input(pipes.stdin)
+        self._output = gevent.spawn(self._read_output, pipes.stdout)
+        self._errors = gevent.spawn(self._read_errors, pipes.stderr)
+        gevent.spawn(self._see_to_the_end)
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        on_lines: Callable[[list[bytes]], None],
+        on_exit: Callable[[int | None, str], None],
+    ) -> Self:
+        """Starts guard and agent; returns once the guard has reported the agent's pid.
+
+        `on_lines` gets what one read brought, whole lines without their line ends, at least one. `on_exit` is called
+        once, when the guard and with it the whole tree is gone and every line was handed over: with the agent's exit
+        code (128 + n after signal n; None if the guard was killed, so that nobody knows) and the last 4 KiB of stderr.
+        Raises SpawnError; then nothing runs and no callback is called.
+        """
+        pipes = _Pipes()
+        try:
+            popen = pipes.start(argv, cwd, env)
+            identity = pipes.identify(popen)
+        except BaseException:
+            pipes.close()
+            raise
+        return cls(popen, identity, pipes, on_lines, on_exit)
+
+    def write(self, data: bytes) -> None:
+        """Writes whole lines, behind all that was written before; never blocks.
+
+        What the pipe does not take at once follows as the agent reads (`unwritten`). After the agent's end it is
+        dropped: `on_exit` tells. Raises InputFull, and ValueError for what does not end its line.
+        """
+        if not data.endswith(b"\n"):
+            raise ValueError("not a whole line")
+        self._input.write(data)
+
+    @property
+    def unwritten(self) -> int:
+        """Bytes accepted by `write` that are not in the pipe yet."""
+        return self._input.unwritten
+
+    def pause(self) -> None:
+        """Stops reading: the agent will block on its stdout once the pipe is full."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        """Goes on reading."""
+        self._flowing.set()
+
+    def stop(self) -> None:
+        """Asks the guard to end the tree: SIGTERM, 1 s, SIGKILL. `on_exit` follows. Ends a pause. Idempotent."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        self.resume()
+
+    def kill(self) -> None:
+        """Last resort, for a guard that does not do as asked: SIGKILL to it and all below it."""
+        self.stop()
+        if guard_alive(self.guard):
+            tree = guarding.descendants(self.guard.pid)
+            os.kill(self.guard.pid, signal.SIGKILL)
+            guarding.send(tree, signal.SIGKILL)
+
+    def _read_output(self, stdout: int) -> None:
+        try:
+            lines = _Lines()
+            while data := nb_read(stdout, READ_SIZE):
+                if batch := lines.feed(data):
+                    self._on_lines(batch)
+                # A read that need not wait does not yield; whoever floods would have the hub for himself.
+                gevent.sleep(0)
+                self._flowing.wait()
+        except Exception:
+            log.exception("agent %d: its output cannot be taken; it is ended", self.guard.agent_pid)
+            self.stop()
+        finally:
+            os.close(stdout)
+
+    def _read_errors(self, stderr: int) -> None:
+        try:
+            while data := nb_read(stderr, READ_SIZE):
+                self._stderr = (self._stderr + data)[-STDERR_KEPT:]
+                gevent.sleep(0)
+        finally:
+            os.close(stderr)
+
+    def _see_to_the_end(self) -> None:
+        code = self._popen.wait()
+        sweep(self.guard, SWEEP_SECONDS)
+        self.stop()
+        readers = [self._output, self._errors]
+        gevent.joinall(readers, timeout=EOF_SECONDS)
+        gevent.killall(readers)
+        self._input.close()
+        self._on_exit(code if code >= 0 else None, self._stderr.decode(errors="replace"))
+
+
+class _Pipes:
+    """The four pipes between owner, guard and agent, and the one for the guard's report. Owner's ends by name."""
+
+    def __init__(self) -> None:
+        # Not inheritable, all ten: who is to have an end gets it by name, and nobody else can.
+        self._stdin, self.stdin = os.pipe()
+        self.stdout, self._stdout = os.pipe()
+        self.stderr, self._stderr = os.pipe()
+        self._lifeline, self.lifeline = os.pipe()
+        self._report, self._reported = os.pipe()
+        for end in (self.stdin, self.stdout, self.stderr, self._report):
+            make_nonblocking(end)
+
+    def start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> "Popen[bytes]":
+        """Starts the guard and closes the ends that are its."""
+        ends = (self._lifeline, self._reported)
+        command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), *argv]
+        try:
+            return Popen(
+                command, cwd=cwd, env=dict(env), stdin=self._stdin, stdout=self._stdout, stderr=self._stderr,
+                pass_fds=ends, close_fds=True, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise SpawnError(f"no guard for the agent: {error}") from error
+        finally:
+            for end in (self._stdin, self._stdout, self._stderr, *ends):
+                os.close(end)
+
+    def identify(self, popen: "Popen[bytes]") -> GuardId:
+        """Waits for the guard's report. Raises SpawnError, after the guard is gone."""
+        report = b""
+        try:
+            with gevent.Timeout(REPORT_SECONDS, False):
+                while data := nb_read(self._report, READ_SIZE):
+                    report += data
+        finally:
+            os.close(self._report)
+        own = guarding.process(popen.pid)
+        word, _, rest = report.decode(errors="replace").strip().partition(" ")
+        if word == "agent" and own is not None:
+            return GuardId(popen.pid, own.start_time, boot_id(), int(rest))
+        if word != "error":
+            with contextlib.suppress(ProcessLookupError):
+                popen.kill()
+        popen.wait()
+        raise SpawnError(f"the agent did not start: {rest or self._last_words()}")
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(BlockingIOError):
+            lines = os.read(self.stderr, READ_SIZE).decode(errors="replace").split("\n")
+            return " ".join(lines[-2:]).strip() or "its guard said nothing"
+        return "its guard said nothing"
+
+    def close(self) -> None:
+        for end in (self.stdin, self.stdout, self.stderr, self.lifeline):
+            os.close(end)
+
+
+class _Input:
+    """The agent's stdin: takes whole lines at once, writes them as the agent reads."""
+
+    def __init__(self, fd: int) -> None:
+        self.unwritten = 0
+        self._fd = fd
+        self._queue: deque[memoryview] = deque()
+        self._filled = Event()
+        self._open = True
+        self._writer = gevent.spawn(self._write)
+
+    def write(self, data: bytes) -> None:
+        if not self._open:
+            return
+        if self.unwritten + len(data) > UNWRITTEN_LIMIT:
+            raise InputFull(f"{self.unwritten} bytes wait for the agent to read them")
+        done = 0
+        if not self._queue:  # usual: into the pipe in the caller's own step
+            try:
+                done = os.write(self._fd, data)
+            except BlockingIOError:
+                pass
+            except BrokenPipeError:
+                self._open = False
+                return
+        if done < len(data):
+            self._queue.append(memoryview(data)[done:])
+            self.unwritten += len(data) - done
+            self._filled.set()
+
+    def _write(self) -> None:
+        try:
+            while self._filled.wait():
+                while self._queue:
+                    done = nb_write(self._fd, self._queue[0])
+                    self.unwritten -= done
+                    rest = self._queue.popleft()[done:]
+                    if rest:
+                        self._queue.appendleft(rest)
+                self._filled.clear()
+        except OSError:  # the agent is gone, or closed its stdin: its exit will tell
+            pass
+        finally:
+            self._open = False
+            self._queue.clear()
+            self.unwritten = 0
+            os.close(self._fd)
+
+    def close(self) -> None:
+        self._open = False
+        self._writer.kill()
+
+
+class _Lines:
+    """Splits a stream at line feeds; the bytes of an unfinished line wait, unjoined, for their end."""
+
+    def __init__(self) -> None:
+        self._begun: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that `data` completes, without line feeds. Raises ValueError beyond `LINE_LIMIT`."""
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*self._begun, lines[0]))
+            self._begun, self._size = [], 0
+        if rest:
+            self._begun.append(rest)
+            self._size += len(rest)
+            if self._size > LINE_LIMIT:
+                raise ValueError(f"a line of more than {LINE_LIMIT} bytes")
+        return lines
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def guard_alive(guard: GuardId) -> bool:
+    """Whether this guard still runs here. False also for another machine's: ask whether the record is of this one."""
+    found = guarding.process(guard.pid)
+    alive = found is not None and not found.dead and found.start_time == guard.start_time
+    return alive and guard.boot_id == boot_id()
+
+
+def wait_guard_gone(guard: GuardId, seconds: float) -> bool:
+    """Waits, at most `seconds`, until this guard (anybody's, not only a child) and all that it guarded is gone.
+
+    Returns whether it is. A killed guard's remains are ended here.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(guard.pid)
+        try:
+            if guard_alive(guard):
+                wait_read(descriptor, timeout=seconds, timeout_exc=TimeoutError)
+        except TimeoutError:
+            return False
+        finally:
+            os.close(descriptor)
+    return sweep(guard, SWEEP_SECONDS)
+
+
+def sweep(guard: GuardId, seconds: float) -> bool:
+    """SIGKILL to what carries the mark of a guard that is gone, until nothing does. Returns whether nothing is left.
+
+    A guard leaves nothing behind unless it was killed itself; then its agent dies by a death signal, but not the
+    tools in sessions of their own.
+    """
+    if guard.boot_id != boot_id():
+        return True
+    mark = f"{guarding.MARK}={guard.pid}-{guard.start_time}".encode()
+    for _ in range(max(1, int(seconds / 0.02))):
+        left = [one for one in guarding.processes() if not one.dead and mark in _environ(one.pid)]
+        if not left:
+            return True
+        guarding.send(left, signal.SIGKILL)
+        gevent.sleep(0.02)
+    return False
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []

@@ -1,0 +1,266 @@
+"""The agent's stream-json protocol: lines to typed messages, and requests to lines. Pure.
+
+Fields and their meaning are as docs/protocol.md says for the pinned binary. A type that is not
+known becomes `Other`; a line that is not a JSON object, or has a known type and broken fields, is a
+ProtocolError.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+
+class ProtocolError(ValueError):
+    """A line that is no protocol; the text says in a few words why."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """claude is now `idle`, `running` or `requires_action`."""
+
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """What became of the user line `uuid`: queued, started, completed, cancelled, …"""
+
+    uuid: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """A turn begins."""
+
+    session_id: str
+    model: str
+    capabilities: frozenset[str]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A turn's boundary. `uuids` name the user lines it answers; `origin` who else began it."""
+
+    uuids: tuple[str, ...]
+    origin: str | None
+    is_error: bool
+    terminal_reason: str | None
+    text: str
+    session_id: str = ""
+    cost_usd: float | None = None
+    """Running total of the process, in US dollars."""
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    num_turns: int = 0
+    errors: tuple[str, ...] = ()
+    status: int | None = None
+    """The API's HTTP status, if it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The answer to a control request of ours."""
+
+    request_id: str
+    ok: bool
+    body: Mapping[str, Any]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """claude asks whether it may use a tool."""
+
+    request_id: str
+    tool: str
+    input: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionCancelled:
+    """claude no longer wants an answer."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The background tasks that run now."""
+
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The API failed and is asked again."""
+
+    attempt: int
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Anything else."""
+
+    kind: str
+    subtype: str = ""
+
+
+Message = StateChanged | Lifecycle | Init | Result | Response | Question | QuestionCancelled | Tasks | Retry | Other
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A message and the object it came from."""
+
+    message: Message
+    raw: dict[str, Any]
+
+
+def parse(line: bytes) -> Line:
+    """One line of the agent's stdout. Raises ProtocolError."""
+    try:
+        raw = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"not JSON: {error}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
+        raise ProtocolError("not an object with a type")
+    kind, subtype = raw["type"], raw.get("subtype")
+    name = f"{kind}/{subtype}" if kind == "system" else kind
+    reader = _READERS.get(name)
+    if reader is None:
+        return Line(Other(kind, subtype if isinstance(subtype, str) else ""), raw)
+    try:
+        return Line(reader(raw), raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"{name}: {error!r}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of text")
+    return value
+
+
+def _init(raw: dict[str, Any]) -> Init:
+    return Init(
+        _text(raw["session_id"]),
+        str(raw.get("model") or ""),
+        frozenset(map(_text, raw.get("capabilities") or ())),
+        str(raw.get("claude_code_version") or ""),
+    )
+
+
+def _result(raw: dict[str, Any]) -> Result:
+    origin, cost, status = raw.get("origin"), raw.get("total_cost_usd"), raw.get("api_error_status")
+    return Result(
+        uuids=tuple(map(_text, raw.get("user_message_uuids") or ())),
+        origin=None if origin is None else str(origin.get("kind")),
+        is_error=bool(raw.get("is_error")),
+        terminal_reason=raw.get("terminal_reason"),
+        text=raw.get("result") if isinstance(raw.get("result"), str) else "",
+        session_id=str(raw.get("session_id") or ""),
+        cost_usd=None if cost is None else float(cost),
+        usage=dict(raw.get("usage") or {}),
+        num_turns=int(raw.get("num_turns") or 0),
+        errors=tuple(map(str, raw.get("errors") or ())),
+        status=None if status is None else int(status),
+    )
+
+
+def _response(raw: dict[str, Any]) -> Response:
+    response = raw["response"]
+    ok = response["subtype"] == "success"
+    body = response.get("response")
+    return Response(
+        _text(response["request_id"]), ok, body if isinstance(body, dict) else {}, None if ok else str(response.get("error"))
+    )
+
+
+def _request(raw: dict[str, Any]) -> Message:
+    request = raw["request"]
+    if request["subtype"] != "can_use_tool":
+        return Other("control_request", _text(request["subtype"]))
+    given = request.get("input")
+    return Question(_text(raw["request_id"]), _text(request["tool_name"]), given if isinstance(given, dict) else {})
+
+
+_READERS: Mapping[str, Callable[[dict[str, Any]], Message]] = {
+    "system/session_state_changed": lambda raw: StateChanged(_text(raw["state"])),
+    "command_lifecycle": lambda raw: Lifecycle(_text(raw["command_uuid"]), _text(raw["state"])),
+    "system/init": _init,
+    "result": _result,
+    "control_response": _response,
+    "control_request": _request,
+    "control_cancel_request": lambda raw: QuestionCancelled(_text(raw["request_id"])),
+    "system/background_tasks_changed": lambda raw: Tasks(frozenset(_text(t["task_id"]) for t in raw["tasks"])),
+    "system/api_retry": lambda raw: Retry(int(raw.get("attempt") or 0), raw.get("error_status")),
+}
+
+
+# ---- what we write ---------------------------------------------------------------------------
+
+
+def _line(value: object) -> bytes:
+    return orjson.dumps(value) + b"\n"
+
+
+def _ask(request_id: str, subtype: str, **fields: object) -> bytes:
+    return _line({"type": "control_request", "request_id": request_id, "request": {"subtype": subtype, **fields}})
+
+
+def user(uuid: str, prompt: str, *, composed: bool = True) -> bytes:
+    """A prompt. `composed`: its text is text, no command and no file reference acts."""
+    line: dict[str, object] = {"type": "user", "uuid": uuid, "message": {"role": "user", "content": prompt}}
+    if composed:
+        line["client_composed"] = True
+    return _line(line)
+
+
+def initialize(request_id: str) -> bytes:
+    """The start's handshake."""
+    return _ask(request_id, "initialize")
+
+
+def interrupt(request_id: str) -> bytes:
+    """Ends the running turn, and one that is queued."""
+    return _ask(request_id, "interrupt", cancel_queued=True)
+
+
+def set_model(request_id: str, model: str) -> bytes:
+    """The next turns run on this model."""
+    return _ask(request_id, "set_model", model=model)
+
+
+def apply_rules(request_id: str, allow: Sequence[str], deny: Sequence[str]) -> bytes:
+    """Permission rules from the next turn on."""
+    settings = {"permissions": {"allow": list(allow), "deny": list(deny)}}
+    return _ask(request_id, "apply_flag_settings", settings=settings)
+
+
+def cost(request_id: str) -> bytes:
+    """Cheap; its answer stands behind all that was said before: the fence."""
+    return _ask(request_id, "get_session_cost")
+
+
+def stop_task(request_id: str, task_id: str) -> bytes:
+    """Ends a background task."""
+    return _ask(request_id, "stop_task", task_id=task_id)
+
+
+def _reply(request_id: str, body: Mapping[str, object]) -> bytes:
+    response = {"subtype": "success", "request_id": request_id, "response": body}
+    return _line({"type": "control_response", "response": response})
+
+
+def allow(request_id: str, given: Mapping[str, Any]) -> bytes:
+    """The tool may run with this input."""
+    return _reply(request_id, {"behavior": "allow", "updatedInput": dict(given)})
+
+
+def deny(request_id: str, message: str) -> bytes:
+    """The tool may not run; the model reads why."""
+    return _reply(request_id, {"behavior": "deny", "message": message})

@@ -1,0 +1,52 @@
+"""The deadlines of one session, on this process's monotonic clock.
+
+The machines say which timers a state asks for; here each runs from the step at which it was first
+asked for. `restart` gives all of them their full time again: after Redis was away, or after this
+process stood still, nobody is punished for time in which the owner could not have listened.
+"""
+
+import time
+from collections.abc import Hashable, Mapping
+
+
+class Deadlines:
+    """Timer to the moment it runs out."""
+
+    def __init__(self) -> None:
+        self._due: dict[Hashable, float] = {}
+        self._wanted: dict[Hashable, float] = {}
+
+    def want(self, timers: Mapping[Hashable, float]) -> None:
+        """The timers of the state now, with their seconds: new ones start, others than these end."""
+        now = time.monotonic()
+        self._due = {key: self._due.get(key, now + seconds) for key, seconds in timers.items()}
+        self._wanted = dict(timers)
+
+    def renew(self, key: Hashable) -> None:
+        """Starts one again, if it runs."""
+        if key in self._due:
+            self._due[key] = time.monotonic() + self._wanted[key]
+
+    def restart(self, *, keep: Mapping[Hashable, float] | None = None) -> None:
+        """Starts all again; those in `keep` with the seconds given there."""
+        now = time.monotonic()
+        kept = keep or {}
+        self._due = {key: now + kept.get(key, seconds) for key, seconds in self._wanted.items()}
+
+    def left(self, key: Hashable) -> float | None:
+        """Seconds until it runs out; None if it does not run."""
+        return self._due[key] - time.monotonic() if key in self._due else None
+
+    def until_next(self, at_most: float) -> float:
+        """Seconds until the next one runs out."""
+        if not self._due:
+            return at_most
+        return max(0.0, min(at_most, min(self._due.values()) - time.monotonic()))
+
+    def pop_due(self) -> list[Hashable]:
+        """The timers that have run out, earliest first. Each is given once, until it is wanted anew."""
+        now = time.monotonic()
+        found = sorted((key for key, at in self._due.items() if at <= now), key=self._due.__getitem__)
+        for key in found:
+            self._due[key] = float("inf")
+        return found

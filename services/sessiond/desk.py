@@ -1,0 +1,111 @@
+"""Where callers wait for the owner loop: parked waits, and the stream of a turn.
+
+Nothing here decides. A parked wait is answered once, by the loop; a stream never blocks the loop: a
+slow reader loses `agent` events (it is told how many) and never the `result`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from sessiond.problems import Problem
+
+BEAT_SECONDS: Final = 10.0
+STREAM_LIMIT: Final = 2_000
+"""`agent` events that wait for a slow reader; the oldest of more are dropped."""
+
+
+class Parked:
+    """One wait on a ticket, from its arrival to its one answer."""
+
+    def __init__(self, ticket: str, holder: str, leave: Callable[["Parked", bool], None]) -> None:
+        self.ticket = ticket
+        self.holder = holder
+        self._leave = leave
+        self._reply: AsyncResult[dict[str, Any]] = AsyncResult()
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The body of the wait's answer, after at most about `seconds`. Raises Problem."""
+        try:
+            return self._reply.get(timeout=seconds)
+        except gevent.Timeout:
+            # The loop may grant in this very moment: it answers, one way or the other.
+            self._leave(self, False)
+            return self._reply.get()
+
+    def hang_up(self) -> None:
+        """The caller is gone. Never blocks; may be called from the hub, and twice."""
+        if not self._reply.ready():
+            self._leave(self, True)
+
+    @property
+    def open(self) -> bool:
+        return not self._reply.ready()
+
+    def tell(self, body: dict[str, Any]) -> None:
+        """Answers, once; a second answer is dropped."""
+        if self.open:
+            self._reply.set(body)
+
+    def refuse(self, problem: Exception) -> None:
+        """Answers with an error, once."""
+        if self.open:
+            self._reply.set_exception(problem)
+
+
+StreamItem = tuple[str, Any]
+
+
+class TurnStream:
+    """A turn's events for its holder: ("agent", line), ("gap", {"lost": n}), ("beat", None), ("result", {...})."""
+
+    def __init__(self, turn: str) -> None:
+        self.turn = turn
+        self._lines: deque[dict[str, Any]] = deque()
+        self._lost = 0
+        self._result: dict[str, Any] | None = None
+        self._filled = Event()
+        self._closed = False
+
+    def feed(self, line: dict[str, Any]) -> None:
+        """One of the agent's own lines. Never blocks."""
+        if self._closed:
+            return
+        if len(self._lines) >= STREAM_LIMIT:
+            self._lines.popleft()
+            self._lost += 1
+        self._lines.append(line)
+        self._filled.set()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """The turn's one result."""
+        self._result = result
+        self._filled.set()
+
+    def close(self) -> None:
+        """The reader went away; the turn goes on."""
+        self._closed = True
+        self._lines.clear()
+
+    def __iter__(self) -> Iterator[StreamItem]:
+        while True:
+            if not self._filled.wait(BEAT_SECONDS):
+                yield ("beat", None)
+                continue
+            self._filled.clear()
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                yield ("gap", {"lost": lost})
+            while self._lines:
+                yield ("agent", self._lines.popleft())
+            if self._result is not None and not self._lines:
+                yield ("result", self._result)
+                return
+
+
+def away() -> Problem:
+    """503 for whatever must be committed while Redis cannot be reached."""
+    return Problem("redis-away", 503, "Redis cannot be reached; nothing was lost, ask again")

@@ -1,0 +1,62 @@
+"""From settings to a running agent: command, environment, working directory."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from sessiond.agent import binary
+from sessiond.agent.process import AgentProcess
+from sessiond.settings import Settings
+
+CLAUDE_MD_LIMIT = 64 * 1024
+
+
+def workdir(settings: Settings, name: str) -> Path:
+    """The agent's working directory for a session, made if it is not there."""
+    path = (settings.checkouts or settings.state_dir / "work").resolve() / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def config_dir(settings: Settings) -> Path:
+    """Where the agent keeps its own state (transcripts, settings); outlives every process."""
+    path = (settings.state_dir / "claude").resolve()
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def conversation_known(settings: Settings, conversation: str) -> bool:
+    """Whether the agent has a transcript of this conversation."""
+    return any(config_dir(settings).glob(f"projects/*/{conversation}.json*"))
+
+
+def command(settings: Settings, cwd: Path, conversation: str, resume: bool) -> list[str]:
+    """The agent's argv: the bundled claude, or `agent_command` with the same flags."""
+    guide = cwd / "CLAUDE.md"
+    text = guide.read_text(errors="replace")[:CLAUDE_MD_LIMIT] if guide.is_file() else None
+    first = settings.agent_command[0] if settings.agent_command else str(binary.find_claude())
+    argv = binary.claude_argv(
+        Path(first),
+        model=settings.model,
+        conversation=conversation,
+        resume=resume,
+        background_tasks=settings.background_tasks,
+        append_system_prompt=text,
+    )
+    return [*settings.agent_command, *argv[1:]] if settings.agent_command else argv
+
+
+def launch(
+    settings: Settings,
+    name: str,
+    conversation: str,
+    resume: bool,
+    on_lines: Callable[[list[bytes]], None],
+    on_exit: Callable[[int | None, str], None],
+) -> AgentProcess:
+    """Starts the agent of session `name`. Raises process.SpawnError or binary.NoClaude, one line each."""
+    cwd = workdir(settings, name)
+    home = config_dir(settings)
+    env = binary.claude_env(os.environ, home=home, background_tasks=settings.background_tasks)
+    argv = command(settings, cwd, conversation, resume)
+    return AgentProcess.spawn(argv, cwd, env, on_lines, on_exit)

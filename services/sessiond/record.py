@@ -1,0 +1,370 @@
+"""How a session's state is written in Redis: values as JSON, changes as a list of commands.
+
+Pure. Presence and passed-over marks are not stored, so that loading forgets them (as an epoch's
+start must). The sorted set is the truth about who is queued: a ticket is in the `tickets` hash and
+either in the `queue` set or named by the lease.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from sessiond.lock.rules import Kind, LeaseEnd
+from sessiond.lock.state import Drain, Lease, Lock, Ticket
+
+Command = tuple[str, ...]
+"""(redis command, key suffix, arguments…), as the step script takes them."""
+
+KEPT: Final = 30 * 86_400
+"""Seconds that turns, lost leases and ended tickets are remembered."""
+
+LIVE_KEYS: Final = ("queue", "tickets", "lease", "drain", "open", "agent")
+"""What a step that writes everything back deletes first: the present, never the history."""
+
+
+class BadRecord(ValueError):
+    """What is stored contradicts itself, or is none of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseExtras:
+    """What is stored with a lease and is not the machine's affair.
+
+    `hold_left`: seconds of `max_hold` left, None for a worker's; `granted_at`: RFC 3339, for show.
+    """
+
+    secret: str
+    hold_left: float | None = None
+    granted_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What the machine's state does not hold and is stored beside it.
+
+    `lease` must be there whenever the new state has a lease that differs from the old one's.
+    `turn` is stored with an open turn (any JSON object), `taken` has the RFC 3339 time at which a
+    ticket was taken, by ticket id.
+    """
+
+    lease: LeaseExtras | None = None
+    turn: Mapping[str, Any] = field(default_factory=dict)
+    taken: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The session's hash: who owns it, how far it is. All empty or 0 for a session never seen."""
+
+    epoch: int = 0
+    version: int = 0
+    step: str = ""
+    instance: str = ""
+    url: str = ""
+    host: str = ""
+    state_dir: str = ""
+    beat: int = 0
+    rest: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """What Redis holds, read as one: the hashes, the sorted set with scores, the strings."""
+
+    meta: Mapping[str, str] = field(default_factory=dict)
+    queue: tuple[tuple[str, int], ...] = ()
+    tickets: Mapping[str, str] = field(default_factory=dict)
+    lease: str | None = None
+    drain: str | None = None
+    open: str | None = None
+    agent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A session as it was stored. `open` is the open turn's object with its id in `turn`."""
+
+    meta: Meta
+    lock: Lock
+    extras: Extras
+    open: dict[str, Any] | None
+    agent: dict[str, Any] | None
+
+
+def dumps(value: object) -> str:
+    """JSON with sorted keys, so that equal values are equal text."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def encode_ticket(ticket: Ticket, taken_at: str = "") -> str:
+    """The ticket without presence, passed-over mark and id (which is its field in the hash)."""
+    return dumps(
+        {
+            "kind": ticket.kind,
+            "score": ticket.score,
+            "key": ticket.key,
+            "holder": ticket.holder,
+            "superseded": sorted(ticket.superseded),
+            "lapsed": ticket.lapsed,
+            "losses": ticket.losses,
+            "taken_at": taken_at,
+        }
+    )
+
+
+def decode_ticket(ticket_id: str, text: str) -> tuple[Ticket, str]:
+    """The ticket, absent and not passed over, and when it was taken. Raises BadRecord."""
+    data = _object(text, f"ticket {ticket_id}")
+    try:
+        ticket = Ticket(
+            id=ticket_id,
+            kind=Kind(data["kind"]),
+            score=int(data["score"]),
+            key=data["key"],
+            holder=data["holder"],
+            superseded=frozenset(data["superseded"]),
+            lapsed=bool(data["lapsed"]),
+            losses=int(data["losses"]),
+        )
+        return ticket, str(data["taken_at"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecord(f"ticket {ticket_id}: {error!r}") from error
+
+
+def encode_lease(lease: Lease, extras: LeaseExtras) -> str:
+    return dumps(
+        {
+            "fence": lease.fence,
+            "ticket": lease.ticket,
+            "kind": lease.kind,
+            "holder": lease.holder,
+            "claimed": lease.claimed,
+            "restarts": lease.restarts,
+            "secret": extras.secret,
+            "hold_left": extras.hold_left,
+            "granted_at": extras.granted_at,
+        }
+    )
+
+
+def decode_lease(text: str) -> tuple[Lease, LeaseExtras]:
+    """Raises BadRecord."""
+    data = _object(text, "lease")
+    try:
+        lease = Lease(
+            fence=int(data["fence"]),
+            ticket=data["ticket"],
+            kind=Kind(data["kind"]),
+            holder=data["holder"],
+            claimed=bool(data["claimed"]),
+            restarts=int(data["restarts"]),
+        )
+        left = data["hold_left"]
+        return lease, LeaseExtras(data["secret"], None if left is None else float(left), data["granted_at"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecord(f"lease: {error!r}") from error
+
+
+def encode_drain(drain: Drain) -> str:
+    return dumps(
+        {
+            "fence": drain.fence,
+            "ticket": drain.ticket,
+            "kind": drain.kind,
+            "why": drain.why,
+            "forced": drain.forced,
+        }
+    )
+
+
+def decode_drain(text: str) -> Drain:
+    """Raises BadRecord."""
+    data = _object(text, "drain")
+    try:
+        return Drain(
+            fence=int(data["fence"]),
+            ticket=data["ticket"],
+            kind=Kind(data["kind"]),
+            why=LeaseEnd(data["why"]),
+            forced=bool(data["forced"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecord(f"drain: {error!r}") from error
+
+
+def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
+    """The commands that turn the stored `old` into `new`. Empty if nothing stored has changed.
+
+    Raises ValueError when a lease must be written and `extras` has none.
+    """
+    extras = extras or Extras()
+    return [
+        *_counts(old, new),
+        *_tickets(old, new, extras.taken),
+        *_places(old, new),
+        *_lease(old.lease, new.lease, extras.lease),
+        *_drain(old.drain, new.drain),
+        *_open(old.turn, new.turn, extras.turn),
+    ]
+
+
+def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[Command]:
+    """Everything live, for a step with `reset`: into keys just deleted, but not into an empty hash."""
+    commands = [("HSET", "meta", "arrivals", "0"), ("HSET", "meta", "fence", "0"), ("HSET", "meta", "tasks", "0")]
+    commands += diff(Lock(), lock, extras)
+    if agent is not None:
+        commands.append(put("agent", agent))
+    return commands
+
+
+def put(suffix: str, value: object) -> Command:
+    """Sets a string to JSON."""
+    return ("SET", suffix, dumps(value))
+
+
+def keep(suffix: str, value: object) -> Command:
+    """Sets a string to JSON, remembered for KEPT."""
+    return ("SETEX", suffix, str(KEPT), dumps(value))
+
+
+def past_suffix(secret: str) -> str:
+    """Where a lease that is over is remembered: by its secret's hash, never the secret."""
+    return f"past:{hashlib.sha256(secret.encode()).hexdigest()}"
+
+
+def load(raw: Raw) -> Stored:
+    """The session as stored. Raises BadRecord when a part contradicts another."""
+    lease, lease_extras = decode_lease(raw.lease) if raw.lease else (None, None)
+    tickets, taken = _load_tickets(raw, lease)
+    turn = _object(raw.open, "open") if raw.open else None
+    lock = Lock(
+        arrivals=_number(raw.meta, "arrivals"),
+        fence=_number(raw.meta, "fence"),
+        tickets=tickets,
+        lease=lease,
+        drain=decode_drain(raw.drain) if raw.drain else None,
+        turn=str(turn["turn"]) if turn else None,
+        tasks=raw.meta.get("tasks") == "1",
+    )
+    return Stored(
+        meta=load_meta(raw.meta),
+        lock=lock,
+        extras=Extras(lease=lease_extras, turn=turn or {}, taken=taken),
+        open=turn,
+        agent=_object(raw.agent, "agent") if raw.agent else None,
+    )
+
+
+def load_meta(raw: Mapping[str, str]) -> Meta:
+    """Raises BadRecord."""
+    text = ("step", "instance", "url", "host", "state_dir")
+    numbers = ("epoch", "version", "beat")
+    return Meta(
+        **{name: _number(raw, name) for name in numbers},
+        **{name: raw.get(name, "") for name in text},
+        rest={name: value for name, value in raw.items() if name not in (*text, *numbers)},
+    )
+
+
+def _counts(old: Lock, new: Lock) -> Iterable[Command]:
+    if old.arrivals != new.arrivals:
+        yield ("HSET", "meta", "arrivals", str(new.arrivals))
+    if old.fence != new.fence:
+        yield ("HSET", "meta", "fence", str(new.fence))
+    if old.tasks != new.tasks:
+        yield ("HSET", "meta", "tasks", "1" if new.tasks else "0")
+
+
+def _tickets(old: Lock, new: Lock, taken: Mapping[str, str]) -> Iterable[Command]:
+    for ticket_id, ticket in new.tickets.items():
+        before = old.tickets.get(ticket_id)
+        if before is ticket:
+            continue
+        if before is None or encode_ticket(before) != encode_ticket(ticket):
+            yield ("HSET", "tickets", ticket_id, encode_ticket(ticket, taken.get(ticket_id, "")))
+    for ticket_id in old.tickets:
+        if ticket_id not in new.tickets:
+            yield ("HDEL", "tickets", ticket_id)
+
+
+def _places(old: Lock, new: Lock) -> Iterable[Command]:
+    before, after = _scores(old), _scores(new)
+    for ticket_id, score in after.items():
+        if before.get(ticket_id) != score:
+            yield ("ZADD", "queue", str(score), ticket_id)
+    granted = granted_ticket(old, new)
+    if granted is not None and granted not in before:
+        # Put back and granted again in one step (rule 9): only a member of the set can be granted.
+        yield ("ZADD", "queue", str(new.tickets[granted].score), granted)
+        yield ("ZREM", "queue", granted)
+    for ticket_id in before:
+        if ticket_id not in after:
+            yield ("ZREM", "queue", ticket_id)
+
+
+def granted_ticket(old: Lock, new: Lock) -> str | None:
+    """The ticket that the step from `old` to `new` grants."""
+    if new.lease is None or (old.lease is not None and old.lease.fence == new.lease.fence):
+        return None
+    return new.lease.ticket
+
+
+def _scores(lock: Lock) -> dict[str, int]:
+    leased = lock.lease.ticket if lock.lease else None
+    return {ticket.id: ticket.score for ticket in lock.tickets.values() if ticket.id != leased}
+
+
+def _lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> Iterable[Command]:
+    if old == new:
+        return
+    if new is None:
+        yield ("DEL", "lease")
+    elif extras is None:
+        raise ValueError(f"the lease with fence {new.fence} cannot be stored without its secret")
+    else:
+        yield ("SET", "lease", encode_lease(new, extras))
+
+
+def _drain(old: Drain | None, new: Drain | None) -> Iterable[Command]:
+    if old != new:
+        yield ("SET", "drain", encode_drain(new)) if new else ("DEL", "drain")
+
+
+def _open(old: str | None, new: str | None, extras: Mapping[str, Any]) -> Iterable[Command]:
+    if old != new:
+        yield put("open", {**extras, "turn": new}) if new else ("DEL", "open")
+
+
+def _load_tickets(raw: Raw, lease: Lease | None) -> tuple[dict[str, Ticket], dict[str, str]]:
+    tickets: dict[str, Ticket] = {}
+    taken: dict[str, str] = {}
+    for ticket_id, text in raw.tickets.items():
+        tickets[ticket_id], taken[ticket_id] = decode_ticket(ticket_id, text)
+    expected = {t.id: t.score for t in tickets.values() if lease is None or t.id != lease.ticket}
+    queue = dict(raw.queue)
+    if queue != expected:
+        odd = sorted(item[0] for item in queue.items() ^ expected.items())
+        raise BadRecord(f"queue and tickets disagree about {', '.join(odd)}")
+    if lease is not None and lease.ticket not in tickets:
+        raise BadRecord(f"the lease names ticket {lease.ticket}, which is not there")
+    return tickets, taken
+
+
+def _object(text: str, what: str) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadRecord(f"{what}: {error}") from error
+    if not isinstance(value, dict):
+        raise BadRecord(f"{what}: not an object")
+    return value
+
+
+def _number(raw: Mapping[str, str], name: str) -> int:
+    try:
+        return int(raw.get(name) or 0)
+    except ValueError as error:
+        raise BadRecord(f"meta {name}: {error}") from error

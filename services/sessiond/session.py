@@ -1,0 +1,770 @@
+"""The owner loop: one greenlet, one inbox a session. It alone decides, commits, then acts, in that order.
+
+Request greenlets only put calls into the inbox and wait. A step is: the machines decide (pure), one
+script commits, then lines are written and callers told. What the commit refuses was never done.
+"""
+
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gevent
+import structlog
+from gevent.event import AsyncResult
+from gevent.queue import Empty, Queue
+
+from sessiond import record, views
+from sessiond.agent import machine as agent_machine
+from sessiond.agent import protocol
+from sessiond.agent import state as st
+from sessiond.agent.process import AgentProcess
+from sessiond.composition import Plan, compose
+from sessiond.deadlines import Deadlines
+from sessiond.desk import Parked, TurnStream, away
+from sessiond.hooks import hold
+from sessiond.launch import conversation_known, launch, workdir
+from sessiond.lock import events as ev
+from sessiond.lock import machine as lock_machine
+from sessiond.lock.rules import Kind, first_fence
+from sessiond.lock.state import Lock
+from sessiond.observe import Observer
+from sessiond.problems import Problem
+from sessiond.settings import Settings
+from sessiond.slots import Slots
+from sessiond.store import Ahead, Away, Behind, Deposed, NotHead, Outcome, Step, Store
+from sessiond.turnbook import TurnBook, now_text
+
+log = structlog.get_logger("sessiond.session")
+
+STALL_SECONDS = 2.0
+"""The loop woke this much late: the process stood still, and every deadline gets its time again."""
+LONGEST_SLEEP = 1.0
+SNAPSHOT_EVERY = 500
+UNREAD_LIMIT = 8 * 2**20
+
+
+class _Answered(Exception):
+    """The caller was told already; the step is dropped."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A request in the inbox: what to do in the loop, and where its answer goes."""
+
+    work: Callable[[], Any]
+    reply: "AsyncResult[Any]"
+    at: float
+    parked: Parked | None = None
+
+
+@dataclass(slots=True)
+class FromAgent:
+    """Lines, or the exit, of the agent's process number `life`."""
+
+    life: int
+    lines: list[bytes] | None = None
+    event: st.Event | None = None
+    guard: dict[str, Any] | None = None
+
+
+class Session:
+    """One session as its owner runs it. Methods without an underscore are for request greenlets."""
+
+    def __init__(
+        self, name: str, settings: Settings, store: Store, epoch: int, version: int, slots: Slots
+    ) -> None:
+        self.name = name
+        self._slots = slots
+        self._observer = Observer(name)
+        self._idle_since = time.monotonic()
+        self.epoch = epoch
+        self.version = version
+        self.settings = settings
+        self.store = store
+        self.inbox: Queue[Call | FromAgent | None] = Queue()
+        self.lock = Lock()
+        self.agent = st.Agent(conversation=str(uuid.uuid4()))
+        self.generation = 1
+        self.guard: dict[str, Any] | None = None
+        self.secret: record.LeaseExtras | None = None
+        self.taken: dict[str, str] = {}
+        self.turns = TurnBook(store)
+        self.parked: dict[str, Parked] = {}
+        self.deadlines = Deadlines()
+        self.closed: Problem | None = None
+        self.away_since: float | None = None
+        self.sure_at = time.monotonic()
+        self._stored_agent: dict[str, Any] | None = None
+        self._process: AgentProcess | None = None
+        self._life = 0
+        self._condemned = 0
+        self._unread = 0
+        self._snapshot_at = 0
+        self._call: Call | None = None
+        self._cause = time.monotonic()
+        self._hold_left: float | None = None
+        self._greenlet: gevent.Greenlet[..., None] | None = None
+
+    # ---- the inbox ---------------------------------------------------------------------------
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Runs `work` in the owner loop and returns its answer. Raises Problem."""
+        self._door()
+        call = Call(work, AsyncResult(), time.monotonic())
+        self.inbox.put(call)
+        return call.reply.get()
+
+    def park(self, ticket: str, holder: str) -> Parked:
+        """Makes `holder` present on the ticket; the answer comes through what is returned."""
+        self._door()
+        parked = Parked(ticket, holder, self._leave)
+        call = Call(lambda: self._wait(parked), AsyncResult(), time.monotonic(), parked)
+        self.inbox.put(call)
+        return parked
+
+    def _leave(self, parked: Parked, gone: bool) -> None:
+        call = Call(lambda: self._left(parked, gone), AsyncResult(), time.monotonic(), None)
+        self.inbox.put(call)
+
+    def _door(self) -> None:
+        if self.closed is not None:
+            raise self.closed
+        if self.away_since is not None:
+            raise away()
+
+    def doubt(self) -> None:
+        """The owner record could not be renewed: the loop shall look after Redis. From any greenlet."""
+        if self.away_since is None:
+            self.inbox.put(None)
+
+    def sure(self) -> None:
+        """The owner record was renewed just now."""
+        self.sure_at = time.monotonic()
+
+    @property
+    def running(self) -> bool:
+        """Whether the owner loop runs."""
+        return self._greenlet is not None and not self._greenlet.dead
+
+    def may_sleep(self) -> float | None:
+        """Seconds for which the agent has been idle; None while it is needed."""
+        idle = self.agent.phase is st.Phase.IDLE and self.agent.turn is None and not self.agent.busy
+        return time.monotonic() - self._idle_since if idle else None
+
+    def sleep_now(self) -> None:
+        """Another session needs the slot: the agent is put to sleep if it still is idle."""
+        work = lambda: self.may_sleep() is not None and self.step(st.Stop("sleep"))  # noqa: E731
+        self.inbox.put(Call(work, AsyncResult(), time.monotonic()))
+
+    # ---- life --------------------------------------------------------------------------------
+
+    def start(self, predecessor: str) -> None:
+        """Loads what is stored and runs the loop. Raises store errors; then nothing runs."""
+        self._load(predecessor)
+        self._greenlet = gevent.spawn(self._run)
+
+    def stop(self, problem: Problem) -> None:
+        """Answers everybody with `problem`, ends the agent, ends the loop; returns when all are gone."""
+        if self.closed is None:
+            self.closed = problem
+            self.inbox.put(None)
+        if self._greenlet is not None:
+            self._greenlet.join(timeout=8.0)
+
+    def _load(self, predecessor: str) -> None:
+        stored = self.store.read_state()
+        old, agent = stored.lock, stored.agent or {}
+        self.generation = int(agent.get("generation", 1))
+        self.guard = agent.get("guard")
+        self.secret, self.taken = stored.extras.lease, dict(stored.extras.taken)
+        conversation = str(agent.get("conversation") or uuid.uuid4())
+        lock = lock_machine.restarted(old)
+        lock = replace(lock, fence=max(lock.fence, first_fence(self.epoch)))
+        self.agent = st.Agent(
+            conversation=conversation,
+            known=bool(agent.get("known")),
+            cwd=str(workdir(self.settings, self.name)),
+            leased=lock.lease is not None,
+        )
+        self.turns.load(stored.open)
+        if lock.lease is not None and self.secret is not None and lock.lease.restarts > 1:
+            self._hold_left = self.secret.hold_left
+        if self.guard is not None or lock.open:
+            self.agent = replace(self.agent, phase=st.Phase.STOPPING, why="owner-restart")
+            gevent.spawn(self._await_predecessor, self.guard)
+        self.lock = old
+        entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
+        self._commit(Plan(lock, self.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), must=True)
+        self._snapshot_at = self.version
+        self.deadlines.restart(keep=self._kept_hold())
+
+    def _await_predecessor(self, guard: dict[str, Any] | None) -> None:
+        """Nobody starts this session's agent until the recorded guard is gone."""
+        from sessiond.agent.process import GuardId, wait_guard_gone
+
+        if guard is not None:
+            identity = GuardId(**guard)
+            while not wait_guard_gone(identity, 5.0):
+                log.warning("predecessor's guard still runs", session=self.name, guard=identity.pid)
+        self.inbox.put(FromAgent(0, event=st.Exited(None), guard=None))
+
+    def _kept_hold(self) -> dict[Any, float]:
+        lease = self.lock.lease
+        if lease is None or self._hold_left is None:
+            return {}
+        return {("lock", ev.Timer("hold", str(lease.fence))): max(1.0, self._hold_left)}
+
+    def _run(self) -> None:
+        while self.closed is None:
+            expected = time.monotonic() + self.deadlines.until_next(LONGEST_SLEEP)
+            try:
+                item = self.inbox.get(timeout=max(0.0, expected - time.monotonic()))
+            except Empty:
+                item = None
+            if time.monotonic() - expected > STALL_SECONDS:
+                log.warning("the owner loop stood still", session=self.name)
+                self.deadlines.restart()
+            try:
+                self._handle(item)
+                self._fire()
+            except _Answered:
+                continue
+            except Deposed as error:
+                log.error("deposed", session=self.name, by=error.url)
+                self.closed = Problem("not-owner", 421, "Another instance owns the session", owner_url=error.url)
+            except Exception as error:
+                self._refused(error)
+        self._shut(self.closed)
+
+    def _handle(self, item: Call | FromAgent | None) -> None:
+        if isinstance(item, FromAgent):
+            self._cause = time.monotonic()
+            self._from_agent(item)
+        elif item is None:
+            self._look_after_redis()
+        else:
+            self._serve(item)
+
+    def _serve(self, call: Call) -> None:
+        self._call, self._cause = call, call.at
+        try:
+            answer = call.work()
+        except _Answered:
+            return
+        except Problem as problem:
+            self._tell(call, problem)
+        except ev.Refused as refused:
+            self._tell(call, _problem(refused))
+        except BaseException:
+            self._tell(call, Problem("internal", 500, "The owner loop refused the step"))
+            raise
+        else:
+            # The waiter, told inside the step, runs before the releaser.
+            gevent.sleep(0)
+            call.reply.set(answer)
+        finally:
+            self._call = None
+
+    def _tell(self, call: Call, problem: Exception) -> None:
+        if call.parked is not None:
+            call.parked.refuse(problem)
+        if not call.reply.ready():
+            call.reply.set_exception(problem)
+
+    def _fire(self) -> None:
+        for key in self.deadlines.pop_due():
+            self._cause = time.monotonic()
+            machine, timer = key  # type: ignore[misc]
+            if machine == "lock":
+                self.step(ev.Due(timer))
+            else:
+                self.step(st.Due(timer[0]))
+
+    def _refused(self, error: Exception) -> None:
+        """A step that must not be: grants stop, the invariant is named, the stored state is taken again."""
+        name = error.name if isinstance(error, ev.InvariantBroken) else type(error).__name__
+        log.exception("step refused", session=self.name, invariant=name)
+        try:
+            self._end_process()
+            self._commit(Plan(self.lock, self.agent, [("refused", {"invariant": name, "detail": str(error)[:300]})]))
+            self._life += 1
+            self.deadlines = Deadlines()
+            self._load("refused-step")
+        except Exception:
+            log.exception("the session cannot be recovered here", session=self.name)
+            self.closed = Problem("stopping", 503, "The session is being recovered")
+
+    def _shut(self, problem: Problem) -> None:
+        for parked in self.parked.values():
+            parked.refuse(problem)
+        self._drain_inbox(problem)
+        process = self._process
+        self._end_process()
+        ends = time.monotonic() + 4.0
+        while process is not None and self._process is not None and time.monotonic() < ends:
+            gevent.sleep(0.02)
+        if self._process is not None:
+            self._process.kill()
+        if not isinstance(self.closed, Problem) or self.closed.type == "stopping":
+            self._settle_shutdown()
+        self._drain_inbox(problem)
+        self.turns.abandon("stopping")
+
+    def _settle_shutdown(self) -> None:
+        """The agent ended by us is reaped and its open turn told lost, so that the next owner finds no riddle."""
+        while not self.inbox.empty():
+            item = self.inbox.get()
+            if isinstance(item, FromAgent) and (item.lines is not None or item.event is not None):
+                try:
+                    self._from_agent(item)
+                except Exception:
+                    log.exception("at the end", session=self.name)
+                    return
+            elif isinstance(item, Call):
+                self._tell(item, self.closed or away())
+
+    def _drain_inbox(self, problem: Problem) -> None:
+        kept: list[FromAgent] = []
+        while not self.inbox.empty():
+            item = self.inbox.get()
+            if isinstance(item, Call):
+                self._tell(item, problem)
+            elif item is not None:
+                kept.append(item)
+        for one in kept:
+            self.inbox.put(one)
+
+    # ---- one step ----------------------------------------------------------------------------
+
+    def step(
+        self, *events: ev.Event | st.Event, ledger: Sequence[ev.Entry] = (), commands: Sequence[record.Command] = ()
+    ) -> Plan:
+        """Decides, commits, acts. Raises events.Refused (nothing happened) and _Answered (Redis was away)."""
+        plan = compose(self.lock, self.agent, events)
+        plan.ledger[:0] = ledger
+        self._commit(plan, commands)
+        return plan
+
+    def _commit(self, plan: Plan, commands: Sequence[record.Command] = (), *, must: bool = False) -> None:
+        old = self.lock
+        granted = self._granted_now(old, plan)
+        fresh = self._fresh_lease(plan) if granted is not None else self.secret
+        done = [*self._commands(old, plan, fresh), *commands]
+        grant = (granted.ticket, granted.skipped) if granted is not None else None
+        if done or plan.ledger or must:
+            if self.version - self._snapshot_at >= SNAPSHOT_EVERY:
+                plan.ledger.append(("snapshot", views.snapshot(plan.lock)))
+                self._snapshot_at = self.version
+            step = Step(self.epoch, self.version, uuid.uuid4().hex, done, plan.ledger, grant)
+            try:
+                self._push(step, discardable=self._call is not None)
+            except BaseException:
+                self.turns.unstage()
+                raise
+        self.secret = fresh if plan.lock.lease is not None else None
+        if plan.agent.phase is not self.agent.phase:
+            self._idle_since = time.monotonic()
+        changed = plan.lock is not old or plan.agent is not self.agent or must
+        self.lock, self.agent = plan.lock, plan.agent
+        self._stored_agent = self._agent_record(plan.agent)
+        if changed:
+            self.deadlines.want(self._timers())
+        if plan.lock.turn is not None and old.turn is None:
+            hold(self.settings, "turn-accepted")
+        self._act(plan)
+        self._observer.step(self.lock, plan)
+
+    def _push(self, step: Step, *, discardable: bool) -> None:
+        """Commits one step, however long Redis is away; a request's step may be dropped instead."""
+        while True:
+            try:
+                self.store.commit(step)
+                self.version += 1
+                self.sure()
+                return
+            except Behind:
+                self._restore(step)
+            except Away:
+                if self._outage(step, discardable):
+                    self.version += 1
+                    return
+            except (NotHead, Ahead) as error:
+                raise ev.InvariantBroken("handler_fifo", repr(error)) from error
+
+    def _outage(self, step: Step, discardable: bool) -> bool:
+        """Waits until Redis is back. True: the step was applied before its answer was lost."""
+        call = self._call
+        self._await_redis()
+        applied = self.store.read_meta().step == step.step_id
+        if applied or not discardable:
+            return applied
+        if call is not None:
+            raise _Answered
+        return False
+
+    def _look_after_redis(self) -> None:
+        try:
+            self.store.read_meta()
+        except Away:
+            self._await_redis()
+
+    def _await_redis(self) -> None:
+        """Redis is away: everybody who waits is told at once, places and leases stand, the agent goes on."""
+        self.away_since = time.monotonic()
+        log.warning("Redis is away", session=self.name)
+        if self._call is not None:
+            self._tell(self._call, away())
+        present = [t for t in self.lock.tickets.values() if t.present]
+        for parked in self.parked.values():
+            parked.refuse(away())
+        self.parked.clear()
+        pause = 0.05
+        while True:
+            self._drain_inbox(away())
+            self._end_if_doubtful()
+            if self.closed is not None:
+                raise _Answered
+            gevent.sleep(pause)
+            pause = min(1.0, pause * 2)
+            try:
+                self.store.read_meta()
+                break
+            except Away:
+                continue
+        log.warning("Redis is back", session=self.name, seconds=round(time.monotonic() - self.away_since, 1))
+        self._back(present)
+
+    def _back(self, present: Sequence[Any]) -> None:
+        self.sure()
+        tickets = dict(self.lock.tickets)
+        for t in present:
+            tickets[t.id] = replace(tickets[t.id], presence=lock_machine.Presence.ABSENT, passed=False)
+        self.lock = replace(self.lock, tickets=tickets)
+        absent: list[ev.Entry] = [("absent", {"ticket": t.id}) for t in present]
+        self.away_since = None
+        call, self._call = self._call, None
+        try:
+            if absent:
+                step = Step(self.epoch, self.version, uuid.uuid4().hex, [], absent, None)
+                try:
+                    self.store.commit(step)
+                    self.version += 1
+                except (Behind, Ahead, Away):
+                    pass
+            XX.deadlines.want(self._timers())
+            self.deadlines.restart(keep={hold: left} if hold and left is not None else None)
+        finally:
+            self._call = call
+
+    def _end_if_doubtful(self) -> None:
+        """An owner that could not renew for `owner_doubt` ends its agent: another may own the session by now."""
+        if time.monotonic() - self.sure_at > self.settings.times.owner_doubt and self._process is not None:
+            log.error("owner in doubt: the agent is ended", session=self.name)
+            self._end_process()
+
+    def _restore(self, step: Step) -> None:
+        """Redis lost writes: the owner's whole state is written back before anything else."""
+        log.error("Redis lost writes; restoring", session=self.name, version=self.version)
+        commands = record.full(self.lock, self._extras(self.secret), self._agent_record(self.agent))
+        commands += self.store.recent_commands()
+        self.store.commit(
+            Step(
+                self.epoch, self.version, uuid.uuid4().hex, commands,
+                [("restored", {"version": self.version}), ("snapshot", views.snapshot(self.lock))], None, reset=True,
+            )
+        )  # fmt: skip
+        self.version += 1
+        step.version = self.version
+
+    @staticmethod
+    def _granted_now(old: Lock, plan: Plan) -> ev.Granted | None:
+        """The grant of this step; an answer that is only repeated is none."""
+        lease = plan.lock.lease
+        if lease is None or (old.lease is not None and old.lease.fence == lease.fence):
+            return None
+        return plan.grant
+
+    def _fresh_lease(self, plan: Plan) -> record.LeaseExtras:
+        worker = plan.lock.lease is not None and plan.lock.lease.kind is Kind.WORKER
+        left = None if worker else self.settings.times.max_hold
+        return record.LeaseExtras(secrets.token_urlsafe(24), left, now_text())
+
+    def _extras(self, lease: record.LeaseExtras | None) -> record.Extras:
+        return record.Extras(lease=lease, turn=self.turns.current or {}, taken=self.taken)
+
+    def _commands(self, old: Lock, plan: Plan, lease: record.LeaseExtras | None) -> list[record.Command]:
+        commands: list[record.Command] = []
+        for effect in plan.effects:
+            match effect:
+                case ev.LeaseOver(fence=fence, ticket=ticket, holder=holder, reason=reason) if self.secret:
+                    past = {"fence": fence, "ticket": ticket, "holder": holder, "reason": reason.value}
+                    commands.append(record.keep(record.past_suffix(self.secret.secret), past))
+                case ev.TicketOver(ticket=ticket, reason=reason):
+                    commands.append(record.keep(f"ended:{ticket}", {"reason": reason.value}))
+        commands += self._turn_commands(plan)
+        if lease is self.secret and lease is not None:
+            lease = self._with_hold_left(lease)
+        commands += record.diff(old, plan.lock, self._extras(lease))
+        wanted = self._agent_record(plan.agent)
+        if wanted != self._stored_agent:
+            commands.append(record.put("agent", wanted))
+        return commands
+
+    def _with_hold_left(self, lease: record.LeaseExtras) -> record.LeaseExtras:
+        timer = self._hold_timer()
+        left = self.deadlines.left(timer) if timer else None
+        return lease if left is None else replace(lease, hold_left=round(left, 1))
+
+    def _hold_timer(self) -> Any:
+        lease = self.lock.lease
+        return ("lock", ev.Timer("hold", str(lease.fence))) if lease else None
+
+    def _turn_commands(self, plan: Plan) -> list[record.Command]:
+        commands: list[record.Command] = []
+        told = False
+        for output in plan.outputs:
+            match output:
+                case st.TurnStarted():
+                    commands += self.turns.started(plan.ledger)
+                case st.TurnOver():
+                    commands += self.turns.over(output, plan.ledger, self._conversation(plan.agent))
+                    told = True
+                case st.Gone() if not told and self.turns.open is not None and plan.lock.turn is None:
+                    lost = st.TurnOver(self.turns.open["id"], st.Outcome.LOST, reason=self.agent.why or "reaped")
+                    commands += self.turns.over(lost, plan.ledger, self._conversation(plan.agent))
+        return commands
+
+    def _agent_record(self, agent: st.Agent) -> dict[str, Any]:
+        return {
+            "conversation": agent.conversation,
+            "generation": self.generation,
+            "known": agent.known,
+            "guard": self.guard,
+        }
+
+    def _conversation(self, agent: st.Agent | None = None) -> dict[str, Any]:
+        now = agent or self.agent
+        return {"id": now.conversation, "generation": self.generation, "fresh": not now.known}
+
+    def _timers(self) -> dict[Any, float]:
+        times = self.settings.times
+        found: dict[Any, float] = {("lock", t): s for t, s in lock_machine.timers(self.lock, times).items()}
+        found.update({("agent", t): s for t, s in agent_machine.timers(self.agent, times).items()})
+        return found
+
+    # ---- acting ------------------------------------------------------------------------------
+
+    def _act(self, plan: Plan) -> None:
+        for output in plan.outputs:
+            match output:
+                case st.Write(what=what, data=data):
+                    self._write(what, data)
+                case st.Launch(resume=resume):
+                    self._life += 1
+                    gevent.spawn(self._launch, self._life, plan.agent.conversation, resume)
+                case st.Kill():
+                    self._end_process()
+                case st.Acked():
+                    self.turns.acked()
+        for effect in plan.effects:
+            match effect:
+                case ev.Granted(ticket=ticket):
+                    self._tell_parked(ticket, self._granted(ticket))
+                case ev.TicketOver(ticket=ticket, reason=reason):
+                    self.taken.pop(ticket, None)
+                    self._refuse_parked(ticket, ended(reason.value))
+                case ev.Displaced(ticket=ticket):
+                    self._refuse_parked(ticket, superseded())
+        self.turns.publish()
+
+    def _write(self, what: str, data: bytes) -> None:
+        if what == "interrupt":
+            self.turns.interrupted(self._cause)
+        if self._process is not None:
+            self._process.write(data)
+
+    def _tell_parked(self, ticket: str, body: dict[str, Any]) -> None:
+        parked = self.parked.pop(ticket, None)
+        if parked is not None:
+            parked.tell(body)
+
+    def _refuse_parked(self, ticket: str, problem: Problem) -> None:
+        parked = self.parked.pop(ticket, None)
+        if parked is not None:
+            parked.refuse(problem)
+
+    def _granted(self, ticket: str) -> dict[str, Any]:
+        lease = self.lock.lease
+        if lease is None or self.secret is None or lease.ticket != ticket:
+            raise ev.InvariantBroken("one_holder_per_lease", f"{ticket} was granted and has no lease")
+        body = {
+            "fence": lease.fence,
+            "secret": self.secret.secret,
+            "expires_at": self.expires_at(),
+            "conversation": self._conversation(),
+        }
+        return {"state": "granted", "lease": body}
+
+    def expires_at(self) -> str | None:
+        """When the lease ends if nobody renews it, RFC 3339; for show."""
+        lease = self.lock.lease
+        if lease is None:
+            return None
+        name = "lease" if lease.claimed else "claim"
+        return now_text(self.deadlines.left(("lock", ev.Timer(name, str(lease.fence)))) or 0.0)
+
+    # ---- the agent's process -----------------------------------------------------------------
+
+    def _launch(self, life: int, conversation: str, resume: bool) -> None:
+        def lines(batch: list[bytes]) -> None:
+            self._unread += sum(map(len, batch))
+            if self._unread > UNREAD_LIMIT and self._process is not None:
+                self._process.pause()
+            self.inbox.put(FromAgent(life, lines=batch))
+
+        def gone(status: int | None, stderr: str) -> None:
+            self.inbox.put(FromAgent(life, event=st.Exited(status, stderr)))
+
+        self._slots.take(self)
+        try:
+            resume = resume or conversation_known(self.settings, conversation)
+            process = launch(self.settings, self.name, conversation, resume, lines, gone)
+        except Exception as error:
+            self.inbox.put(FromAgent(life, event=st.Exited(None, str(error))))
+            return
+        if life != self._life or life <= self._condemned:
+            process.stop()
+            if life != self._life:
+                return
+        self._process = process
+        guard = {name: getattr(process.guard, name) for name in ("pid", "start_time", "boot_id", "agent_pid")}
+        self.inbox.put(FromAgent(life, event=st.Spawned(), guard=guard))
+
+    def _end_process(self) -> None:
+        self._condemned = self._life
+        if self._process is not None:
+            self._process.stop()
+
+    def _from_agent(self, item: FromAgent) -> None:
+        if item.lines is not None:
+            self._unread -= sum(map(len, item.lines))
+        if item.life not in (self._life, 0):
+            return
+        if item.lines is not None:
+            self._lines(item.lines)
+        elif isinstance(item.event, st.Spawned):
+            self.guard = item.guard
+            self.step(item.event, ledger=[("agent-started", {"guard": item.guard})])
+        elif isinstance(item.event, st.Exited):
+            self._exited(item.event)
+
+    def _exited(self, event: st.Exited) -> None:
+        self._process = None
+        self._slots.give(self)
+        self.guard = None
+        ledger: list[ev.Entry] = []
+        if "No conversation found" in event.stderr:
+            self._fresh_conversation("history-lost", ledger)
+        self.step(event, ledger=ledger)
+
+    def _fresh_conversation(self, why: str, ledger: list[ev.Entry]) -> None:
+        self.generation += 1
+        self.agent = replace(self.agent, conversation=str(uuid.uuid4()), known=False)
+        data = {"id": self.agent.conversation, "generation": self.generation, "why": why}
+        ledger.append(("conversation", data))
+
+    def _lines(self, batch: list[bytes]) -> None:
+        for number, text in enumerate(batch):
+            if not text.strip():
+                continue
+            try:
+                line = protocol.parse(text)
+            except protocol.ProtocolError as error:
+                self.step(st.Garbage(str(error)))
+                continue
+            self._line(line)
+            if number % 64 == 63:
+                gevent.sleep(0)
+        if self._process is not None and self._unread < UNREAD_LIMIT // 2:
+            self._process.resume()
+
+    def _line(self, line: protocol.Line) -> None:
+        agent, outputs = agent_machine.decide(self.agent, st.Got(line.message))
+        if any(isinstance(o, st.Forward) for o in outputs):
+            self.turns.feed(line.raw)
+        if agent is self.agent and all(isinstance(o, st.Forward) for o in outputs):
+            return
+        if any(isinstance(o, st.Renamed) for o in outputs):
+            self.generation += 1
+        self.step(st.Got(line.message))
+
+    # ---- what requests do, inside the loop ----------------------------------------------------
+
+    def _wait(self, parked: Parked) -> None:
+        self._living(parked.ticket)
+        before = self.parked.get(parked.ticket)
+        self.step_for_wait(parked, before)
+
+    def step_for_wait(self, parked: Parked, before: Parked | None) -> None:
+        """A newer wait of the same holder replaces an older one, whose caller is answered `waiting`."""
+        plan = compose(self.lock, self.agent, [ev.Wait(parked.ticket, parked.holder)])
+        if before is not None:
+            if before.holder == parked.holder:
+                before.tell(views.waiting(self.lock, self.lock.tickets[parked.ticket]))
+            else:
+                before.refuse(superseded())
+        self.parked[parked.ticket] = parked
+        plan.effects = [e for e in plan.effects if not isinstance(e, ev.Displaced)]
+        self._commit(plan)
+
+    def _left(self, parked: Parked, gone: bool) -> None:
+        if self.parked.get(parked.ticket) is not parked:
+            if parked.open:
+                parked.refuse(away())
+            return
+        del self.parked[parked.ticket]
+        event = ev.HangUp if gone else ev.WaitOver
+        self.step(event(parked.ticket, parked.holder))
+        ticket = self.lock.tickets.get(parked.ticket)
+        if ticket is not None:
+            parked.tell(views.waiting(self.lock, ticket))
+        else:
+            parked.refuse(ended("withdrawn"))
+
+    def _living(self, ticket: str) -> None:
+        """Raises the problem of a ticket that has ended or never was."""
+        if ticket in self.lock.tickets:
+            return
+        found = self.turns.read(f"ended:{ticket}")
+        if found is None:
+            raise Problem("not-found", 404, "There is no such ticket")
+        raise ended(str(found["reason"]))
+
+
+def ended(reason: str) -> Problem:
+    """410: the ticket is over."""
+    return Problem("ticket-ended", 410, f"The ticket has ended: {reason}", reason=reason)
+
+
+def superseded() -> Problem:
+    """409: another holder waits on the ticket."""
+    return Problem("superseded", 409, "Another holder waits on this ticket; this one's place is gone for good")
+
+
+def _problem(refused: ev.Refused) -> Problem:
+    match refused:
+        case ev.Superseded():
+            return superseded()
+        case ev.TurnOpen():
+            return Problem("turn-open", 409, "The lease's turn is still open", turn=str(refused))
+        case ev.KindMismatch():
+            return Problem("kind-mismatch", 409, "The key belongs to a ticket of the other kind")
+        case ev.NoTicket():
+            return Problem("not-found", 404, "There is no such ticket")
+    return Problem("not-held", 409, "No lease lives under this fence")
+
+
+__all__ = ["Call", "Outcome", "Session", "ended", "superseded"]

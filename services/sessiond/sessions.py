@@ -1,0 +1,156 @@
+"""The sessions that this instance owns: claims them, keeps the claims alive, gives them up.
+
+Nothing here knows "the" session: each has its own owner record, loop and agent, and another
+instance may own others on the same Redis.
+"""
+
+import time
+from typing import Any
+
+import gevent
+import structlog
+from gevent.lock import RLock
+
+from sessiond.owner import OtherOwner, Owners
+from sessiond.problems import Problem
+from sessiond.redis_link import Away, Broken
+from sessiond.requests import SessionDoor
+from sessiond.session import Session
+from sessiond.settings import Settings
+from sessiond.slots import Slots
+from sessiond.store import Store
+
+log = structlog.get_logger("sessiond.sessions")
+
+
+class Sessions:
+    """Directory of sessions by name. Use from greenlets; `start` first, `stop` last."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._owned: dict[str, Session] = {}
+        self._locks: dict[str, RLock] = {}
+        self._slots = Slots(settings.max_agents)
+        self._owners = Owners(
+            settings.redis_url, settings.instance, settings.url, settings.state_dir, settings.host_name,
+            settings.times.owner_ttl,
+        )  # fmt: skip
+        self._stopping = False
+        self._renewed = time.monotonic()
+        self._keeper: gevent.Greenlet[..., None] | None = None
+
+    def start(self) -> None:
+        """Claims every known session that is free, and begins to keep the claims."""
+        try:
+            self._adopt()
+        except (Away, Broken) as error:
+            log.warning("Redis cannot be reached yet", error=str(error))
+        self._keeper = gevent.spawn(self._keep)
+
+    def get(self, name: str) -> SessionDoor:
+        """The session, claimed if it is free. Raises Problem: not-owner, redis-away, stopping."""
+        if self._stopping:
+            raise Problem("stopping", 503, "The service is stopping")
+        session = self._owned.get(name)
+        if session is None or session.closed is not None:
+            session = self._claim(name)
+        return SessionDoor(session)
+
+    def _claim(self, name: str) -> Session:
+        with self._locks.setdefault(name, RLock()):
+            session = self._owned.get(name)
+            if session is not None and session.closed is None:
+                return session
+            try:
+                return self._open(name)
+            except OtherOwner as other:
+                raise Problem(
+                    "not-owner", 421, "Another instance owns the session", owner_url=other.url or None
+                ) from other
+            except (Away, Broken) as error:
+                raise Problem("redis-away", 503, "Redis cannot be reached; ask again") from error
+
+    def _open(self, name: str) -> Session:
+        owned = self._owners.acquire(name)
+        store = Store(self._settings.redis_url, name, self._settings.instance)
+        session = Session(name, self._settings, store, owned.epoch, owned.version, self._slots)
+        session.start(owned.predecessor)
+        self._owned[name] = session
+        log.info("session owned", session=name, epoch=owned.epoch, predecessor=owned.predecessor or None)
+        return session
+
+    # ---- keeping -----------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        while not self._stopping:
+            gevent.sleep(min(1.0, self._settings.times.owner_renew))
+            if time.monotonic() - self._renewed >= self._settings.times.owner_renew:
+                self._renewed = time.monotonic()
+                for session in list(self._owned.values()):
+                    self._renew(session)
+            try:
+                self._adopt()
+            except (Away, Broken):
+                continue
+
+    def _renew(self, session: Session) -> None:
+        if session.closed is not None:
+            del self._owned[session.name]
+            return
+        try:
+            deposed = self._owners.renew(session.name, session.epoch)
+        except (Away, Broken) as error:
+            log.warning("owner record not renewed", session=session.name, error=str(error))
+            session.doubt()
+            return
+        if deposed is None:
+            session.sure()
+            return
+        log.error("deposed", session=session.name, by=deposed)
+        gevent.spawn(
+            session.stop, Problem("not-owner", 421, "Another instance owns the session", owner_url=deposed or None)
+        )
+
+    def _adopt(self) -> None:
+        """Sessions whose owner is gone must not wait for somebody to ask: their leases expire too."""
+        for name in self._owners.known():
+            if name in self._owned or self._stopping:
+                continue
+            with self._locks.setdefault(name, RLock()):
+                if name not in self._owned:
+                    try:
+                        self._open(name)
+                    except OtherOwner:
+                        continue
+
+    # ---- looking -----------------------------------------------------------------------------
+
+    def all(self) -> list[dict[str, Any]]:
+        """The view of every session owned here, by name."""
+        return [SessionDoor(self._owned[name]).view() for name in sorted(self._owned)]
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether Redis answers and every owner loop runs; never an agent's state."""
+        if self._stopping:
+            return False, "stopping"
+        try:
+            self._owners.known()
+        except (Away, Broken) as error:
+            return False, f"Redis cannot be reached: {error}"
+        stuck = [s.name for s in self._owned.values() if not s.running]
+        return (not stuck), f"owner loops stopped: {', '.join(stuck)}" if stuck else "ready"
+
+    def stop(self) -> None:
+        """Answers everybody 503 `stopping`, ends the agents, gives the sessions up."""
+        self._stopping = True
+        problem = Problem("stopping", 503, "The service is stopping; ask again")
+        gevent.joinall([gevent.spawn(s.stop, problem) for s in self._owned.values()], timeout=9.0)
+        for session in self._owned.values():
+            try:
+                self._owners.release(session.name, session.epoch)
+            except (Away, Broken) as error:
+                log.warning("owner record not released", session=session.name, error=str(error))
+            session.store.close()
+        self._owners.close()
+        if self._keeper is not None:
+            self._keeper.kill()

@@ -1,0 +1,54 @@
+"""How many agents may be awake at once, over all sessions of this process."""
+
+from collections import deque
+from typing import Protocol
+
+from gevent.event import Event
+
+
+class Sleeper(Protocol):
+    """Whoever holds a slot and may be asked to give it up."""
+
+    def may_sleep(self) -> float | None:
+        """Seconds for which it has been idle; None while it is needed."""
+
+    def sleep_now(self) -> None:
+        """Asks it to end its agent. Never blocks."""
+
+
+class Slots:
+    """First come, first served. A waiting session puts the longest idle agent to sleep."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._holders: list[Sleeper] = []
+        self._waiting: deque[tuple[Sleeper, Event]] = deque()
+
+    def take(self, who: Sleeper) -> None:
+        """Returns when `who` has a slot; blocks its greenlet until then."""
+        if self._free > 0:
+            self._free -= 1
+            self._holders.append(who)
+            return
+        given = Event()
+        self._waiting.append((who, given))
+        self._make_room()
+        while not given.wait(0.5):
+            self._make_room()
+
+    def give(self, who: Sleeper) -> None:
+        """`who` needs its slot no longer; without one, nothing happens."""
+        if who not in self._holders:
+            return
+        self._holders.remove(who)
+        if self._waiting:
+            nxt, given = self._waiting.popleft()
+            self._holders.append(nxt)
+            given.set()
+        else:
+            self._free += 1
+
+    def _make_room(self) -> None:
+        idle = [(seconds, i) for i, h in enumerate(self._holders) if (seconds := h.may_sleep()) is not None]
+        if idle:
+            self._holders[max(idle)[1]].sleep_now()

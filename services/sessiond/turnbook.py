@@ -1,0 +1,181 @@
+"""The records of a session's turns: the open one, and what became of those before.
+
+Changes are staged while a step is made and published once it is committed, so that a step that is
+dropped leaves no trace. Results are told to a holder only after they are stored.
+"""
+
+import hashlib
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+
+from sessiond import record, views
+from sessiond.agent import state as st
+from sessiond.desk import TurnStream, away
+from sessiond.lock.events import Entry
+from sessiond.redis_link import Away
+from sessiond.store import Store
+
+
+def now_text(ahead: float = 0.0) -> str:
+    """The wall clock, `ahead` seconds from now, RFC 3339 UTC; shown, never decided by."""
+    return (datetime.now(UTC) + timedelta(seconds=ahead)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def digest(text: str) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def key_suffix(key: str) -> str:
+    """Where a turn's key is remembered; hashed, because keys are any text."""
+    return f"turnkey:{digest(key)}"
+
+
+class TurnBook:
+    """One session's turns. Used by the owner loop only, but for `read`, `find` and `find_key`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.open: dict[str, Any] | None = None
+        self.stream: TurnStream | None = None
+        self._staged: list[dict[str, Any]] = []
+        self._opening: TurnStream | None = None
+        self._cause: float | None = None
+        self._interrupt_at: float | None = None
+        self._ack_at: float | None = None
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def read(self, suffix: str) -> dict[str, Any] | None:
+        """A stored JSON object. Raises Problem redis-away."""
+        try:
+            text = self._store.get(suffix)
+        except Away as error:
+            raise away() from error
+        return orjson.loads(text) if text else None
+
+    def find(self, turn: str) -> dict[str, Any] | None:
+        """A turn's record by its id."""
+        return self.read(f"turn:{turn}")
+
+    def find_key(self, key: str) -> dict[str, Any] | None:
+        """The record of the last attempt under this key."""
+        try:
+            turn = self._store.get(key_suffix(key))
+        except Away as error:
+            raise away() from error
+        return self.find(turn) if turn else None
+
+    # ---- staging -----------------------------------------------------------------------------
+
+    def load(self, stored: dict[str, Any] | None) -> None:
+        """The open turn that an owner finds; its reader is gone."""
+        self.open = stored
+        self.stream = None
+
+    @property
+    def current(self) -> dict[str, Any] | None:
+        """The open turn, as the step in the making leaves it."""
+        return self._staged[-1] if self._staged else self.open
+
+    @property
+    def opening(self) -> TurnStream:
+        """The stream of the turn just accepted."""
+        if self._opening is None:
+            raise ValueError("no turn is being accepted")
+        return self._opening
+
+    def accept(self, turn: dict[str, Any]) -> list[record.Command]:
+        """Stages a new turn."""
+        self._staged.append(turn)
+        self._opening = TurnStream(turn["id"])
+        commands = [record.keep(f"turn:{turn['id']}", turn)]
+        if turn["key"] is not None:
+            commands.append(("SETEX", key_suffix(turn["key"]), str(record.KEPT), turn["id"]))
+        return commands
+
+    def started(self, ledger: list[Entry]) -> list[record.Command]:
+        """Stages the open turn's start."""
+        now = self.current
+        if now is None:
+            return []
+        turn = {**now, "state": "started", "started_at": now_text()}
+        self._staged.append(turn)
+        ledger.append(("turn-started", {"turn": turn["id"]}))
+        return [record.keep(f"turn:{turn['id']}", turn), record.put("open", {**turn, "turn": turn["id"]})]
+
+    def over(
+        self, end: st.TurnOver, ledger: list[Entry], conversation: dict[str, Any]
+    ) -> list[record.Command]:
+        """Stages the open turn's end."""
+        now = self.current
+        if now is None or now["id"] != end.turn:
+            return []
+        turn = {
+            **now, "state": "closed", "outcome": end.outcome.value, "text": end.text, "reason": end.reason,
+            "usage": dict(end.usage), "cost_usd": end.cost_usd, "conversation": conversation,
+            "closed_at": now_text(),
+        }  # fmt: skip
+        self._staged.append(turn)
+        entry: Entry = (
+            "turn-closed",
+            {"turn": turn["id"], "fence": turn["fence"], "outcome": turn["outcome"], "reason": end.reason, **self._times()},
+        )
+        # The ledger reads in the order of causes: closed, then drained, then the next grant.
+        at = next((i for i, (event, _) in enumerate(ledger) if event == "drained"), len(ledger))
+        ledger.insert(at, entry)
+        return [record.keep(f"turn:{turn['id']}", turn)]
+
+    def _times(self) -> dict[str, float]:
+        if self._interrupt_at is None:
+            return {}
+        times = {"interrupt_to_closed_ms": (time.monotonic() - self._interrupt_at) * 1000}
+        if self._ack_at is not None:
+            times["interrupt_to_ack_ms"] = (self._ack_at - self._interrupt_at) * 1000
+        if self._cause is not None:
+            times["ticket_to_interrupt_ms"] = (self._interrupt_at - self._cause) * 1000
+        return {name: round(ms, 2) for name, ms in times.items()}
+
+    def unstage(self) -> None:
+        """The step was dropped."""
+        self._staged, self._opening = [], None
+
+    def publish(self) -> None:
+        """The step is committed: its records are true, its result is told."""
+        staged, self._staged = self._staged, []
+        if self._opening is not None:
+            self.stream, self._opening = self._opening, None
+            self._interrupt_at = self._ack_at = self._cause = None
+        for turn in staged:
+            self.open = turn
+            if turn["state"] == "closed":
+                self.open = None
+                if self.stream is not None:
+                    self.stream.finish(views.result_event(turn))
+                    self.stream = None
+
+    # ---- while it runs -----------------------------------------------------------------------
+
+    def feed(self, line: dict[str, Any]) -> None:
+        """One of the agent's own lines for the open turn's reader."""
+        if self.stream is not None:
+            self.stream.feed(line)
+
+    def interrupted(self, cause: float) -> None:
+        """The first interrupt of the open turn was written just now; its cause came at `cause`."""
+        if self._interrupt_at is None:
+            self._interrupt_at, self._cause = time.monotonic(), cause
+
+    def acked(self) -> None:
+        """The interrupt was acknowledged just now."""
+        if self._interrupt_at is not None and self._ack_at is None:
+            self._ack_at = time.monotonic()
+
+    def abandon(self, reason: str) -> None:
+        """The loop ends: a reader is told that its turn is lost (the next owner records it)."""
+        if self.stream is not None and self.open is not None:
+            self.stream.finish({"turn": self.open["id"], "outcome": "lost", "text": "", "reason": reason})
+            self.stream = None

@@ -1,0 +1,104 @@
+"""What callers see of a session, as JSON objects. Pure: state in, dictionaries out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sessiond.lock.machine import handler_waits, waited_for
+from sessiond.lock.rules import Kind, priority_of
+from sessiond.lock.state import Lock, Ticket
+
+
+def position(lock: Lock, ticket_id: str) -> int | None:
+    """The place in the queue, 1 for the head; None for a leased ticket."""
+    for number, ticket in enumerate(lock.queue, 1):
+        if ticket.id == ticket_id:
+            return number
+    return None
+
+
+def ahead(lock: Lock, ticket: Ticket) -> list[dict[str, Any]]:
+    """Why this ticket does not have the lock: who is before it, most decisive first."""
+    lease, drain = lock.lease, lock.drain
+    if lease is not None and lease.ticket == ticket.id:
+        return [{"ticket": None, "kind": lease.kind.value, "why": "held-by-another"}]
+    found: list[dict[str, Any]] = []
+    if lease is not None:
+        found.append({"ticket": lease.ticket, "kind": lease.kind.value, "why": "holds"})
+    if drain is not None:
+        found.append({"ticket": drain.ticket, "kind": drain.kind.value, "why": "draining"})
+    waited = {t.id for t in waited_for(lock)}
+    for other in lock.queue:
+        if other.id == ticket.id:
+            break
+        why = "head-wait" if other.id in waited else "queued"
+        if ticket.kind is Kind.WORKER and other.kind is Kind.HANDLER and handler_waits(lock):
+            why = "handlers-first"
+        found.append({"ticket": other.id, "kind": other.kind.value, "why": why})
+    return found
+
+
+def ticket_view(lock: Lock, ticket: Ticket, taken_at: str) -> dict[str, Any]:
+    """One ticket. `taken_at` RFC 3339."""
+    leased = lock.lease is not None and lock.lease.ticket == ticket.id
+    return {
+        "id": ticket.id,
+        "kind": ticket.kind.value,
+        "priority": priority_of(ticket.score),
+        "key": ticket.key,
+        "state": "leased" if leased else "queued",
+        "position": position(lock, ticket.id),
+        "present": ticket.present,
+        "passed_over": ticket.passed,
+        "lapsed": ticket.lapsed,
+        "holder": ticket.holder,
+        "ahead": [] if leased else ahead(lock, ticket),
+        "taken_at": taken_at,
+    }
+
+
+def waiting(lock: Lock, ticket: Ticket) -> dict[str, Any]:
+    """The answer of a wait that was not granted in its time."""
+    return {"state": "waiting", "position": position(lock, ticket.id), "ahead": ahead(lock, ticket)}
+
+
+def holder_view(lock: Lock, expires_at: str | None) -> dict[str, Any] | None:
+    """The living lease, without its secret."""
+    lease = lock.lease
+    if lease is None:
+        return None
+    return {
+        "fence": lease.fence,
+        "ticket": lease.ticket,
+        "kind": lease.kind.value,
+        "holder": lease.holder,
+        "claimed": lease.claimed,
+        "expires_at": expires_at,
+    }
+
+
+def snapshot(lock: Lock) -> dict[str, Any]:
+    """The lock as a ledger entry, so that a trimmed ledger can be read from here on."""
+    tickets = [
+        {
+            "id": t.id, "kind": t.kind.value, "score": t.score, "lapsed": t.lapsed, "holder": t.holder,
+            "superseded": sorted(t.superseded), "passed": t.passed, "present": t.present,
+        }
+        for t in lock.tickets.values()
+    ]  # fmt: skip
+    lease = lock.lease and {"fence": lock.lease.fence, "ticket": lock.lease.ticket, "kind": lock.lease.kind.value}
+    drain = lock.drain and {"fence": lock.drain.fence, "why": lock.drain.why.value}
+    return {"tickets": tickets, "lease": lease, "drain": drain, "fence": lock.fence, "turn": lock.turn}
+
+
+def result_event(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """The `result` event of a closed turn, from its record."""
+    names = ("outcome", "text", "reason", "usage", "cost_usd", "conversation")
+    return {"turn": turn["id"], **{n: turn.get(n) for n in names if turn.get(n) is not None or n == "text"}}
+
+
+HIDDEN = frozenset({"prompt_sha256", "turn"})
+
+
+def turn_view(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn's record as callers see it."""
+    return {k: v for k, v in turn.items() if k not in HIDDEN and v is not None}
