@@ -1,0 +1,91 @@
+"""Tickets and leases over HTTP."""
+
+from typing import Final
+
+from flask import Request, Response
+
+from sessiond.http import auth
+from sessiond.http.bodies import (
+    HOLDER_LIMIT,
+    KEY_LIMIT,
+    WAIT_LIMIT,
+    choice,
+    json_body,
+    maybe,
+    number,
+    text,
+    thing_id,
+)
+from sessiond.http.hangup import watched
+from sessiond.http.ports import Directory
+from sessiond.http.render import json_response, nothing
+from sessiond.keys import Caller
+from sessiond.lock.rules import DEFAULT_PRIORITY, Kind
+
+DEFAULT_WAIT: Final = 30.0
+_TAKE: Final = {
+    "kind": choice("handler", "worker"),
+    "priority": maybe(number(0, 9, whole=True)),
+    "key": maybe(text(KEY_LIMIT)),
+}
+_WAIT: Final = {"holder": text(HOLDER_LIMIT), "wait": number(0, WAIT_LIMIT)}
+_LEAVE: Final = {"holder": maybe(text(HOLDER_LIMIT))}
+
+
+def take(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
+    """POST /tickets"""
+    body = json_body(request, _TAKE, frozenset({"kind"}))
+    kind = Kind(body["kind"])
+    auth.require_kind(caller, kind)
+    priority = body.get("priority")
+    view, new = sessions.get(name).take(kind, DEFAULT_PRIORITY if priority is None else priority, body.get("key"))
+    return json_response(view, 201 if new else 200)
+
+
+def wait(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
+    """POST /tickets/{id}/wait"""
+    body = json_body(request, _WAIT, frozenset({"holder"}))
+    door = sessions.get(name)
+    ticket = thing_id(ticket, "ticket")
+    auth.require_kind(caller, Kind(door.ticket(ticket)["kind"]))
+    parked = door.park(ticket, body["holder"])
+    with watched(request.environ, parked.hang_up):
+        return json_response(parked.answer(float(body.get("wait", DEFAULT_WAIT))))
+
+
+def look(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
+    """GET /tickets/{id}"""
+    return json_response(sessions.get(name).ticket(thing_id(ticket, "ticket")))
+
+
+def withdraw(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
+    """DELETE /tickets/{id}"""
+    body = json_body(request, _LEAVE)
+    door = sessions.get(name)
+    ticket = thing_id(ticket, "ticket")
+    auth.require_kind(caller, Kind(door.ticket(ticket)["kind"]))
+    door.withdraw(ticket, body.get("holder"))
+    return nothing()
+
+
+def renew(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
+    """POST /lease/renew"""
+    secret = auth.lease_secret(request)
+    json_body(request, {})
+    return json_response(sessions.get(name).renew(secret))
+
+
+def release(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
+    """DELETE /lease"""
+    sessions.get(name).release(auth.lease_secret(request))
+    return nothing()
+
+
+ROUTES: Final = (
+    ("POST", "/tickets", take),
+    ("POST", "/tickets/<ticket>/wait", wait),
+    ("GET", "/tickets/<ticket>", look),
+    ("DELETE", "/tickets/<ticket>", withdraw),
+    ("POST", "/lease/renew", renew),
+    ("DELETE", "/lease", release),
+)

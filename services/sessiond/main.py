@@ -1,0 +1,149 @@
+"""The `sessiond` command: settings from the environment, gunicorn with one gevent worker."""
+
+import argparse
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+from typing import Any
+
+from sessiond import log
+from sessiond.keys import KeysError, Keys
+from sessiond.keys import read as read_keys
+from sessiond.settings import Settings, SettingsError, from_env
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs until SIGTERM or SIGINT. Exit 2, with one line, for bad settings."""
+    parser = argparse.ArgumentParser(prog="sessiond", description="Shares one Claude Code conversation in strict order.")
+    parser.add_argument("--check", action="store_true", help="read settings and keys, say so, and end")
+    options = parser.parse_args(argv)
+    try:
+        settings = from_env()
+        keys = read_keys(settings.keys_file)
+        _check_agent(settings)
+    except (SettingsError, KeysError) as error:
+        print(f"sessiond: {error}", file=sys.stderr)
+        return 2
+    if options.check:
+        print("sessiond: settings and keys are valid")
+        return 0
+    _serve(settings, keys)
+    return 0
+
+
+def _check_agent(settings: Settings) -> None:
+    from sessiond.agent.binary import NoClaude, find_claude
+
+    if settings.agent_command:
+        return
+    try:
+        find_claude()
+    except NoClaude as error:
+        raise SettingsError(str(error)) from error
+
+
+def _serve(settings: Settings, keys: Keys) -> None:
+    from gunicorn.app.base import BaseApplication
+
+    class Server(BaseApplication):  # type: ignore[misc, no-any-unimported]
+        def load_config(self) -> None:
+            for name, value in _gunicorn(settings).items():
+                self.cfg.set(name, value)
+
+        def load(self) -> Any:
+            return _application(settings, keys)
+
+    faulthandler.enable()
+    Server().run()
+
+
+def _gunicorn(settings: Settings) -> dict[str, Any]:
+    return {
+        "bind": f"{settings.host}:{settings.port}",
+        "worker_class": "gevent",
+        "workers": 1,
+        "worker_connections": 6000,
+        "backlog": 4096,
+        "keepalive": 120,
+        "timeout": 60,
+        "graceful_timeout": 12,
+        "control_socket_disable": True,
+        "http_parser": "python",
+        "accesslog": None,
+        "logger_class": "sessiond.main.Quiet",
+        "post_worker_init": _after_init,
+        "worker_int": _stop,
+        "worker_exit": _exit,
+        "proc_name": "sessiond",
+    }
+
+
+_RUNNING: list[Any] = []
+
+
+def _application(settings: Settings, keys: Keys) -> Any:
+    """Built in the worker, after gevent has patched: no connection and no agent is ever the master's."""
+    from sessiond.http.app import create_app
+    from sessiond.sessions import Sessions
+
+    log.configure(settings.log_format)
+    sessions = Sessions(settings)
+    sessions.start()
+    _RUNNING.append(sessions)
+    return create_app(sessions, keys)
+
+
+def _after_init(worker: Any) -> None:
+    """Signals of the worker: USR1 dumps stacks, TERM first answers everybody who is parked."""
+    import gevent
+
+    # Through the C handler: it also speaks when the hub is stuck.
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def term(number: int, frame: Any) -> None:
+        gevent.spawn(_stop_then, before, number, frame)
+
+    signal.signal(signal.SIGTERM, term)
+
+
+def _stop_then(before: Any, number: int, frame: Any) -> None:
+    _stop(None)
+    if callable(before):
+        before(number, frame)
+
+
+def _stop(_: Any) -> None:
+    while _RUNNING:
+        _RUNNING.pop().stop()
+
+
+def _exit(_: Any, worker: Any) -> None:
+    with contextlib.suppress(Exception):
+        _stop(worker)
+
+
+def _logger_base() -> type:
+    from gunicorn.glogging import Logger
+
+    return Logger
+
+
+class Quiet(_logger_base()):  # type: ignore[misc]
+    """gunicorn's own lines through our logging; SIGUSR1 is not for reopening files."""
+
+    def setup(self, cfg: Any) -> None:
+        log.configure(os.environ.get("SESSIOND_LOG_FORMAT") or "console")
+        self.loglevel = 30
+        self.error_log.setLevel(30)
+        self.error_log.propagate = True
+        self.access_log.disabled = True
+
+    def reopen_files(self) -> None:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
