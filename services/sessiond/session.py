@@ -44,6 +44,7 @@ STALL_SECONDS = 2.0
 LONGEST_SLEEP = 1.0
 SNAPSHOT_EVERY = 500
 UNREAD_LIMIT = 8 * 2**20
+SHUT_SECONDS = 4.0
 
 
 class _Answered(Exception):
@@ -298,33 +299,41 @@ class Session:
             self.closed = Problem("stopping", 503, "The session is being recovered")
 
     def _shut(self, problem: Problem) -> None:
+        """The end of the loop: everybody is told, the agent's tree is gone, an open turn is told lost."""
         for parked in self.parked.values():
             parked.refuse(problem)
-        self._drain_inbox(problem)
-        process = self._process
+        if problem.type == "stopping":
+            self._last_step(lambda: self.step(st.Stop("shutdown")))
         self._end_process()
-        ends = time.monotonic() + 4.0
-        while process is not None and self._process is not None and time.monotonic() < ends:
-            gevent.sleep(0.02)
+        ends = time.monotonic() + SHUT_SECONDS
+        while self._process is not None and time.monotonic() < ends:
+            try:
+                item = self.inbox.get(timeout=0.1)
+            except Empty:
+                continue
+            if isinstance(item, Call):
+                self._tell(item, problem)
+            elif item is not None:
+                self._last_word(item, problem)
         if self._process is not None:
             self._process.kill()
-        if not isinstance(self.closed, Problem) or self.closed.type == "stopping":
-            self._settle_shutdown()
         self._drain_inbox(problem)
         self.turns.abandon("stopping")
 
-    def _settle_shutdown(self) -> None:
-        """The agent ended by us is reaped and its open turn told lost, so that the next owner finds no riddle."""
-        while not self.inbox.empty():
-            item = self.inbox.get()
-            if isinstance(item, FromAgent) and (item.lines is not None or item.event is not None):
-                try:
-                    self._from_agent(item)
-                except Exception:
-                    log.exception("at the end", session=self.name)
-                    return
-            elif isinstance(item, Call):
-                self._tell(item, self.closed or away())
+    def _last_word(self, item: FromAgent, problem: Problem) -> None:
+        if problem.type == "stopping":
+            self._last_step(lambda: self._from_agent(item))
+        if isinstance(item.event, st.Exited):
+            self._process = None
+
+    def _last_step(self, work: Callable[[], Any]) -> None:
+        """A step at the end, so that the next owner finds no riddle; without Redis there is none."""
+        try:
+            work()
+        except _Answered:
+            return
+        except Exception:
+            log.exception("at the end", session=self.name)
 
     def _drain_inbox(self, problem: Problem) -> None:
         kept: list[FromAgent] = []
