@@ -30,11 +30,15 @@ class Parked:
     def answer(self, seconds: float) -> dict[str, Any]:
         """The body of the wait's answer, after at most about `seconds`. Raises Problem."""
         try:
-            return self._reply.get(timeout=seconds)
+            return self._told(seconds)
         except gevent.Timeout:
             # The loop may grant in this very moment: it answers, one way or the other.
             self._leave(self, False)
-            return self._reply.get()
+            return self._told(None)
+
+    def _told(self, seconds: float | None) -> dict[str, Any]:
+        body = self._reply.get(timeout=seconds)
+        return {} if body is None else body
 
     def hang_up(self) -> None:
         """The caller is gone. Never blocks; may be called from the hub, and twice."""

@@ -9,14 +9,16 @@ import sys
 from typing import Any
 
 from sessiond import log
-from sessiond.keys import KeysError, Keys
+from sessiond.keys import Keys, KeysError
 from sessiond.keys import read as read_keys
 from sessiond.settings import Settings, SettingsError, from_env
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs until SIGTERM or SIGINT. Exit 2, with one line, for bad settings."""
-    parser = argparse.ArgumentParser(prog="sessiond", description="Shares one Claude Code conversation in strict order.")
+    parser = argparse.ArgumentParser(
+        prog="sessiond", description="Shares one Claude Code conversation in strict order."
+    )
     parser.add_argument("--check", action="store_true", help="read settings and keys, say so, and end")
     options = parser.parse_args(argv)
     try:
@@ -47,7 +49,7 @@ def _check_agent(settings: Settings) -> None:
 def _serve(settings: Settings, keys: Keys) -> None:
     from gunicorn.app.base import BaseApplication
 
-    class Server(BaseApplication):  # type: ignore[misc, no-any-unimported]
+    class Server(BaseApplication):  # type: ignore[misc]
         def load_config(self) -> None:
             for name, value in _gunicorn(settings).items():
                 self.cfg.set(name, value)
@@ -125,7 +127,7 @@ def _exit(_: Any, worker: Any) -> None:
         _stop(worker)
 
 
-def _logger_base() -> type:
+def _logger_base() -> Any:
     from gunicorn.glogging import Logger
 
     return Logger

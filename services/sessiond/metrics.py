@@ -12,12 +12,21 @@ LOCK_WAIT = Histogram(
     "sessiond_lock_wait_seconds", "From a ticket (or the loss of its lease) to its grant", ["kind"], buckets=_WAITS,
     registry=REGISTRY,
 )  # fmt: skip
-HOLD = Histogram("sessiond_hold_seconds", "From a grant to its lease's end", ["kind"], buckets=_WAITS, registry=REGISTRY)
-HANDOFFS = Counter("sessiond_handoffs_total", "Grants by who held before and who holds now", ["from_kind", "to_kind"], registry=REGISTRY)
+HOLD = Histogram(
+    "sessiond_hold_seconds", "From a grant to its lease's end", ["kind"], buckets=_WAITS, registry=REGISTRY
+)
+HANDOFFS = Counter(
+    "sessiond_handoffs_total",
+    "Grants by who held before and who holds now",
+    ["from_kind", "to_kind"],
+    registry=REGISTRY,
+)
 PREEMPTIONS = Counter("sessiond_preemptions_total", "Worker leases ended by a handler's ticket", registry=REGISTRY)
 LEASES_ENDED = Counter("sessiond_leases_ended_total", "Leases that ended", ["reason"], registry=REGISTRY)
 TURNS = Counter("sessiond_turns_total", "Turns that closed", ["outcome"], registry=REGISTRY)
-RECOVERIES = Counter("sessiond_recoveries_total", "Agents stopped because they did not close", ["reason"], registry=REGISTRY)
+RECOVERIES = Counter(
+    "sessiond_recoveries_total", "Agents stopped because they did not close", ["reason"], registry=REGISTRY
+)
 QUEUE = Gauge("sessiond_queue_length", "Tickets in the queue", ["session", "kind"], registry=REGISTRY)
 REQUESTS = Counter("sessiond_http_requests_total", "HTTP requests answered", ["route", "status"], registry=REGISTRY)
 

@@ -5,8 +5,7 @@ import time
 from sessiond import metrics
 from sessiond.agent import state as st
 from sessiond.composition import Plan
-from sessiond.lock import events as ev
-from sessiond.lock.rules import Kind
+from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond.lock.state import Lock
 
 
@@ -55,6 +54,6 @@ class Observer:
         if begun is not None:
             metrics.HOLD.labels(kind=kind).observe(now - begun)
         metrics.LEASES_ENDED.labels(reason=reason).inc()
-        if reason == ev.LeaseEnd.PREEMPTED.value:
+        if reason == LeaseEnd.PREEMPTED.value:
             metrics.PREEMPTIONS.inc()
         self._since[str(data["ticket"])] = now

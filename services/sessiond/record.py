@@ -213,7 +213,11 @@ def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
 
 def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[Command]:
     """Everything live, for a step with `reset`: into keys just deleted, but not into an empty hash."""
-    commands = [("HSET", "meta", "arrivals", "0"), ("HSET", "meta", "fence", "0"), ("HSET", "meta", "tasks", "0")]
+    commands: list[Command] = [
+        ("HSET", "meta", "arrivals", "0"),
+        ("HSET", "meta", "fence", "0"),
+        ("HSET", "meta", "tasks", "0"),
+    ]
     commands += diff(Lock(), lock, extras)
     if agent is not None:
         commands.append(put("agent", agent))
@@ -260,12 +264,17 @@ def load(raw: Raw) -> Stored:
 
 def load_meta(raw: Mapping[str, str]) -> Meta:
     """Raises BadRecord."""
-    text = ("step", "instance", "url", "host", "state_dir")
-    numbers = ("epoch", "version", "beat")
+    fixed = ("step", "instance", "url", "host", "state_dir", "epoch", "version", "beat")
     return Meta(
-        **{name: _number(raw, name) for name in numbers},
-        **{name: raw.get(name, "") for name in text},
-        rest={name: value for name, value in raw.items() if name not in (*text, *numbers)},
+        epoch=_number(raw, "epoch"),
+        version=_number(raw, "version"),
+        step=raw.get("step", ""),
+        instance=raw.get("instance", ""),
+        url=raw.get("url", ""),
+        host=raw.get("host", ""),
+        state_dir=raw.get("state_dir", ""),
+        beat=_number(raw, "beat"),
+        rest={name: value for name, value in raw.items() if name not in fixed},
     )
 
 

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import structlog
@@ -23,12 +23,12 @@ from sessiond.agent import state as st
 from sessiond.agent.process import AgentProcess
 from sessiond.composition import Plan, compose
 from sessiond.deadlines import Deadlines
-from sessiond.desk import Parked, TurnStream, away
+from sessiond.desk import Parked, away
 from sessiond.hooks import hold
 from sessiond.launch import conversation_known, launch, workdir
 from sessiond.lock import events as ev
 from sessiond.lock import machine as lock_machine
-from sessiond.lock.rules import Kind, first_fence
+from sessiond.lock.rules import Kind, Presence, first_fence
 from sessiond.lock.state import Lock
 from sessiond.observe import Observer
 from sessiond.problems import Problem
@@ -74,9 +74,7 @@ class FromAgent:
 class Session:
     """One session as its owner runs it. Methods without an underscore are for request greenlets."""
 
-    def __init__(
-        self, name: str, settings: Settings, store: Store, epoch: int, version: int, slots: Slots
-    ) -> None:
+    def __init__(self, name: str, settings: Settings, store: Store, epoch: int, version: int, slots: Slots) -> None:
         self.name = name
         self._slots = slots
         self._observer = Observer(name)
@@ -278,11 +276,8 @@ class Session:
     def _fire(self) -> None:
         for key in self.deadlines.pop_due():
             self._cause = time.monotonic()
-            machine, timer = key  # type: ignore[misc]
-            if machine == "lock":
-                self.step(ev.Due(timer))
-            else:
-                self.step(st.Due(timer[0]))
+            machine, timer = cast("tuple[str, Any]", key)
+            self.step(ev.Due(timer) if machine == "lock" else st.Due(timer[0]))
 
     def _refused(self, error: Exception) -> None:
         """A step that must not be: grants stop, the invariant is named, the stored state is taken again."""
@@ -450,7 +445,7 @@ class Session:
         self.sure()
         tickets = dict(self.lock.tickets)
         for t in present:
-            tickets[t.id] = replace(tickets[t.id], presence=lock_machine.Presence.ABSENT, passed=False)
+            tickets[t.id] = replace(tickets[t.id], presence=Presence.ABSENT, passed=False)
         self.lock = replace(self.lock, tickets=tickets)
         absent: list[ev.Entry] = [("absent", {"ticket": t.id}) for t in present]
         self.away_since = None
@@ -463,8 +458,10 @@ class Session:
                     self.version += 1
                 except (Behind, Ahead, Away):
                     pass
-            XX.deadlines.want(self._timers())
-            self.deadlines.restart(keep={hold: left} if hold and left is not None else None)
+            timer = self._hold_timer()
+            left = self.deadlines.left(timer) if timer else None
+            self.deadlines.want(self._timers())
+            self.deadlines.restart(keep={timer: left} if timer and left is not None else None)
         finally:
             self._call = call
 

@@ -107,9 +107,7 @@ class TurnBook:
         ledger.append(("turn-started", {"turn": turn["id"]}))
         return [record.keep(f"turn:{turn['id']}", turn), record.put("open", {**turn, "turn": turn["id"]})]
 
-    def over(
-        self, end: st.TurnOver, ledger: list[Entry], conversation: dict[str, Any]
-    ) -> list[record.Command]:
+    def over(self, end: st.TurnOver, ledger: list[Entry], conversation: dict[str, Any]) -> list[record.Command]:
         """Stages the open turn's end."""
         now = self.current
         if now is None or now["id"] != end.turn:
@@ -122,7 +120,13 @@ class TurnBook:
         self._staged.append(turn)
         entry: Entry = (
             "turn-closed",
-            {"turn": turn["id"], "fence": turn["fence"], "outcome": turn["outcome"], "reason": end.reason, **self._times()},
+            {
+                "turn": turn["id"],
+                "fence": turn["fence"],
+                "outcome": turn["outcome"],
+                "reason": end.reason,
+                **self._times(),
+            },
         )
         # The ledger reads in the order of causes: closed, then drained, then the next grant.
         at = next((i for i, (event, _) in enumerate(ledger) if event == "drained"), len(ledger))

@@ -17,7 +17,14 @@ CHANGING: Final = (
     "Task", "Agent", "Skill",
 )  # fmt: skip
 NEVER: Final = frozenset({"Monitor", "ScheduleWakeup", "SendMessage", "ListAgents", "Workflow", "AskUserQuestion"})
-OUTSIDE: Final = ("Read(//etc/**)", "Read(//proc/**)", "Read(//sys/**)", "Read(//root/**)", "Read(//run/**)", "Read(~/.*/**)")
+OUTSIDE: Final = (
+    "Read(//etc/**)",
+    "Read(//proc/**)",
+    "Read(//sys/**)",
+    "Read(//root/**)",
+    "Read(//run/**)",
+    "Read(~/.*/**)",
+)
 PATH_FIELDS: Final = ("file_path", "path", "notebook_path")
 
 

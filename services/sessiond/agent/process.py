@@ -19,7 +19,7 @@ import gevent
 from gevent.event import Event
 from gevent.os import make_nonblocking, nb_read, nb_write
 from gevent.socket import wait_read
-from gevent.subprocess import DEVNULL, Popen
+from gevent.subprocess import Popen
 
 from sessiond.agent import guard as guarding
 
@@ -173,7 +173,7 @@ class AgentProcess:
         code = self._popen.wait()
         sweep(self.guard, SWEEP_SECONDS)
         self.stop()
-        readers = [self._output, self._errors]
+        readers: list[gevent.Greenlet[..., None]] = [self._output, self._errors]
         gevent.joinall(readers, timeout=EOF_SECONDS)
         gevent.killall(readers)
         self._input.close()
@@ -212,7 +212,7 @@ class _Pipes:
         """Waits for the guard's report. Raises SpawnError, after the guard is gone."""
         report = b""
         try:
-            with gevent.Timeout(REPORT_SECONDS, False):
+            with gevent.Timeout(REPORT_SECONDS, False):  # type: ignore[arg-type]
                 while data := nb_read(self._report, READ_SIZE):
                     report += data
         finally:

@@ -156,12 +156,13 @@ def _init(raw: dict[str, Any]) -> Init:
 
 def _result(raw: dict[str, Any]) -> Result:
     origin, cost, status = raw.get("origin"), raw.get("total_cost_usd"), raw.get("api_error_status")
+    said = raw.get("result")
     return Result(
         uuids=tuple(map(_text, raw.get("user_message_uuids") or ())),
         origin=None if origin is None else str(origin.get("kind")),
         is_error=bool(raw.get("is_error")),
         terminal_reason=raw.get("terminal_reason"),
-        text=raw.get("result") if isinstance(raw.get("result"), str) else "",
+        text=said if isinstance(said, str) else "",
         session_id=str(raw.get("session_id") or ""),
         cost_usd=None if cost is None else float(cost),
         usage=dict(raw.get("usage") or {}),
@@ -176,7 +177,10 @@ def _response(raw: dict[str, Any]) -> Response:
     ok = response["subtype"] == "success"
     body = response.get("response")
     return Response(
-        _text(response["request_id"]), ok, body if isinstance(body, dict) else {}, None if ok else str(response.get("error"))
+        _text(response["request_id"]),
+        ok,
+        body if isinstance(body, dict) else {},
+        None if ok else str(response.get("error")),
     )
 
 

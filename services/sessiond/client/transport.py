@@ -8,7 +8,8 @@ import random
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -276,7 +277,7 @@ class Transport:
 
         return self._follow(session or "", once)
 
-    def _follow(self, session: str, once: "_Once") -> urllib3.BaseHTTPResponse:
+    def _follow(self, session: str, once: Callable[[str], urllib3.BaseHTTPResponse]) -> urllib3.BaseHTTPResponse:
         """The answer of the session's owner: where we last found it, else where a 421 points, once."""
         base = self._owners.get(session, self.url)
         try:
@@ -301,8 +302,34 @@ class Transport:
         return response
 
 
-class _Once:
-    """The type of a request bound to everything but its base url."""
+@contextmanager
+def _faults() -> Iterator[None]:
+    """urllib3's faults as Unavailable. Whether the request was sent is known only for a refused connection."""
+    try:
+        yield
+    except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
+        raise Unavailable("unreachable", str(error), sent=False) from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise Unavailable("unreachable", f"the connection broke: {error}") from error
 
-    def __call__(self, base: str) -> urllib3.BaseHTTPResponse:
-        raise NotImplementedError
+
+def _decode(data: bytes) -> Any:
+    if not data:
+        return None
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise Unavailable("unreachable", f"an answer that is not JSON: {error}") from error
+
+
+def _failure(response: urllib3.BaseHTTPResponse) -> SessiondError:
+    """The exception for an error answer, whatever its body is."""
+    with _faults():
+        data = response.read()
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        body = {}
+    after = response.headers.get("Retry-After", "")
+    retry_after = float(after) if re.fullmatch(r"\d{1,6}", after) else None
+    return from_problem(response.status, body if isinstance(body, dict) else {}, retry_after)

@@ -44,7 +44,9 @@ def _route(app: Flask, sessions: Directory, keys: Keys, method: str, path: str, 
             auth.require_change(caller)
         return view(sessions, name, caller, request, **ids)
 
-    app.add_url_rule(path, endpoint=f"{method} {path}", view_func=handler, methods=[method], provide_automatic_options=False)
+    app.add_url_rule(
+        path, endpoint=f"{method} {path}", view_func=handler, methods=[method], provide_automatic_options=False
+    )
 
 
 def _service(app: Flask, sessions: Directory, keys: Keys) -> None:

@@ -44,7 +44,9 @@ def thing_id(value: str, what: str) -> str:
     return value
 
 
-def json_body(request: Request, readers: Mapping[str, Reader], required: frozenset[str] = frozenset()) -> dict[str, Any]:
+def json_body(
+    request: Request, readers: Mapping[str, Reader], required: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """The body's fields, read by `readers`; an unknown or missing field is an error. Raises Problem."""
     if (request.content_length or 0) > BODY_LIMIT:
         raise Problem("too-large", 413, f"The body must not exceed {BODY_LIMIT} bytes")

@@ -38,7 +38,9 @@ def _object(required: list[str], **properties: dict[str, Any]) -> dict[str, Any]
 
 
 def _answer(status: int, what: str, kind: str = "application/json") -> dict[str, Any]:
-    content = {} if status == 204 else {"content": {kind: {"schema": _ANYTHING if "json" in kind else {"type": "string"}}}}
+    content = (
+        {} if status == 204 else {"content": {kind: {"schema": _ANYTHING if "json" in kind else {"type": "string"}}}}
+    )
     return {str(status): {"description": what, **content}}
 
 
@@ -47,8 +49,8 @@ def _problems(*statuses: int) -> dict[str, Any]:
 
 
 def _call(
-    answers: dict[str, Any], *problems: int, parameters: list[dict[str, Any]] | None = None, body: dict[str, Any] | None = None,
-    summary: str, needs_body: bool = True,
+    answers: dict[str, Any], *problems: int, summary: str, parameters: list[dict[str, Any]] | None = None,
+    body: dict[str, Any] | None = None, needs_body: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     found: dict[str, Any] = {
         "summary": summary,
@@ -68,49 +70,81 @@ def _paths() -> dict[str, Any]:
     )  # fmt: skip
     wait = _object(["holder"], holder=_HOLDER, wait={"type": "number", "minimum": 0, "maximum": bodies.WAIT_LIMIT})
     turn = _object(
-        ["prompt"], prompt={"type": "string", "minLength": 1, "maxLength": bodies.PROMPT_LIMIT, "pattern": r"^[^\x00]*\S[^\x00]*$"},
+        ["prompt"],
+        prompt={"type": "string", "minLength": 1, "maxLength": bodies.PROMPT_LIMIT, "pattern": r"^[^\x00]*\S[^\x00]*$"},
         model=_nullable(_text(200)), key=_nullable(_KEY),
         timeout=_nullable({"type": "number", "minimum": 1, "maximum": 86_400}), raw={"type": "boolean"},
     )  # fmt: skip
     force = _object(
-        ["fence", "reason"], fence={"type": "integer", "minimum": 1, "maximum": 2**53}, reason=_text(bodies.REASON_LIMIT)
+        ["fence", "reason"],
+        fence={"type": "integer", "minimum": 1, "maximum": 2**53},
+        reason=_text(bodies.REASON_LIMIT),
     )
     after = _param("after", "query", {"type": "string", "pattern": r"^\d{1,20}-\d{1,20}$"}, False)
     seconds = _param("wait", "query", {"type": "number", "minimum": 0, "maximum": 60}, False)
     count = _param("count", "query", {"type": "integer", "minimum": 1, "maximum": 5000}, False)
     key = _param("key", "query", _KEY)
-    one = {"parameters": [_TICKET]}
+    one = [_TICKET]
     return {
         _SESSION: {"get": _call(_answer(200, "Holder, queue and agent"), summary="Looks at a session")},
         f"{_SESSION}/tickets": {
-            "post": _call({**_answer(201, "A new ticket"), **_answer(200, "The key's ticket")}, 409, body=take, summary="Takes a place")
+            "post": _call(
+                {**_answer(201, "A new ticket"), **_answer(200, "The key's ticket")},
+                409,
+                body=take,
+                summary="Takes a place",
+            )
         },
         f"{_SESSION}/tickets/{{ticket}}": {
-            "get": _call(_answer(200, "The ticket"), 404, 410, summary="Looks at a ticket", **one),
+            "get": _call(_answer(200, "The ticket"), 404, 410, summary="Looks at a ticket", parameters=one),
             "delete": _call(
-                _answer(204, "Withdrawn"), 404, 409, 410, summary="Withdraws", needs_body=False,
-                body=_object([], holder=_nullable(_HOLDER)), **one,
+                _answer(204, "Withdrawn"),
+                404,
+                409,
+                410,
+                summary="Withdraws",
+                needs_body=False,
+                body=_object([], holder=_nullable(_HOLDER)),
+                parameters=one,
             ),
         },
         f"{_SESSION}/tickets/{{ticket}}/wait": {
-            "post": _call(_answer(200, "waiting or granted"), 404, 409, 410, body=wait, summary="Is present, and waits", **one)
+            "post": _call(
+                _answer(200, "waiting or granted"),
+                404,
+                409,
+                410,
+                body=wait,
+                summary="Is present, and waits",
+                parameters=one,
+            )
         },
         f"{_SESSION}/lease/renew": {
             "post": _call(
-                _answer(200, "expires_at"), 409, parameters=[_SECRET], body=_object([]), needs_body=False, summary="Renews"
+                _answer(200, "expires_at"),
+                409,
+                parameters=[_SECRET],
+                body=_object([]),
+                needs_body=False,
+                summary="Renews",
             )
         },
         f"{_SESSION}/lease": {"delete": _call(_answer(204, "Released"), 409, parameters=[_SECRET], summary="Releases")},
         f"{_SESSION}/turns": {
             "post": _call(
-                _answer(200, "agent, gap and result events", "text/event-stream"), 409, parameters=[_SECRET], body=turn,
+                _answer(200, "agent, gap and result events", "text/event-stream"),
+                409,
+                parameters=[_SECRET],
+                body=turn,
                 summary="One turn",
             ),
             "get": _call(_answer(200, "The turn"), 404, parameters=[key], summary="Finds a turn by its key"),
         },
         f"{_SESSION}/turns/{{turn}}": {
             "get": _call(_answer(200, "The turn"), 404, parameters=[_TURN], summary="What became of a turn"),
-            "delete": _call(_answer(204, "Cancelled"), 404, 409, parameters=[_TURN, _OPTIONAL_SECRET], summary="Cancels a turn"),
+            "delete": _call(
+                _answer(204, "Cancelled"), 404, 409, parameters=[_TURN, _OPTIONAL_SECRET], summary="Cancels a turn"
+            ),
         },
         f"{_SESSION}/ledger": {
             "get": _call(_answer(200, "Entries"), parameters=[after, seconds, count], summary="Reads the ledger")
@@ -122,7 +156,9 @@ def _paths() -> dict[str, Any]:
             "post": _call(_answer(204, "Stopped"), body=_object([]), needs_body=False, summary="Restarts the agent")
         },
         f"{_SESSION}/conversation": {
-            "post": _call(_answer(201, "The conversation"), 409, body=_object([]), needs_body=False, summary="Begins a fresh one")
+            "post": _call(
+                _answer(201, "The conversation"), 409, body=_object([]), needs_body=False, summary="Begins a fresh one"
+            )
         },
         "/v1/sessions": {
             "get": {"summary": "All sessions owned here", "responses": {**_answer(200, "Sessions"), **_problems(401)}}

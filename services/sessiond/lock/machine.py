@@ -416,8 +416,6 @@ _HANDLERS: Mapping[type, Callable[[_Draft, Any], None]] = {
 
 def restarted(lock: Lock) -> Lock:
     """The stored lock as a new epoch finds it: presence and passed-over marks forgotten."""
-    tickets = {
-        k: replace(t, presence=Presence.ABSENT, passed=False) for k, t in lock.tickets.items()
-    }
+    tickets = {k: replace(t, presence=Presence.ABSENT, passed=False) for k, t in lock.tickets.items()}
     lease = replace(lock.lease, restarts=lock.lease.restarts + 1) if lock.lease else None
     return replace(lock, tickets=tickets, lease=lease)

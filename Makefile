@@ -1,0 +1,37 @@
+# Everything this project does; each target sets up what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
+
+.PHONY: setup up demo test lint clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements-dev.txt requirements-agent.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps -r requirements-agent.txt
+	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sessiond-services.pth").write_text(str(pathlib.Path("services").resolve()) + "\n")'
+	for name in sessiond:main sessionctl:cli; do \
+	  printf '#!/bin/sh\nexec "%s" -m sessiond.%s "$$@"\n' "$(CURDIR)/$(BIN)/python" "$${name#*:}" > "$(BIN)/$${name%:*}" && chmod +x "$(BIN)/$${name%:*}"; done
+	touch $@
+
+up: setup
+	exec $(BIN)/python -m sessiond.up
+
+demo: setup
+	@exec $(BIN)/python tests/demo.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,137 @@
+"""One turn as its holder reads it: the agent's own lines, then exactly one result."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from sessiond.client.errors import LeaseLost, SessiondError, Unavailable
+from sessiond.client.transport import Backoff, Stream, Transport
+
+LOOK_SECONDS: Final = 0.5
+PATIENCE: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEvent:
+    """A line of the agent, as it wrote it."""
+
+    line: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """What the assistant says in this line; empty for any other line."""
+        if self.line.get("type") != "assistant":
+            return ""
+        blocks = (self.line.get("message") or {}).get("content") or []
+        return "".join(b.get("text", "") for b in blocks if isinstance(b, dict) and b.get("type") == "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """This reader was too slow: so many of the agent's lines are missing. The result is not."""
+
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """What became of the turn: `outcome` is completed, cancelled, failed or lost."""
+
+    turn: str
+    outcome: str
+    text: str = ""
+    reason: str | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    cost_usd: float | None = None
+    conversation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def completed(self) -> bool:
+        return self.outcome == "completed"
+
+
+Event = AgentEvent | Gap | TurnResult
+
+
+def result_of(data: Mapping[str, Any], turn: str) -> TurnResult:
+    """From a `result` event, or from `GET /turns/{id}` of a closed turn."""
+    return TurnResult(
+        turn=str(data.get("turn") or turn),
+        outcome=str(data["outcome"]),
+        text=str(data.get("text") or ""),
+        reason=data.get("reason"),
+        usage=data.get("usage") or {},
+        cost_usd=data.get("cost_usd"),
+        conversation=data.get("conversation") or {},
+    )
+
+
+class Turn:
+    """A turn that was accepted. Iterate it once: events, the last of them the TurnResult.
+
+    A stream that breaks is no end of the turn: what became of it is then asked for until it is closed.
+    """
+
+    def __init__(
+        self, transport: Transport, session: str, stream: Stream, lost: Callable[[], LeaseLost | None]
+    ) -> None:
+        self._transport = transport
+        self._session = session
+        self._stream = stream
+        self._lost = lost
+        self.id = stream.headers.get("Turn-Id", "")
+        self._result: TurnResult | None = None
+
+    def __iter__(self) -> Iterator[Event]:
+        if self._result is not None:
+            yield self._result
+            return
+        try:
+            yield from self._events()
+        except Unavailable:
+            pass
+        finally:
+            self._stream.close()
+        if self._result is None:
+            self._result = self._ask()
+            yield self._result
+
+    def _events(self) -> Iterator[Event]:
+        for event in self._stream:
+            if event is None:
+                continue
+            data = orjson.loads(event.data)
+            if event.event == "agent":
+                yield AgentEvent(data)
+            elif event.event == "gap":
+                yield Gap(int(data["lost"]))
+            elif event.event == "result":
+                self._result = result_of(data, self.id)
+                yield self._result
+                return
+
+    def _ask(self) -> TurnResult:
+        if not self.id:
+            raise Unavailable("unreachable", "the turn's stream broke before its id was known")
+        backoff = Backoff(PATIENCE)
+        while True:
+            try:
+                body = self._transport.call("GET", f"/turns/{self.id}", session=self._session).body
+            except Unavailable as failure:
+                backoff.wait(failure)
+                continue
+            backoff.reset()
+            if body.get("state") == "closed":
+                return result_of(body, self.id)
+            time.sleep(LOOK_SECONDS)
+
+    def result(self) -> TurnResult:
+        """Reads the turn to its end. Raises SessiondError when it cannot be known what became of it."""
+        for _ in self:
+            pass
+        if self._result is None:
+            raise self._lost() or SessiondError("the turn ended without a result")
+        return self._result

@@ -1,0 +1,39 @@
+"""Fixtures: real servers, ended after each test, with a check that nothing of them is left."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from servers import Model, Redis, Sessiond
+
+
+@pytest.fixture
+def redis_server() -> Iterator[Redis]:
+    server = Redis()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Model]:
+    server = Model()
+    yield server
+    server.close()
+
+
+Factory = Callable[..., Sessiond]
+
+
+@pytest.fixture
+def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Factory]:
+    """Starts sessionds on the test's Redis: sessiond(env, name="a")."""
+    with ExitStack() as stack:
+
+        def start(env: Mapping[str, str] | None = None, name: str = "a") -> Sessiond:
+            service = Sessiond(redis_server.url, tmp_path / name, env)
+            stack.callback(service.close)
+            return service
+
+        yield start

@@ -1,0 +1,189 @@
+"""Real servers for tests and the demo: Redis, sessiond, the loopback model. Each on loopback, each ended by pid."""
+
+import hashlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sessiond.client import Client, connect
+from sessiond.embedded import EmbeddedRedis
+
+TESTS = Path(__file__).parent
+SERVICES = TESTS.parent / "services"
+ROLES = ("admin", "handler", "worker", "viewer")
+SCRIPTED = (sys.executable, "-I", "-S", str(TESTS / "standins" / "scripted_agent.py"))
+
+
+def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str = "") -> Any:
+    """The first true answer of `check`, asked again and again for at most `seconds`."""
+    ends = time.monotonic() + seconds
+    while True:
+        found = check()
+        if found:
+            return found
+        if time.monotonic() > ends:
+            raise AssertionError(f"not within {seconds} s: {what or check}")
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Redis:
+    """A real server in a directory of its own."""
+
+    def __init__(self) -> None:
+        # Not below pytest's own directories: the path of a unix socket may have 107 bytes.
+        self._directory = tempfile.TemporaryDirectory(prefix="redis-")
+        self.server = EmbeddedRedis(Path(self._directory.name))
+        self.server.start()
+        self.url = self.server.url
+
+    def pause(self) -> None:
+        self.server.send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.server.send(signal.SIGCONT)
+
+    def restart(self) -> None:
+        self.server.stop()
+        self.server.start()
+
+    def kill9(self) -> None:
+        self.server.kill()
+
+    def start(self) -> None:
+        self.server.start()
+
+    def close(self) -> None:
+        self.server.stop()
+        self._directory.cleanup()
+
+
+class Model:
+    """The loopback Messages API as a process."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(TESTS / "standins" / "model.py")]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+
+    def log(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}/log") as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+        return found
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all below it, as /proc has them now."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+class Sessiond:
+    """A real sessiond process (gunicorn and all) with a state directory of its own."""
+
+    def __init__(self, redis_url: str, state: Path, env: Mapping[str, str] | None = None) -> None:
+        self.state = state
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.keys = {role: f"{role}-key" for role in ROLES}
+        self._env = dict(env or {})
+        self._redis_url = redis_url
+        self._seen: dict[int, psutil.Process] = {}
+        state.mkdir(parents=True, exist_ok=True)
+        lines = [f"{r} {r} {hashlib.sha256(k.encode()).hexdigest()}\n" for r, k in self.keys.items()]
+        (state / "keys").write_text("".join(lines))
+        self.start()
+
+    def start(self, wait: bool = True) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE"))}
+        env = {
+            **kept, "REDIS_URL": self._redis_url, "SESSIOND_STATE_DIR": str(self.state), "SESSIOND_PORT": str(self.port),
+            "PYTHONPATH": str(SERVICES), **self._env,
+        }  # fmt: skip
+        self.log_file = (self.state / "sessiond.log").open("ab")
+        command = [sys.executable, "-m", "sessiond.main"]
+        self._process = subprocess.Popen(command, env=env, stdout=self.log_file, stderr=self.log_file)
+        self.pid = self._process.pid
+        if wait:
+            eventually(self.ready, 20, f"sessiond ready: {self.log_text()}")
+
+    def ready(self) -> bool:
+        if self._process.poll() is not None:
+            raise AssertionError(f"sessiond ended: {self.log_text()}")
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def log_text(self) -> str:
+        return (self.state / "sessiond.log").read_text(errors="replace")[-3000:]
+
+    def client(self, role: str = "admin", holder: str | None = None) -> Client:
+        return connect(self.url, self.keys[role], holder)
+
+    def remember(self) -> None:
+        """Notes the tree as it is, so that what is left of it later can be found."""
+        self._seen |= {p.pid: p for p in tree(self.pid)}
+
+    def left(self) -> list[psutil.Process]:
+        """What still runs of all that was remembered."""
+        return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def kill9(self) -> None:
+        """kill -9 of the service: its worker and its master, as one."""
+        self.remember()
+        doomed = [self._process.pid, *(c.pid for c in psutil.Process(self.pid).children())]
+        for pid in doomed:
+            os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self.log_file.close()
+
+    def terminate(self) -> None:
+        if self._process.poll() is None:
+            self.remember()
+            self._process.terminate()
+            self._process.wait(25)
+        self.log_file.close()
+
+    def close(self) -> None:
+        self.terminate()
+        eventually(lambda: not self.left(), 5, f"no process left: {self.left()}")
+
+
+def scripted_env(*faults: str, **times: float) -> dict[str, str]:
+    """Settings for a sessiond with the scripted agent and these times (seconds, by their names in Times)."""
+    env = {"SESSIOND_AGENT_COMMAND": shlex.join([*SCRIPTED, *(f"--fault={f}" for f in faults)])}
+    return env | {f"SESSIOND_{name.upper()}": str(seconds) for name, seconds in times.items()}
+
+
+def claude_env(model: Model, **more: str) -> dict[str, str]:
+    """Settings for a sessiond with the real claude and the loopback model."""
+    return {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": "loopback", **more}
