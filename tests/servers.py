@@ -124,7 +124,8 @@ class Sessiond:
     def start(self, wait: bool = True) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE"))}
         env = {
-            **kept, "REDIS_URL": self._redis_url, "SESSIOND_STATE_DIR": str(self.state), "SESSIOND_PORT": str(self.port),
+            **kept, "REDIS_URL": self._redis_url, "SESSIOND_STATE_DIR": str(self.state),
+            "SESSIOND_PORT": str(self.port),
             "PYTHONPATH": str(SERVICES), **self._env,
         }  # fmt: skip
         self.log_file = (self.state / "sessiond.log").open("ab")

@@ -58,7 +58,7 @@ def process(pid: int) -> Process | None:
 
 def processes() -> list[Process]:
     """The process table. Not a snapshot: what forks meanwhile may be missing."""
-    found = (process(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    found = (process(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
     return [one for one in found if one is not None]
 
 

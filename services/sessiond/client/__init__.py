@@ -85,6 +85,9 @@ class Client:
     ) -> Iterator[Lease]:
         """Waits for the lease, yields it claimed and renewed, releases it at the end (also on an exception).
 
+        A lease that was lost and whose loss cut a turn short (a preempted worker) is not released: the ticket
+        keeps its place, and asking again with the same `key` goes on from there.
+
         `timeout` in seconds bounds the waiting; then, and when the waiting is broken off otherwise, the
         place is given up unless it has a `key`. `on_position` gets each `waiting` answer, `on_lost` the
         reason, from another thread. `lease_ttl` must be the server's.
@@ -114,11 +117,13 @@ class Client:
         lease = Lease(self._transport, name, ticket, granted, ttl=lease_ttl, on_lost=on_lost)
         lease.begin()
         token = _HELD.set(_Held(lease))
+        failed = True
         try:
             yield lease
+            failed = False
         finally:
             _HELD.reset(token)
-            lease.end()
+            lease.end(failed)
 
     def take(
         self,

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 from sessiond.client.errors import LeaseLost, LeaseSuspended, SessiondError, Unavailable
 from sessiond.client.transport import Backoff, Transport, now
-from sessiond.client.turns import Turn
+from sessiond.client.turns import Turn, TurnResult
 
 LEASE_TTL: Final = 30.0
 RELEASE_PATIENCE: Final = 15.0
 RENEW_TIMEOUT: Final = 8.0
+LOSSES: Final = frozenset({"unclaimed", "preempted", "expired", "hold-limit", "forced", "withdrawn"})
 
 
 class Lease:
@@ -45,6 +46,7 @@ class Lease:
         self._sure = now()
         self._done = threading.Event()
         self._abandoned = False
+        self._cut = False
         self._thread = threading.Thread(target=self._renew_for_ever, name=f"lease-{self.fence}", daemon=True)
 
     # ---- for the holder ----------------------------------------------------------------------
@@ -80,7 +82,7 @@ class Lease:
         except LeaseLost as lost:
             self._lose(lost.reason)
             raise
-        return Turn(self._transport, self.session, stream, self._loss)
+        return Turn(self._transport, self.session, stream, self._told)
 
     def abandon(self) -> None:
         """The lease is left to expire on leaving the `with` block, so that the ticket keeps its place."""
@@ -93,11 +95,15 @@ class Lease:
         self._renew(self._transport)
         self._thread.start()
 
-    def end(self) -> None:
-        """Stops renewing and gives the lease back, unless it was abandoned. Raises Unavailable."""
+    def end(self, failed: bool = False) -> None:
+        """Stops renewing and gives the lease back. Raises Unavailable.
+
+        Not given back, so that the ticket keeps its place: what was abandoned, and a lost lease whose
+        loss cut a turn short or broke the block off (`failed`).
+        """
         self._done.set()
         try:
-            if not self._abandoned:
+            if not (self._abandoned or (self.lost.is_set() and (failed or self._cut))):
                 self._release()
         finally:
             self._own.close()
@@ -132,8 +138,6 @@ class Lease:
                 pause = min(1.0, self._ttl / 10)
 
     def _lose(self, reason: str) -> None:
-        if self._done.is_set() and reason == "released":
-            return
         if not self.lost.is_set():
             self.lost_reason = reason
             self.lost.set()
@@ -141,5 +145,8 @@ class Lease:
                 with contextlib.suppress(Exception):
                     self._on_lost(reason)
 
-    def _loss(self) -> LeaseLost | None:
-        return LeaseLost(self.lost_reason or "unknown") if self.lost.is_set() else None
+    def _told(self, result: TurnResult) -> None:
+        """A turn's end may be the first news of the lease's."""
+        if result.outcome in ("cancelled", "lost") and result.reason in LOSSES:
+            self._cut = True
+            self._lose(result.reason)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from sessiond.client.errors import LeaseLost, SessiondError, Unavailable
+from sessiond.client.errors import SessiondError, Unavailable
 from sessiond.client.transport import Backoff, Stream, Transport
 
 LOOK_SECONDS: Final = 0.5
@@ -75,13 +75,11 @@ class Turn:
     A stream that breaks is no end of the turn: what became of it is then asked for until it is closed.
     """
 
-    def __init__(
-        self, transport: Transport, session: str, stream: Stream, lost: Callable[[], LeaseLost | None]
-    ) -> None:
+    def __init__(self, transport: Transport, session: str, stream: Stream, told: Callable[[TurnResult], None]) -> None:
         self._transport = transport
         self._session = session
         self._stream = stream
-        self._lost = lost
+        self._told = told
         self.id = stream.headers.get("Turn-Id", "")
         self._result: TurnResult | None = None
 
@@ -97,6 +95,7 @@ class Turn:
             self._stream.close()
         if self._result is None:
             self._result = self._ask()
+            self._told(self._result)
             yield self._result
 
     def _events(self) -> Iterator[Event]:
@@ -110,6 +109,7 @@ class Turn:
                 yield Gap(int(data["lost"]))
             elif event.event == "result":
                 self._result = result_of(data, self.id)
+                self._told(self._result)
                 yield self._result
                 return
 
@@ -133,5 +133,5 @@ class Turn:
         for _ in self:
             pass
         if self._result is None:
-            raise self._lost() or SessiondError("the turn ended without a result")
+            raise SessiondError("the turn ended without a result")
         return self._result

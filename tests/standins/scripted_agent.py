@@ -1,0 +1,341 @@
+"""An agent that speaks claude's stream-json protocol, with faults on command. Standard library only.
+
+    python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
+
+Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #history, #ask TOOL {json}, #bg 2s,
+#cmd TEXT. The conversation is kept in $CLAUDE_CONFIG_DIR, so that a resumed one knows its prompts.
+Faults: no-ack, late-ack=ms, ack-only, no-result, no-lifecycle, two-results, foreign-idle=ms, foreign-first,
+garbage, half-line, exit-start=code, exit-turn=code, exit-drain=code, endless, retries, deaf, long-line,
+split-utf8, flood=lines, stderr-flood, renamed, no-capability, slow-start=ms, no-close, ignore-interrupt.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import uuid
+
+CAPABILITIES = ["interrupt_cancel_queued_v1", "msg_lifecycle_v1"]
+
+
+class Agent:
+    """One process: a reader thread fills the inbox, the main thread lives through turns."""
+
+    def __init__(self, argv):
+        self.faults = {}
+        flags = {}
+        words = iter(argv)
+        for word in words:
+            if word.startswith("--fault="):
+                name, _, arg = word.removeprefix("--fault=").partition("=")
+                self.faults[name] = arg or True
+            elif word in ("--session-id", "--resume", "--model"):
+                flags[word] = next(words)
+        self.session = flags.get("--resume") or flags.get("--session-id") or str(uuid.uuid4())
+        self.model = flags.get("--model", "scripted")
+        place = os.path.join(os.environ.get("CLAUDE_CONFIG_DIR", "."), "projects", "scripted")
+        os.makedirs(place, exist_ok=True)
+        self.file = os.path.join(place, f"{self.session}.jsonl")
+        if "--resume" in flags and not os.path.exists(self.file):
+            print("No conversation found with session ID", self.session, file=sys.stderr)
+            sys.exit(1)
+        self.inbox = queue.Queue()
+        self.later = []
+        self.lock = threading.Lock()
+        self.tasks = {}
+        self.cost = 0.0
+
+    def out(self, **line):
+        with self.lock:
+            sys.stdout.write(json.dumps({**line, "session_id": self.session}) + "\n")
+            sys.stdout.flush()
+
+    def raw(self, data):
+        with self.lock:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+
+    def state(self, state):
+        self.out(type="system", subtype="session_state_changed", state=state)
+
+    def life(self, uid, state):
+        if "no-lifecycle" not in self.faults:
+            self.out(type="command_lifecycle", command_uuid=uid, state=state)
+
+    def init(self):
+        capabilities = [] if "no-capability" in self.faults else CAPABILITIES
+        session = str(uuid.uuid4()) if "renamed" in self.faults else self.session
+        with self.lock:
+            line = {
+                "type": "system", "subtype": "init", "session_id": session, "model": self.model,
+                "capabilities": capabilities, "claude_code_version": "scripted",
+            }  # fmt: skip
+            print(json.dumps(line), flush=True)
+
+    def result(self, uid, text, reason="completed", error=False, origin=None):
+        self.cost += 0.001
+        self.out(
+            type="result", subtype="success", is_error=error, terminal_reason=reason, result=text,
+            user_message_uuids=[uid] if uid else None, origin=origin and {"kind": origin}, num_turns=1,
+            total_cost_usd=self.cost, usage={"output_tokens": 1},
+        )  # fmt: skip
+
+    def respond(self, rid, ok=True, **body):
+        kind = {"subtype": "success", "response": body} if ok else {"subtype": "error", "error": "unknown request"}
+        self.out(type="control_response", response={"request_id": rid, **kind})
+
+    def exit(self, name):
+        if name in self.faults:
+            code = int(self.faults[name])
+            os.kill(os.getpid(), 9) if code == 137 else os._exit(code)
+
+    # ---- reading
+
+    def read(self):
+        if "deaf" in self.faults:
+            time.sleep(3600)
+        for text in sys.stdin:
+            if text.strip():
+                try:
+                    self.inbox.put(json.loads(text))
+                except ValueError:
+                    print("Error parsing streaming input line", file=sys.stderr)
+                    os._exit(1)
+        self.inbox.put(None)
+
+    def next(self, timeout=None):
+        """The next line; control requests that need no turn are answered here."""
+        while True:
+            line = self.inbox.get(timeout=timeout)
+            if line is None or line["type"] != "control_request":
+                return line
+            request, rid = line["request"], line["request_id"]
+            kind = request["subtype"]
+            if kind == "interrupt":
+                return line
+            if kind == "set_model":
+                self.model = request["model"]
+            if kind == "stop_task":
+                self.tasks.pop(request["task_id"], None)
+                self.changed()
+            known = ("initialize", "set_model", "apply_flag_settings", "get_session_cost", "stop_task")
+            self.respond(rid, ok=kind in known, pid=os.getpid())
+
+    # ---- background tasks and turns that nobody asked for
+
+    def changed(self):
+        self.out(type="system", subtype="background_tasks_changed", tasks=[{"task_id": t} for t in self.tasks])
+
+    def background(self, seconds):
+        task = uuid.uuid4().hex[:8]
+        self.tasks[task] = True
+        self.changed()
+
+        def end():
+            time.sleep(seconds)
+            if self.tasks.pop(task, None):
+                self.changed()
+                self.inbox.put({"type": "foreign"})
+
+        threading.Thread(target=end, daemon=True).start()
+
+    def foreign(self, origin="task-notification"):
+        self.state("running")
+        self.init()
+        self.out(type="assistant", message={"content": [{"type": "text", "text": "nobody asked"}]})
+        ends = time.monotonic() + 0.05
+        while time.monotonic() < ends:
+            try:
+                line = self.next(timeout=0.01)
+            except queue.Empty:
+                continue
+            if line and line["type"] == "control_request":
+                self.respond(line["request_id"], still_queued=[], cancelled=[])
+                break
+            self.later.append(line)
+        self.result(None, "nobody asked", origin=origin)
+        self.state("idle")
+
+    # ---- a turn
+
+    def turn(self, line):
+        uid, prompt = line["uuid"], line["message"]["content"]
+        self.exit("exit-turn-early")
+        if "foreign-first" in self.faults:
+            self.faults.pop("foreign-first")
+            self.life(uid, "queued")
+            self.foreign()
+        else:
+            self.life(uid, "queued")
+        self.state("running")
+        stop = self.peek()
+        if stop is not None:
+            self.life(uid, "cancelled")
+            self.ack(stop, [uid])
+            self.state("idle")
+            return
+        self.life(uid, "started")
+        if "no-lifecycle" in self.faults:
+            time.sleep(3600)
+        self.init()
+        self.remember(prompt)
+        reason, text = self.live(uid, prompt)
+        self.exit("exit-turn")
+        if "no-close" in self.faults:
+            time.sleep(3600)
+        if "no-result" not in self.faults:
+            self.result(uid, text, reason)
+            if "two-results" in self.faults:
+                self.result(uid, "the second", reason)
+        self.life(uid, "completed" if reason == "completed" else "cancelled")
+        self.state("idle")
+        if "late-ack" in self.faults and reason != "completed":
+            time.sleep(int(self.faults["late-ack"]) / 1000)
+            self.ack(self.pending, [])
+        if "foreign-idle" in self.faults:
+            self.timer = threading.Timer(
+                int(self.faults["foreign-idle"]) / 1000, lambda: self.inbox.put({"type": "foreign"})
+            )
+            self.timer.daemon = True
+            self.timer.start()
+
+    def peek(self):
+        try:
+            line = self.next(timeout=0.0005)
+        except queue.Empty:
+            return None
+        if line and line["type"] == "control_request":
+            return line
+        self.later.append(line)
+        return None
+
+    def ack(self, line, cancelled):
+        self.pending = line
+        if "no-ack" not in self.faults:
+            self.respond(line["request_id"], still_queued=[], cancelled=cancelled)
+
+    def directives(self, prompt):
+        found = {}
+        for text in prompt.splitlines():
+            if text.strip().startswith("#"):
+                name, _, arg = text.strip()[1:].partition(" ")
+                found[name] = arg
+        return found
+
+    def live(self, uid, prompt):
+        """(terminal reason, text)"""
+        asked = self.directives(prompt)
+        self.misbehave(uid)
+        if "bg" in asked:
+            self.background(float(asked["bg"].rstrip("s")))
+        text = asked.get("say", "scripted answer")
+        if "history" in asked:
+            text = json.dumps([json.loads(line) for line in open(self.file)])
+        if "ask" in asked:
+            text = self.ask(*asked["ask"].partition(" ")[::2])
+            if text is None:
+                return "aborted_tools", ""
+        pace = float(asked.get("pace", "1ms").removesuffix("ms").removesuffix("s")) / 1000
+        for word in range(int(asked.get("tokens", 1))):
+            if "flood" not in self.faults:
+                self.out(type="stream_event", event={"type": "content_block_delta", "n": word})
+            if self.stopped(pace):
+                return "aborted_streaming", ""
+        self.out(type="assistant", message={"content": [{"type": "text", "text": text}]}, user_message_uuid=uid)
+        return "completed", text
+
+    def stopped(self, seconds):
+        """Lives on for so long; True when an interrupt came."""
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            try:
+                line = self.next(timeout=left)
+            except queue.Empty:
+                return False
+            if line is None:
+                return False
+            if line["type"] != "control_request":
+                self.later.append(line)
+                continue
+            if "ignore-interrupt" in self.faults:
+                continue
+            self.exit("exit-drain")
+            if "ack-only" in self.faults:
+                self.ack(line, [])
+                time.sleep(3600)
+            self.pending = line
+            if "late-ack" not in self.faults:
+                self.ack(line, [])
+            self.out(type="user", message={"content": [{"type": "text", "text": "[Request interrupted by user]"}]})
+            return True
+        return False
+
+    def ask(self, tool, given):
+        rid = str(uuid.uuid4())
+        self.state("requires_action")
+        request = {"subtype": "can_use_tool", "tool_name": tool, "input": json.loads(given or "{}")}
+        self.out(type="control_request", request_id=rid, request=request)
+        while True:
+            line = self.next()
+            if line["type"] == "control_response":
+                self.state("running")
+                return json.dumps(line["response"]["response"])
+            if line["type"] == "control_request":
+                self.out(type="control_cancel_request", request_id=rid)
+                self.ack(line, [])
+                self.state("running")
+                return None
+
+    def misbehave(self, uid):
+        if "garbage" in self.faults:
+            self.raw(b"this is no JSON\n")
+        if "half-line" in self.faults:
+            self.raw(b'{"type":"assist')
+            time.sleep(3600)
+        if "long-line" in self.faults:
+            self.out(type="assistant", message={"content": [{"type": "text", "text": "x" * 5_000_000}]})
+        if "split-utf8" in self.faults:
+            data = json.dumps({"type": "other", "text": "üöä"}, ensure_ascii=False).encode() + b"\n"
+            for byte in data:
+                self.raw(bytes([byte]))
+        if "flood" in self.faults:
+            line = json.dumps({"type": "stream_event", "event": {"text": "x" * 60}}).encode() + b"\n"
+            for _ in range(int(self.faults["flood"]) // 1000):
+                self.raw(line * 1000)
+        if "stderr-flood" in self.faults:
+            sys.stderr.write("noise\n" * 200_000)
+        if "endless" in self.faults:
+            while not self.stopped(0.001):
+                self.out(type="stream_event", event={})
+        if "retries" in self.faults:
+            for attempt in range(1, 10_000):
+                self.out(type="system", subtype="api_retry", attempt=attempt, error_status=529)
+                if self.stopped(0.05):
+                    break
+
+    def remember(self, prompt):
+        with open(self.file, "a") as file:
+            file.write(json.dumps(prompt) + "\n")
+
+    def run(self):
+        if "slow-start" in self.faults:
+            time.sleep(int(self.faults["slow-start"]) / 1000)
+        self.exit("exit-start")
+        threading.Thread(target=self.read, daemon=True).start()
+        while True:
+            line = self.later.pop(0) if self.later else self.next()
+            if line is None:
+                sys.exit(0)
+            if line["type"] == "user":
+                self.turn(line)
+                self.exit("exit-idle")
+            elif line["type"] == "foreign":
+                self.foreign()
+            elif line["type"] == "control_request":
+                self.ack(line, [])
+
+
+if __name__ == "__main__":
+    Agent(sys.argv[1:]).run()
