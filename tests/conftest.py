@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import Model, Redis, Sessiond
+from servers import Caller, Model, Redis, Sessiond
 
 
 @pytest.fixture
@@ -35,5 +35,18 @@ def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Factory]:
             service = Sessiond(redis_server.url, tmp_path / name, env)
             stack.callback(service.close)
             return service
+
+        yield start
+
+
+@pytest.fixture
+def caller() -> Iterator[Callable[..., Caller]]:
+    """Starts callers: caller(service, role="admin")."""
+    with ExitStack() as stack:
+
+        def start(service: Sessiond, role: str = "admin") -> Caller:
+            made = Caller(service, role)
+            stack.callback(made.close)
+            return made
 
         yield start

@@ -179,6 +179,42 @@ class Sessiond:
         eventually(lambda: not self.left(), 5, f"no process left: {self.left()}")
 
 
+class Caller:
+    """A process of `standins/caller.py`."""
+
+    def __init__(self, service: Sessiond, role: str = "admin") -> None:
+        command = [sys.executable, str(TESTS / "standins" / "caller.py"), service.url, service.keys[role]]
+        env = {**os.environ, "PYTHONPATH": str(SERVICES)}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.hear("ready")
+
+    def do(self, **order: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self, event: str) -> dict[str, Any]:
+        """The next message of this kind; the caller's own errors are the test's."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            found: dict[str, Any] = json.loads(line)
+            if found["event"] == event:
+                return found
+            if found["event"] == "error":
+                raise AssertionError(found)
+        raise AssertionError(f"the caller ended, no {event}")
+
+    def kill9(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.kill9()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
 def scripted_env(*faults: str, **times: float) -> dict[str, str]:
     """Settings for a sessiond with the scripted agent and these times (seconds, by their names in Times)."""
     env = {"SESSIOND_AGENT_COMMAND": shlex.join([*SCRIPTED, *(f"--fault={f}" for f in faults)])}

@@ -119,9 +119,8 @@ def _queue(client: Client, options: argparse.Namespace) -> int:
     for ticket in queue:
         marks = [word for word in ("present", "passed_over", "lapsed") if ticket[word]] or ["absent"]
         why = ", ".join(dict.fromkeys(one["why"] for one in ticket["ahead"])) or "next"
-        print(
-            f"{ticket['position']:>3} {ticket['kind']:<7} p{ticket['priority']:<2} {ticket['id']} {' '.join(marks)}: {why}"
-        )
+        place = f"{ticket['position']:>3} {ticket['kind']:<7} p{ticket['priority']:<2}"
+        print(place, ticket["id"], " ".join(marks) + ":", why)
     if not queue:
         print("nobody waits")
     return 0

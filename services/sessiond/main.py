@@ -104,6 +104,8 @@ def _after_init(worker: Any) -> None:
     # Through the C handler: it also speaks when the hub is stuck.
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     before = signal.getsignal(signal.SIGTERM)
+    # By then everybody was answered; what is still open is idle keep-alive. The master keeps its longer patience.
+    worker.cfg.set("graceful_timeout", 1)
 
     def term(number: int, frame: Any) -> None:
         gevent.spawn(_stop_then, before, number, frame)

@@ -1,0 +1,196 @@
+"""Turns over HTTP with the scripted agent: keys, cancels, time, and the step between acceptance and write."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servers import Sessiond, eventually, scripted_env
+from sessiond.client import Client, LeaseLost, ProblemError, Unavailable
+from sessiond.verify import verify
+
+SESSION = "octo/hello"
+Start = Callable[..., Sessiond]
+
+
+def closed(client: Client) -> list[dict[str, Any]]:
+    return [e for e in client.ledger(SESSION) if e["event"] == "turn-closed"]
+
+
+def test_a_completed_turns_key_answers_its_stored_result_under_a_new_fence(sessiond: Start) -> None:
+    client = sessiond(scripted_env()).client()
+    with client.lease(SESSION) as lease:
+        first = lease.turn("hello\n#say one", key="t1").result()
+    with client.lease(SESSION) as lease:
+        again = lease.turn("hello\n#say one", key="t1").result()
+        with pytest.raises(ProblemError, match="key-reused"):
+            lease.turn("another prompt", key="t1")
+        history = lease.turn("#history").result().text
+    assert (first.outcome, first.text, again.turn, again.text) == ("completed", "one", first.turn, "one")
+    assert history.count("hello") == 1
+    assert client.turn_by_key(SESSION, "t1")["attempt"] == 1
+
+
+def test_a_cancelled_turn_keeps_the_lease_and_runs_again_as_the_next_attempt(sessiond: Start) -> None:
+    client = sessiond(scripted_env()).client()
+    with client.lease(SESSION) as lease:
+        turn = lease.turn("#tokens 1000\n#pace 10ms", key="t1")
+        eventually(lambda: client.turn(SESSION, turn.id)["state"] == "started")
+        with pytest.raises(ProblemError, match="turn-open"):
+            lease.turn("other")
+        client._transport.call("DELETE", f"/turns/{turn.id}", session=SESSION)
+        assert turn.result().outcome == "cancelled"
+        lease.check()
+        assert lease.turn("#tokens 1000\n#pace 10ms", key="t1", timeout=1).result().reason == "timeout"
+    assert client.turn_by_key(SESSION, "t1")["attempt"] == 2
+
+
+def test_an_empty_result_is_no_completion(sessiond: Start) -> None:
+    client = sessiond(scripted_env()).client()
+    with client.lease(SESSION) as lease:
+        result = lease.turn("#say").result()
+    assert (result.outcome, result.reason) == ("failed", "empty-result")
+
+
+def test_permissions_follow_the_leases_kind(sessiond: Start) -> None:
+    client = sessiond(scripted_env()).client()
+    prompt = '#ask Write {"file_path": "x.txt", "content": "x"}'
+    with client.lease(SESSION, kind="handler") as lease:
+        assert '"deny"' in lease.turn(prompt).result().text
+    with client.lease(SESSION, kind="worker") as lease:
+        assert '"allow"' in lease.turn(prompt).result().text
+    with client.lease(SESSION, kind="handler") as lease:
+        assert '"deny"' in lease.turn('#ask Read {"file_path": "/etc/passwd"}').result().text
+        assert '"allow"' in lease.turn('#ask Read {"file_path": "src/main.py"}').result().text
+
+
+@pytest.mark.parametrize("point", ["before-turn", "turn-accepted"])
+def test_a_turns_start_is_a_step(sessiond: Start, tmp_path: Path, point: str) -> None:
+    """A handler's ticket between acceptance and write: 409 and no byte, or the turn runs and is drained."""
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    service = sessiond({**scripted_env(), "SESSIOND_HOOKS_DIR": str(hooks)})
+    client, told = service.client(), []
+    held = hooks / f"{point}.hold"
+
+    def worker() -> None:
+        with service.client().lease(SESSION, kind="worker", key="w") as lease:
+            held.touch()
+            try:
+                told.append(lease.turn("the worker's prompt\n#tokens 1000\n#pace 10ms").result())
+            except LeaseLost as lost:
+                told.append(lost)
+
+    thread = threading.Thread(target=worker)
+    thread.start()
+    eventually((hooks / f"{point}.reached").exists)
+    taker = threading.Thread(target=lambda: service.client().take(SESSION, key="h"))
+    taker.start()
+    if point == "before-turn":
+        taker.join()
+    held.unlink()
+    taker.join(10)
+    thread.join(10)
+    with client.lease(SESSION, key="h") as lease:
+        history = lease.turn("#history").result().text
+    entries = client.ledger(SESSION)
+    assert verify(entries).violations == []
+    if point == "before-turn":
+        assert isinstance(told[0], LeaseLost) and told[0].reason == "preempted"
+        assert "the worker's prompt" not in history
+        assert not [e for e in entries if e["event"] == "turn-accepted" and e["kind"] == "worker"]
+    else:
+        assert (told[0].outcome, told[0].reason) == ("cancelled", "preempted")
+        assert [e["outcome"] for e in entries if e["event"] == "turn-closed"] == ["cancelled", "completed"]
+
+
+def test_a_slow_reader_loses_lines_is_told_how_many_and_gets_its_result(sessiond: Start) -> None:
+    service = sessiond(scripted_env("flood=60000"))
+    client = service.client()
+    with client.lease(SESSION) as lease:
+        turn = lease.turn("#say survived")
+        eventually(lambda: client.turn(SESSION, turn.id)["state"] == "closed", 20)
+        kinds: dict[str, int] = {}
+        for event in turn:
+            kinds[type(event).__name__] = kinds.get(type(event).__name__, 0) + getattr(event, "lost", 1)
+    assert kinds["TurnResult"] == 1 and kinds["Gap"] > 10_000
+    assert turn.result().text == "survived"
+
+
+def test_a_broken_agent_answers_503_with_its_reason_and_places_stand(sessiond: Start) -> None:
+    service = sessiond(scripted_env("exit-start=3"))
+    client = service.client()
+    with client.lease(SESSION) as lease:
+        result = lease.turn("hello").result()
+        assert result.outcome == "failed" and "exited with 3" in (result.reason or "")
+        with pytest.raises(Unavailable) as refused:
+            lease.turn("hello")
+        assert refused.value.type == "agent-broken" and "exited with 3" in refused.value.reason
+        lease.check()
+        assert client.view(SESSION)["agent"]["state"] == "broken"
+
+
+FAULTS = [
+    ("no-ack", {"drain_deadline": 1}, "cancelled"),
+    ("late-ack=50", {}, "cancelled"),
+    ("ack-only", {"drain_deadline": 1}, "cancelled"),
+    ("ignore-interrupt", {"drain_deadline": 1}, "cancelled"),
+    ("exit-drain=1", {}, "cancelled"),
+    ("endless", {}, "cancelled"),
+    ("retries", {}, "cancelled"),
+    ("no-close", {"drain_deadline": 1}, "cancelled"),
+]
+
+
+@pytest.mark.parametrize(("fault", "times", "outcome"), FAULTS, ids=[f[0] for f in FAULTS])
+def test_whatever_the_agent_does_the_next_holder_gets_the_lock(
+    sessiond: Start, fault: str, times: dict[str, float], outcome: str
+) -> None:
+    """The faulty agent's turn is the worker's; a handler's ticket preempts it and must be granted."""
+    service = sessiond(scripted_env(fault, **times))
+    client, told = service.client(), []
+
+    def worker() -> None:
+        with service.client().lease(SESSION, kind="worker", key="w") as lease:
+            told.append(lease.turn("#tokens 20000\n#pace 5ms").result())
+
+    thread = threading.Thread(target=worker)
+    thread.start()
+    eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION)))
+    with client.lease(SESSION, key="h", timeout=10) as lease:
+        lease.check()
+    thread.join(10)
+    assert [t.outcome for t in told] == [outcome]
+    assert len(closed(client)) == 1
+    assert verify(client.ledger(SESSION)).violations == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["garbage", "half-line", "exit-turn=1", "exit-turn=137", "no-lifecycle", "renamed", "no-capability", "deaf"],
+)
+def test_a_turn_that_goes_wrong_has_one_outcome_and_a_reason(sessiond: Start, fault: str) -> None:
+    service = sessiond(scripted_env(fault, not_taken=0.5, start_deadline=2))
+    client = service.client()
+    with client.lease(SESSION) as lease:
+        result = lease.turn("hello", timeout=1.5 if fault == "half-line" else None)
+        if fault == "half-line":
+            client.force_release(SESSION, lease.fence, "stuck")
+        outcome = result.result()
+    assert len(closed(client)) == 1
+    if fault == "renamed":
+        assert outcome.outcome == "completed" and outcome.conversation["generation"] == 2
+    else:
+        assert outcome.outcome in ("lost", "failed", "cancelled") and outcome.reason
+
+
+@pytest.mark.parametrize("fault", ["long-line", "split-utf8", "two-results", "stderr-flood", "foreign-first"])
+def test_odd_output_does_not_hurt(sessiond: Start, fault: str) -> None:
+    client = sessiond(scripted_env(fault)).client()
+    with client.lease(SESSION) as lease:
+        for word in ("one", "two"):
+            result = lease.turn(f"#say {word}").result()
+            assert (result.outcome, result.text) == ("completed", word)
+    assert not [e for e in client.ledger(SESSION) if e["event"] == "recovery"]

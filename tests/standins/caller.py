@@ -1,0 +1,43 @@
+"""A caller as a process of its own, told what to do by JSON lines on stdin, telling what happened on stdout.
+
+caller.py URL KEY      {"key": "k1", "kind": "handler", "priority": 5, "delay": 0.02, "hold": 0.01, "prompt": "…"}
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+from sessiond.client import LeaseLost, SessiondError, connect
+
+
+def tell(**fields: Any) -> None:
+    print(json.dumps({**fields, "at": time.time()}), flush=True)
+
+
+def main(url: str, key: str) -> None:
+    client = connect(url, key)
+    tell(event="ready")
+    for line in sys.stdin:
+        order = json.loads(line)
+        time.sleep(order.get("delay", 0))
+        try:
+            with client.lease(
+                order.get("session", "octo/hello"), kind=order.get("kind", "handler"), priority=order.get("priority"),
+                key=order.get("key"), timeout=order.get("timeout", 60), holder=order.get("holder"),
+            ) as lease:  # fmt: skip
+                tell(event="granted", key=order.get("key"), fence=lease.fence)
+                if "prompt" in order:
+                    result = lease.turn(order["prompt"]).result()
+                    tell(event="turn", outcome=result.outcome, text=result.text, reason=result.reason)
+                lease.lost.wait(order.get("hold", 0))
+                tell(event="leaving", lost=lease.lost_reason)
+            tell(event="done", key=order.get("key"))
+        except LeaseLost as lost:
+            tell(event="done", key=order.get("key"), lost=lost.reason)
+        except SessiondError as error:
+            tell(event="error", error=type(error).__name__, text=str(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
