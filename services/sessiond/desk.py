@@ -100,12 +100,14 @@ class TurnStream:
                 yield ("beat", None)
                 continue
             self._filled.clear()
-            if self._lost:
-                lost, self._lost = self._lost, 0
-                yield ("gap", {"lost": lost})
-            while self._lines:
-                yield ("agent", self._lines.popleft())
-            if self._result is not None and not self._lines:
+            # A yield may last as long as the reader is slow: what was lost meanwhile is told before the result.
+            while self._lines or self._lost:
+                if self._lost:
+                    lost, self._lost = self._lost, 0
+                    yield ("gap", {"lost": lost})
+                else:
+                    yield ("agent", self._lines.popleft())
+            if self._result is not None:
                 yield ("result", self._result)
                 return
 

@@ -574,7 +574,8 @@ class Session:
                 case st.Kill():
                     self._end_process()
                 case st.Acked():
-                    self.turns.acked()
+                    turn = plan.agent.turn
+                    self.turns.acked(turn is not None and turn.result is not None)
         for effect in plan.effects:
             match effect:
                 case ev.Granted(ticket=ticket):

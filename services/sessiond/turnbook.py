@@ -46,6 +46,7 @@ class TurnBook:
         self._cause: float | None = None
         self._interrupt_at: float | None = None
         self._ack_at: float | None = None
+        self._ack_late = False
 
     # ---- reading -----------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ class TurnBook:
         ledger.insert(at, entry)
         return [record.keep(f"turn:{turn['id']}", turn)]
 
-    def _times(self) -> dict[str, float]:
+    def _times(self) -> dict[str, Any]:
         if self._interrupt_at is None:
             return {}
         times = {"interrupt_to_closed_ms": (time.monotonic() - self._interrupt_at) * 1000}
@@ -141,7 +142,8 @@ class TurnBook:
             times["interrupt_to_ack_ms"] = (self._ack_at - self._interrupt_at) * 1000
         if self._cause is not None:
             times["ticket_to_interrupt_ms"] = (self._interrupt_at - self._cause) * 1000
-        return {name: round(ms, 2) for name, ms in times.items()}
+        found: dict[str, Any] = {name: round(ms, 2) for name, ms in times.items()}
+        return found if self._ack_at is None else {**found, "ack_after_result": self._ack_late}
 
     def unstage(self) -> None:
         """The step was dropped."""
@@ -173,10 +175,10 @@ class TurnBook:
         if self._interrupt_at is None:
             self._interrupt_at, self._cause = time.monotonic(), cause
 
-    def acked(self) -> None:
-        """The interrupt was acknowledged just now."""
+    def acked(self, after_result: bool) -> None:
+        """The interrupt was acknowledged just now, before or after the turn's result."""
         if self._interrupt_at is not None and self._ack_at is None:
-            self._ack_at = time.monotonic()
+            self._ack_at, self._ack_late = time.monotonic(), after_result
 
     def abandon(self, reason: str) -> None:
         """The loop ends: a reader is told that its turn is lost (the next owner records it)."""

@@ -227,7 +227,8 @@ class Agent:
     def live(self, uid, prompt):
         """(terminal reason, text)"""
         asked = self.directives(prompt)
-        self.misbehave(uid)
+        if self.misbehave(uid):
+            return "aborted_streaming", ""
         if "bg" in asked:
             self.background(float(asked["bg"].rstrip("s")))
         text = asked.get("say", "scripted answer")
@@ -301,7 +302,7 @@ class Agent:
             for byte in data:
                 self.raw(bytes([byte]))
         if "flood" in self.faults:
-            line = json.dumps({"type": "stream_event", "event": {"text": "x" * 60}}).encode() + b"\n"
+            line = json.dumps({"type": "stream_event", "event": {"text": "x" * 900}}).encode() + b"\n"
             for _ in range(int(self.faults["flood"]) // 1000):
                 self.raw(line * 1000)
         if "stderr-flood" in self.faults:
@@ -309,11 +310,13 @@ class Agent:
         if "endless" in self.faults:
             while not self.stopped(0.001):
                 self.out(type="stream_event", event={})
+            return True
         if "retries" in self.faults:
             for attempt in range(1, 10_000):
                 self.out(type="system", subtype="api_retry", attempt=attempt, error_status=529)
                 if self.stopped(0.05):
-                    break
+                    return True
+        return False
 
     def remember(self, prompt):
         with open(self.file, "a") as file:

@@ -1,0 +1,132 @@
+"""Every refusal of the HTTP table, as problem details, over real HTTP."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from servers import Redis, Sessiond, scripted_env
+from sessiond.problems import KINDS
+
+S = "/v1/sessions/octo/hello"
+GHOST = "tk-" + "0" * 32
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessiond]:
+    redis = Redis()
+    made = Sessiond(redis.url, Path(tmp_path_factory.mktemp("http")) / "state", scripted_env())
+    yield made
+    made.close()
+    redis.close()
+
+
+@pytest.fixture(scope="module")
+def ask(service: Sessiond) -> Callable[..., Any]:
+    pool = urllib3.PoolManager(retries=False)
+
+    def call(method: str, path: str, body: Any = None, *, role: str | None = "admin", **headers: str) -> Any:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if role is not None:
+            sent["Authorization"] = f"Bearer {service.keys[role]}"
+        if isinstance(body, bytes):
+            return pool.request(method, service.url + path, body=body, headers=sent)
+        return pool.request(method, service.url + path, json=body, headers=sent)
+
+    return call
+
+
+def problem(answer: Any, kind: str) -> dict[str, Any]:
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    found: dict[str, Any] = answer.json()
+    assert (found["type"], found["status"], answer.status) == (kind, KINDS[kind].status, KINDS[kind].status), found
+    assert found["title"] and found["detail"]
+    assert ("Retry-After" in answer.headers) == (KINDS[kind].retry_after is not None)
+    return found
+
+
+BAD = [
+    ({}, "kind"), ({"kind": "boss"}, "kind"), ({"kind": "handler", "priority": 10}, "priority"),
+    ({"kind": "handler", "priority": 1.5}, "priority"), ({"kind": "handler", "priority": True}, "priority"),
+    ({"kind": "handler", "key": ""}, "key"), ({"kind": "handler", "key": "x" * 513}, "key"),
+    ({"kind": "handler", "key": "a\nb"}, "key"), ({"kind": "handler", "colour": 1}, "colour"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "field"), BAD)
+def test_a_bad_body_names_its_field(ask: Callable[..., Any], body: Any, field: str) -> None:
+    assert problem(ask("POST", f"{S}/tickets", body), "bad-request")["field"] == field
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b"\xff", b'{"kind": NaN}'])
+def test_what_is_no_json_object_is_400(ask: Callable[..., Any], body: bytes) -> None:
+    problem(ask("POST", f"{S}/tickets", body, Content_Type="application/json"), "bad-request")
+
+
+def test_keys_and_roles(ask: Callable[..., Any]) -> None:
+    answer = ask("GET", S, role=None)
+    problem(answer, "unauthorized")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    problem(ask("GET", S, role=None, Authorization="Bearer wrong"), "unauthorized")
+    problem(ask("POST", f"{S}/tickets", {"kind": "worker"}, role="handler"), "forbidden")
+    problem(ask("POST", f"{S}/tickets", {"kind": "handler"}, role="worker"), "forbidden")
+    problem(ask("POST", f"{S}/tickets", {"kind": "handler"}, role="viewer"), "forbidden")
+    problem(ask("POST", f"{S}/force-release", {"fence": 1, "reason": "x"}, role="handler"), "forbidden")
+    assert ask("GET", S, role="viewer").status == 200
+
+
+def test_what_is_not_there(ask: Callable[..., Any]) -> None:
+    problem(ask("GET", "/nowhere"), "not-found")
+    problem(ask("GET", f"{S}/tickets/{GHOST}"), "not-found")
+    problem(ask("POST", f"{S}/tickets/{GHOST}/wait", {"holder": "h"}), "not-found")
+    problem(ask("GET", f"{S}/turns/tu-{'0' * 32}"), "not-found")
+    problem(ask("GET", f"{S}/turns?key=none"), "not-found")
+    answer = ask("PUT", f"{S}/tickets", {})
+    problem(answer, "method-not-allowed")
+    assert answer.headers["Allow"] == "POST"
+    problem(ask("GET", "/v1/sessions/oc!to/hello"), "bad-request")
+
+
+def test_bodies_too_large_or_of_another_type(ask: Callable[..., Any]) -> None:
+    problem(ask("POST", f"{S}/tickets", b"kind=handler", Content_Type="text/plain"), "unsupported-media-type")
+    problem(ask("POST", f"{S}/tickets", b" " * (5 * 2**20), Content_Type="application/json"), "too-large")
+
+
+def test_leases_and_tickets_that_are_over(ask: Callable[..., Any]) -> None:
+    problem(ask("POST", f"{S}/lease/renew"), "bad-request")
+    problem(ask("POST", f"{S}/lease/renew", Lease_Secret="never-given"), "forbidden")
+    ticket = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "e"}).json()["id"]
+    problem(ask("POST", f"{S}/tickets", {"kind": "worker", "key": "e"}), "kind-mismatch")
+    lease = ask("POST", f"{S}/tickets/{ticket}/wait", {"holder": "h", "wait": 2}).json()["lease"]
+    secret = lease["secret"]
+    problem(ask("POST", f"{S}/force-release", {"fence": lease["fence"] + 1, "reason": "x"}), "not-held")
+    assert ask("POST", f"{S}/force-release", {"fence": lease["fence"], "reason": "x"}).status == 204
+    lost = problem(ask("POST", f"{S}/lease/renew", Lease_Secret=secret), "lease-lost")
+    assert lost["reason"] == "forced"
+    problem(ask("DELETE", f"{S}/lease", Lease_Secret=secret), "lease-lost")
+    problem(ask("POST", f"{S}/turns", {"prompt": "x"}, Lease_Secret=secret), "lease-lost")
+    over = problem(ask("POST", f"{S}/tickets/{ticket}/wait", {"holder": "h"}), "ticket-ended")
+    assert over["reason"] == "forced"
+
+
+def test_the_open_paths_need_no_key(ask: Callable[..., Any]) -> None:
+    for path in ("/healthz", "/readyz", "/openapi.json", "/metrics"):
+        assert ask("GET", path, role=None).status == 200
+    assert b"sessiond_lock_wait_seconds" in ask("GET", "/metrics", role=None).data
+
+
+def test_the_served_document_holds_what_it_promises(service: Sessiond) -> None:
+    """A schemathesis run over the served OpenAPI document finds nothing."""
+    import subprocess
+    import sys
+
+    command = [
+        str(Path(sys.executable).parent / "schemathesis"), "run", f"{service.url}/openapi.json",
+        "--header", "Authorization: Bearer admin-key", "--max-examples", "15", "--phases", "examples,coverage,fuzzing",
+        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        "--exclude-path-regex", "ledger|wait", "--seed", "1", "--request-timeout", "20",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

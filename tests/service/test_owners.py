@@ -1,0 +1,90 @@
+"""Two sessionds on one Redis, and one that comes back after kill -9."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from servers import Sessiond, eventually, scripted_env
+from sessiond.client import NotOwner, Unavailable
+from sessiond.verify import verify
+
+SESSION = "octo/hello"
+Start = Callable[..., Sessiond]
+
+
+def test_the_other_answers_421_with_the_owners_url_and_the_client_follows(sessiond: Start) -> None:
+    first, second = sessiond(scripted_env(), name="a"), sessiond(scripted_env(), name="b")
+    with first.client().lease(SESSION) as lease:
+        epoch = first.client().view(SESSION)["epoch"]
+        answer = second.client()._transport._pool.request(
+            "GET", f"{second.url}/v1/sessions/{SESSION}", headers={"Authorization": "Bearer admin-key"}, retries=False
+        )
+        assert (answer.status, answer.json()["type"], answer.json()["owner_url"]) == (421, "not-owner", first.url)
+        followed = second.client().view(SESSION)
+        assert (followed["owner"]["url"], followed["epoch"]) == (first.url, epoch)
+        lease.check()
+
+
+def test_a_stopped_owner_is_followed_at_once(sessiond: Start) -> None:
+    first, second = sessiond(scripted_env(), name="a"), sessiond(scripted_env(), name="b")
+    place = first.client().take(SESSION, key="k")["id"]
+    first.terminate()
+    taken_over = second.client().view(SESSION)
+    assert taken_over["owner"]["url"] == second.url
+    assert [t["id"] for t in taken_over["queue"]] == [place]
+
+
+def test_a_killed_owner_is_followed_after_owner_ttl(sessiond: Start) -> None:
+    times = {"owner_ttl": 2.0, "owner_renew": 0.5}
+    first, second = sessiond(scripted_env(**times), name="a"), sessiond(scripted_env(**times), name="b")
+    client = first.client()
+    place, epoch = client.take(SESSION, key="k")["id"], client.view(SESSION)["epoch"]
+    first.kill9()
+    with pytest.raises((NotOwner, Unavailable)):
+        second.client().view(SESSION)
+    taken_over = eventually(lambda: _view(second), 10)
+    assert taken_over["epoch"] > epoch
+    assert [t["id"] for t in taken_over["queue"]] == [place]
+    eventually(lambda: not first.left(), 5, "no process of the killed one is left")
+
+
+def _view(service: Sessiond):  # type: ignore[no-untyped-def]
+    try:
+        return service.client().view(SESSION)
+    except (NotOwner, Unavailable):
+        return None
+
+
+def test_after_kill_9_the_lease_stands_and_the_cut_turn_is_lost(sessiond: Start) -> None:
+    service = sessiond(scripted_env())
+    client, told = service.client(), []
+    ready = threading.Event()
+
+    def holder() -> None:
+        with service.client().lease(SESSION, key="holder") as lease:
+            lease.turn("before").result()
+            ready.set()
+            told.append(lease.turn("cut\n#tokens 100000\n#pace 10ms").result())
+            lease.check()
+            told.append(lease.turn("#history").result())
+
+    thread = threading.Thread(target=holder)
+    thread.start()
+    ready.wait(10)
+    eventually(lambda: sum(e["event"] == "turn-started" for e in client.ledger(SESSION)) == 2)
+    client.take(SESSION, key="next")
+    before = client.view(SESSION)
+    service.kill9()
+    eventually(lambda: not service.left(), 3, "nothing of the killed one is left")
+    service.start()
+    after = client.view(SESSION)
+    assert after["holder"]["fence"] == before["holder"]["fence"]
+    assert [t["key"] for t in after["queue"]] == ["next"]
+    assert after["agent"]["conversation"]["id"] == before["agent"]["conversation"]["id"]
+    thread.join(30)
+    assert [t.outcome for t in told] == ["lost", "completed"]
+    assert '"before"' in told[1].text
+    with client.lease(SESSION, key="next"):
+        pass
+    assert verify(client.ledger(SESSION)).violations == []

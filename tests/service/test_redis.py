@@ -1,0 +1,123 @@
+"""Redis restarted, stopped, killed: nobody holds twice, no place is lost, an open turn's result arrives."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from servers import Redis, Sessiond, eventually, scripted_env
+from sessiond.client import Client, Unavailable
+from sessiond.verify import verify
+
+SESSION = "octo/hello"
+Start = Callable[..., Sessiond]
+
+
+class Scene:
+    """A lease with an open turn, and two handlers that wait behind it."""
+
+    def __init__(self, service: Sessiond, prompt: str) -> None:
+        self.service, self.client = service, service.client()
+        self.results: list[Any] = []
+        self.granted: list[str] = []
+        self.lease = self.client.lease(SESSION, key="holder")
+        held = self.lease.__enter__()
+        turn = held.turn(prompt)
+        self.reader = threading.Thread(target=lambda: self.results.append(turn.result()))
+        self.reader.start()
+        eventually(lambda: self.client.turn(SESSION, turn.id)["state"] == "started")
+        for name in ("b", "c"):
+            self.client.take(SESSION, key=name)
+        self.waiters = [threading.Thread(target=self.wait, args=(name,)) for name in ("b", "c")]
+        for waiter in self.waiters:
+            waiter.start()
+        eventually(lambda: all(t["present"] for t in self.client.view(SESSION)["queue"]))
+
+    def wait(self, name: str) -> None:
+        with self.service.client().lease(SESSION, key=name):
+            self.granted.append(name)
+
+    def end(self) -> list[dict[str, Any]]:
+        """Everybody gets the lock in order; the ledger."""
+        self.reader.join(30)
+        self.lease.__exit__(None, None, None)
+        for waiter in self.waiters:
+            waiter.join(40)
+        assert self.granted == ["b", "c"]
+        entries = self.client.ledger(SESSION)
+        assert verify(entries).violations == []
+        steps = [(e["version"], e["event"], e.get("ticket"), e.get("fence")) for e in entries]
+        assert len(steps) == len(set(steps)), "a step was applied twice"
+        return entries
+
+
+def refused(client: Client) -> Unavailable:
+    with pytest.raises(Unavailable) as caught:
+        client.take(SESSION, key="while-away")
+    return caught.value
+
+
+def ready(service: Sessiond) -> None:
+    eventually(service.ready, 20)
+
+
+def test_redis_restarted_in_order(sessiond: Start, redis_server: Redis) -> None:
+    scene = Scene(sessiond(scripted_env()), "#tokens 100\n#pace 10ms\n#say through")
+    redis_server.restart()
+    ready(scene.service)
+    scene.end()
+    assert [(r.outcome, r.text) for r in scene.results] == [("completed", "through")]
+
+
+def test_redis_killed_and_back(sessiond: Start, redis_server: Redis) -> None:
+    scene = Scene(sessiond(scripted_env()), "#tokens 150\n#pace 10ms\n#say through")
+    redis_server.kill9()
+    problem = eventually(lambda: refused(scene.client))
+    assert (problem.type, problem.status, problem.retry_after) == ("redis-away", 503, 1.0)
+    redis_server.start()
+    ready(scene.service)
+    scene.end()
+    assert [(r.outcome, r.text) for r in scene.results] == [("completed", "through")]
+
+
+def test_redis_stopped_for_12_seconds(sessiond: Start, redis_server: Redis) -> None:
+    """The result that came while Redis was away is held, committed on its return, then given."""
+    scene = Scene(sessiond(scripted_env()), "#tokens 150\n#pace 10ms\n#say through")
+    redis_server.pause()
+    stopped = threading.Timer(12, redis_server.go_on)
+    stopped.start()
+    assert refused(scene.client).retry_after is not None
+    stopped.join()
+    ready(scene.service)
+    scene.end()
+    assert [(r.outcome, r.text) for r in scene.results] == [("completed", "through")]
+
+
+def test_an_owner_in_doubt_ends_its_agent(sessiond: Start, redis_server: Redis) -> None:
+    service = sessiond(scripted_env(owner_doubt=1.5, owner_renew=0.5))
+    scene = Scene(service, "#tokens 100000\n#pace 10ms")
+    pid = scene.client.view(SESSION)["agent"]["pid"]
+    service.remember()
+    redis_server.pause()
+    eventually(lambda: pid not in [p.pid for p in service.left()], 12, "the agent is ended")
+    redis_server.go_on()
+    ready(service)
+    scene.end()
+    assert [r.outcome for r in scene.results] == ["lost"]
+
+
+def test_redis_that_lost_everything_is_written_back(sessiond: Start, redis_server: Redis) -> None:
+    import redis as redis_library
+
+    service = sessiond(scripted_env())
+    client = service.client()
+    with client.lease(SESSION, key="holder"):
+        client.take(SESSION, key="b")
+        redis_library.Redis.from_url(redis_server.url).flushall()
+        assert client.take(SESSION, key="c")["position"] == 2
+        assert [t["key"] for t in client.view(SESSION)["queue"]] == ["b", "c"]
+        assert "restored" in [e["event"] for e in client.ledger(SESSION)]
+    for key in ("b", "c"):
+        with client.lease(SESSION, key=key) as lease:
+            lease.check()
