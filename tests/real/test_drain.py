@@ -74,7 +74,8 @@ def test_sixty_cycles_at_random_moments(sessiond: Callable[..., Sessiond], model
         ms = sorted(e[name] for e in acked)
         print(f"{name}: median {statistics.median(ms):.1f}, max {ms[-1]:.1f} ms")
     print(
-        f"{CYCLES} cycles, {len(cut)} interrupted, acks {len(acked) - late} before and {late} after the result; {outcomes}"
+        f"{CYCLES} cycles, {len(cut)} interrupted, acks {len(acked) - late} before and {late} after the result;",
+        outcomes,
     )
     assert not [e for e in entries if e["event"] in ("recovery", "refused", "agent-broken")]
     assert len(acked) == len(cut) >= CYCLES // 2

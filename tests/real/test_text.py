@@ -1,4 +1,4 @@
-"""Text is not a command, and the checkout is not trusted. Each test also shows that it would be without the protection."""
+"""Text is not a command, the checkout is not trusted; each test also shows what happens without the protection."""
 
 import json
 import subprocess

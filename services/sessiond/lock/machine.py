@@ -382,6 +382,8 @@ def _head_wait_over(d: _Draft, subject: str) -> None:
 
 
 def _absence_over(d: _Draft, subject: str) -> None:
+    if d.ticket(subject).present:  # its grace is longer than its absence: what lapses is not present
+        _leave(d, d.ticket(subject))
     d.put(replace(d.ticket(subject), lapsed=True))
     d.note("lapsed", ticket=subject)
 
