@@ -4,6 +4,7 @@ Durable as the service needs it: append-only file, every write on disk before it
 wheel, a `redis-server` on PATH will do.
 """
 
+import ctypes
 import importlib.util
 import shutil
 import signal
@@ -15,6 +16,14 @@ from typing import Final
 
 READY_SECONDS: Final = 15.0
 STOP_SECONDS: Final = 10.0
+
+
+PR_SET_PDEATHSIG: Final = 1
+
+
+def die_with_parent() -> None:
+    """In a child, before its program: SIGTERM when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class EmbeddedError(Exception):
@@ -36,9 +45,13 @@ def server_binary() -> Path:
 
 
 class EmbeddedRedis:
-    """One server on a unix socket in its data directory, of nobody's but this user's."""
+    """One server on a unix socket in its data directory, of nobody's but this user's.
 
-    def __init__(self, directory: Path) -> None:
+    `bound`: it ends with the process (more exactly: the thread) that started it, however that ends.
+    """
+
+    def __init__(self, directory: Path, *, bound: bool = False) -> None:
+        self._bound = bound
         self._directory = directory.resolve()
         self._socket = self._directory / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
@@ -61,7 +74,12 @@ class EmbeddedRedis:
         self._socket.unlink(missing_ok=True)
         with (self._directory / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent if self._bound else None,
             )
         ends = time.monotonic() + READY_SECONDS
         while not self._answers():

@@ -33,7 +33,9 @@ def conversation_known(settings: Settings, conversation: str) -> bool:
 def command(settings: Settings, cwd: Path, conversation: str, resume: bool) -> list[str]:
     """The agent's argv: the bundled claude, or `agent_command` with the same flags."""
     guide = cwd / "CLAUDE.md"
-    text = guide.read_text(errors="replace")[:CLAUDE_MD_LIMIT] if guide.is_file() else None
+    # A link could lead anywhere, and what it leads to would go to the model.
+    readable = guide.is_file() and not guide.is_symlink()
+    text = guide.read_text(errors="replace")[:CLAUDE_MD_LIMIT] if readable else None
     first = settings.agent_command[0] if settings.agent_command else str(binary.find_claude())
     argv = binary.claude_argv(
         Path(first),

@@ -75,6 +75,7 @@ def _gunicorn(settings: Settings) -> dict[str, Any]:
         "http_parser": "python",
         "accesslog": None,
         "logger_class": "sessiond.main.Quiet",
+        "when_ready": lambda _: faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True),
         "post_worker_init": _after_init,
         "worker_int": _stop,
         "worker_exit": _exit,

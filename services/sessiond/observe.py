@@ -1,12 +1,16 @@
 """From committed steps to metrics. Reads what a step did; decides nothing."""
 
 import time
+from typing import Final
 
 from sessiond import metrics
 from sessiond.agent import state as st
 from sessiond.composition import Plan
 from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond.lock.state import Lock
+
+LONG_WAIT: Final = 30.0
+"""Seconds; a hang must leave a trace."""
 
 
 class Observer:
@@ -16,6 +20,7 @@ class Observer:
         self._session = session
         self._since: dict[str, float] = {}
         self._held: dict[int, float] = {}
+        self._told: dict[str, float] = {}
         self._last_kind = "nobody"
 
     def step(self, lock: Lock, plan: Plan) -> None:
@@ -39,6 +44,17 @@ class Observer:
             for kind in Kind:
                 waiting = sum(t.kind is kind for t in lock.queue)
                 metrics.QUEUE.labels(session=self._session, kind=kind.value).set(waiting)
+
+    def long_waits(self, lock: Lock) -> list[tuple[str, float]]:
+        """Tickets that somebody waits on for `LONG_WAIT` seconds and more, each told again as often: (id, seconds)."""
+        now, found = time.monotonic(), []
+        for ticket in lock.queue:
+            since = self._since.get(ticket.id, now)
+            if ticket.present and now - max(since, self._told.get(ticket.id, 0.0)) >= LONG_WAIT:
+                self._told[ticket.id] = now
+                found.append((ticket.id, now - since))
+        self._told = {t: at for t, at in self._told.items() if t in lock.tickets}
+        return found
 
     def _granted(self, data: dict[str, object], now: float) -> None:
         kind = str(data["kind"])

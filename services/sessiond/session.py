@@ -103,6 +103,7 @@ class Session:
         self._unread = 0
         self._snapshot_at = 0
         self._call: Call | None = None
+        self._doubted = False
         self._cause = time.monotonic()
         self._hold_left: float | None = None
         self._greenlet: gevent.Greenlet[..., None] | None = None
@@ -137,6 +138,7 @@ class Session:
     def doubt(self) -> None:
         """The owner record could not be renewed: the loop shall look after Redis. From any greenlet."""
         if self.away_since is None:
+            self._doubted = True
             self.inbox.put(None)
 
     def sure(self) -> None:
@@ -186,6 +188,7 @@ class Session:
             conversation=conversation,
             known=bool(agent.get("known")),
             cwd=str(workdir(self.settings, self.name)),
+            default_model=self.settings.model,
             leased=lock.lease is not None,
         )
         self.turns.load(stored.open)
@@ -243,9 +246,19 @@ class Session:
             self._cause = time.monotonic()
             self._from_agent(item)
         elif item is None:
-            self._look_after_redis()
+            self._tick()
         else:
             self._serve(item)
+
+    def _tick(self) -> None:
+        """Nothing came for a while, or the owner record could not be renewed."""
+        for ticket, seconds in self._observer.long_waits(self.lock):
+            ahead = views.ahead(self.lock, self.lock.tickets[ticket])
+            why = ", ".join(str(one["why"]) for one in ahead)
+            log.warning("long lock wait", session=self.name, ticket=ticket, seconds=round(seconds), why=why)
+        if self._doubted:
+            self._doubted = False
+            self._look_after_redis()
 
     def _serve(self, call: Call) -> None:
         self._call, self._cause = call, call.at
@@ -636,6 +649,9 @@ class Session:
             self.inbox.put(FromAgent(life, event=st.Exited(status, stderr)))
 
         self._slots.take(self)
+        if life != self._life or life <= self._condemned:
+            gone(None, "stopped before it was started")
+            return
         try:
             resume = resume or conversation_known(self.settings, conversation)
             process = launch(self.settings, self.name, conversation, resume, lines, gone)
@@ -658,6 +674,8 @@ class Session:
     def _from_agent(self, item: FromAgent) -> None:
         if item.lines is not None:
             self._unread -= sum(map(len, item.lines))
+        if isinstance(item.event, st.Exited):
+            self._slots.give(self)
         if item.life not in (self._life, 0):
             return
         if item.lines is not None:
@@ -670,7 +688,6 @@ class Session:
 
     def _exited(self, event: st.Exited) -> None:
         self._process = None
-        self._slots.give(self)
         self.guard = None
         ledger: list[ev.Entry] = []
         if "No conversation found" in event.stderr:

@@ -4,7 +4,6 @@ The children lead sessions of their own, so that a terminal's Ctrl-C reaches onl
 ends sessiond (and with it the agents) before Redis.
 """
 
-import ctypes
 import faulthandler
 import hashlib
 import os
@@ -17,12 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from sessiond.embedded import EmbeddedError, EmbeddedRedis
+from sessiond.embedded import EmbeddedError, EmbeddedRedis, die_with_parent
 from sessiond.keys import Role
 from sessiond.settings import Settings, SettingsError, from_env
 
 STOP_SECONDS: Final = 20.0
-PR_SET_PDEATHSIG: Final = 1
 MODEL_KEYS: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
 
 
@@ -41,7 +39,7 @@ def main() -> int:
     except (SettingsError, OSError) as error:
         print(f"up: {error}", file=sys.stderr)
         return 2
-    redis = None if os.environ.get("REDIS_URL") else EmbeddedRedis(settings.state_dir / "redis")
+    redis = None if os.environ.get("REDIS_URL") else EmbeddedRedis(settings.state_dir / "redis", bound=True)
     try:
         return _run(settings, redis)
     except EmbeddedError as error:
@@ -68,7 +66,7 @@ def _run(settings: Settings, redis: EmbeddedRedis | None) -> int:
     _greet(settings, env)
     child = subprocess.Popen(
         [sys.executable, "-m", "sessiond.main"], env=env, stdin=subprocess.DEVNULL, start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )  # fmt: skip
     try:
         while child.poll() is None and not (redis is not None and redis.ended()):
@@ -78,10 +76,6 @@ def _run(settings: Settings, redis: EmbeddedRedis | None) -> int:
         _stop(child)
     print(f"up: {'sessiond' if ended is not None else 'Redis'} ended by itself", file=sys.stderr)
     return 2 if ended == 2 else 1
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(child: "subprocess.Popen[bytes]") -> None:

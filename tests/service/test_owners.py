@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from servers import Sessiond, eventually, scripted_env
@@ -88,3 +89,16 @@ def test_after_kill_9_the_lease_stands_and_the_cut_turn_is_lost(sessiond: Start)
     with client.lease(SESSION, key="next"):
         pass
     assert verify(client.ledger(SESSION)).violations == []
+
+
+def test_a_killed_worker_process_is_replaced_and_owns_again_at_once(sessiond: Start) -> None:
+    """Only gunicorn's worker dies; its master starts another, which proves the first one dead by the file lock."""
+    service = sessiond(scripted_env())
+    client = service.client()
+    place, epoch = client.take(SESSION, key="k")["id"], client.view(SESSION)["epoch"]
+    service.remember()
+    (worker,) = psutil.Process(service.pid).children()
+    worker.kill()
+    after = eventually(lambda: _view(service), 10)
+    assert after["epoch"] > epoch
+    assert [t["id"] for t in after["queue"]] == [place]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from servers import Sessiond, eventually, scripted_env
+from servers import Redis, Sessiond, eventually, scripted_env
 from sessiond.client import Client, LeaseLost, ProblemError, Unavailable
 from sessiond.verify import verify
 
@@ -194,3 +194,34 @@ def test_odd_output_does_not_hurt(sessiond: Start, fault: str) -> None:
             result = lease.turn(f"#say {word}").result()
             assert (result.outcome, result.text) == ("completed", word)
     assert not [e for e in client.ledger(SESSION) if e["event"] == "recovery"]
+
+
+def test_an_idle_agent_sleeps_and_is_resumed_with_its_conversation(sessiond: Start) -> None:
+    client = sessiond(scripted_env(idle=0.3)).client()
+    with client.lease(SESSION) as lease:
+        lease.turn("before it sleeps").result()
+    eventually(lambda: client.view(SESSION)["agent"]["state"] == "asleep")
+    with client.lease(SESSION) as lease:
+        assert "before it sleeps" in lease.turn("#history").result().text
+
+
+def test_at_most_max_agents_are_awake_and_the_longest_idle_makes_room(sessiond: Start) -> None:
+    client = sessiond({**scripted_env(), "SESSIOND_MAX_AGENTS": "2"}).client()
+    for name in ("o/one", "o/two", "o/three", "o/one"):
+        with client.lease(name) as lease:
+            assert lease.turn(f"#say {name}").result().text == name
+        awake = [v["session"] for v in client.sessions() if v["agent"]["state"] != "asleep"]
+        assert len(awake) <= 2 and name in awake
+
+
+def test_a_full_queue_is_an_error_and_no_wrap(sessiond: Start, redis_server: Redis) -> None:
+    import redis as redis_library
+
+    service = sessiond(scripted_env())
+    service.client().take(SESSION)
+    service.terminate()
+    redis_library.Redis.from_url(redis_server.url).hset(f"sessiond:{{{SESSION}}}:meta", "arrivals", 2**42 - 1)
+    service.start()
+    with pytest.raises(Unavailable) as refused:
+        service.client().take(SESSION)
+    assert (refused.value.type, refused.value.status) == ("queue-full", 503)

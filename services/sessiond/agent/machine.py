@@ -279,6 +279,7 @@ def _recover(d: _Draft, reason: str) -> None:
 
 def _spawned(d: _Draft, _: st.Spawned) -> None:
     if d.agent.phase is Phase.STARTING:
+        d.set(model=d.agent.default_model)
         d.ask("initialize", wire.initialize)
 
 
@@ -409,9 +410,10 @@ def _response(d: _Draft, m: wire.Response) -> None:
     elif name == "interrupt":
         d.out.append(st.Acked())
     elif name in ("rules", "model") and not m.ok:
-        # Never a turn under the last holder's rules: the process is not used any further.
         _fail_turn(d, f"{name}-refused: {m.error}")
-        _recover(d, f"{name}-refused")
+        if name == "rules":
+            # Never a turn under the last holder's rules: the process is not used any further.
+            _recover(d, "rules-refused")
     elif name == "rules":
         d.set(rules=Kind(value))
     elif name == "model":

@@ -59,6 +59,8 @@ class Agent:
     known: bool = False
     """claude has this conversation on disk: start with --resume."""
     cwd: str = "/"
+    default_model: str = ""
+    """What the process is started with."""
     phase: Phase = Phase.ASLEEP
     why: str = ""
     fails: int = 0
