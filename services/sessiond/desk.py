@@ -11,8 +11,6 @@ from typing import Any, Final
 import gevent
 from gevent.event import AsyncResult, Event
 
-from sessiond.problems import Problem
-
 BEAT_SECONDS: Final = 10.0
 STREAM_LIMIT: Final = 2_000
 """`agent` events that wait for a slow reader; the oldest of more are dropped."""
@@ -110,8 +108,3 @@ class TurnStream:
             if self._result is not None:
                 yield ("result", self._result)
                 return
-
-
-def away() -> Problem:
-    """503 for whatever must be committed while Redis cannot be reached."""
-    return Problem("redis-away", 503, "Redis cannot be reached; nothing was lost, ask again")

@@ -12,13 +12,14 @@ from typing import Any
 from sessiond import record, views
 from sessiond.agent import state as st
 from sessiond.agent.machine import backoff
-from sessiond.desk import Parked, TurnStream, away
+from sessiond.desk import Parked, TurnStream
 from sessiond.hooks import hold
 from sessiond.lock import events as ev
 from sessiond.lock.rules import Kind, QueueFull, rank_of
 from sessiond.lock.state import Lease
 from sessiond.problems import Problem
-from sessiond.session import Session, superseded
+from sessiond.refusals import away, superseded
+from sessiond.session import Session
 from sessiond.store import Away
 from sessiond.turnbook import digest, now_text
 
@@ -111,7 +112,7 @@ class SessionDoor:
             lease = self._own(secret)
             if lease is None:
                 raise self._lost(secret)
-            if time.monotonic() - self._s.sure_at > self._s.settings.times.owner_doubt:
+            if time.monotonic() - self._s.commits.sure_at > self._s.settings.times.owner_doubt:
                 raise away()
             self._s.step(ev.Claim(lease.fence))
             self._s.deadlines.renew(("lock", ev.Timer("lease", str(lease.fence))))
@@ -235,8 +236,8 @@ class SessionDoor:
         agent = s.agent
         return {
             "session": s.name,
-            "epoch": s.epoch,
-            "version": s.version,
+            "epoch": s.commits.epoch,
+            "version": s.commits.version,
             "owner": {"instance": s.settings.instance, "url": s.settings.url},
             "holder": views.holder_view(s.lock, s.expires_at()),
             "draining": s.lock.drain and {"fence": s.lock.drain.fence, "why": s.lock.drain.why.value},
@@ -244,7 +245,7 @@ class SessionDoor:
             "turn": s.lock.turn,
             "agent": {
                 "state": agent.phase.value, "why": agent.why or None, "tasks": sorted(agent.tasks),
-                "pid": (s.guard or {}).get("agent_pid"), "conversation": s._conversation(),
+                "pid": (s.link.guard or {}).get("agent_pid"), "conversation": s._conversation(),
             },
         }  # fmt: skip
 

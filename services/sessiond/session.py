@@ -4,6 +4,7 @@ Request greenlets only put calls into the inbox and wait. A step is: the machine
 script commits, then lines are written and callers told. What the commit refuses was never done.
 """
 
+import contextlib
 import secrets
 import time
 import uuid
@@ -20,21 +21,23 @@ from sessiond import record, views
 from sessiond.agent import machine as agent_machine
 from sessiond.agent import protocol
 from sessiond.agent import state as st
-from sessiond.agent.process import AgentProcess
+from sessiond.agentlink import AgentLink, FromAgent
+from sessiond.commits import Commits, NotApplied
 from sessiond.composition import Plan, compose
 from sessiond.deadlines import Deadlines
-from sessiond.desk import Parked, away
+from sessiond.desk import Parked
 from sessiond.hooks import hold
-from sessiond.launch import conversation_known, launch, workdir
+from sessiond.launch import workdir
 from sessiond.lock import events as ev
 from sessiond.lock import machine as lock_machine
 from sessiond.lock.rules import Kind, Presence, first_fence
 from sessiond.lock.state import Lock
 from sessiond.observe import Observer
 from sessiond.problems import Problem
+from sessiond.refusals import away, ended, problem_of, superseded
 from sessiond.settings import Settings
 from sessiond.slots import Slots
-from sessiond.store import Ahead, Away, Behind, Deposed, NotHead, Outcome, Step, Store
+from sessiond.store import Deposed, Store
 from sessiond.turnbook import TurnBook, now_text
 
 log = structlog.get_logger("sessiond.session")
@@ -43,7 +46,6 @@ STALL_SECONDS = 2.0
 """The loop woke this much late: the process stood still, and every deadline gets its time again."""
 LONGEST_SLEEP = 1.0
 SNAPSHOT_EVERY = 500
-UNREAD_LIMIT = 8 * 2**20
 SHUT_SECONDS = 4.0
 
 
@@ -61,33 +63,21 @@ class Call:
     parked: Parked | None = None
 
 
-@dataclass(slots=True)
-class FromAgent:
-    """Lines, or the exit, of the agent's process number `life`."""
-
-    life: int
-    lines: list[bytes] | None = None
-    event: st.Event | None = None
-    guard: dict[str, Any] | None = None
-
-
 class Session:
     """One session as its owner runs it. Methods without an underscore are for request greenlets."""
 
     def __init__(self, name: str, settings: Settings, store: Store, epoch: int, version: int, slots: Slots) -> None:
         self.name = name
-        self._slots = slots
         self._observer = Observer(name)
         self._idle_since = time.monotonic()
-        self.epoch = epoch
-        self.version = version
         self.settings = settings
         self.store = store
         self.inbox: Queue[Call | FromAgent | None] = Queue()
         self.lock = Lock()
         self.agent = st.Agent(conversation=str(uuid.uuid4()))
         self.generation = 1
-        self.guard: dict[str, Any] | None = None
+        self.commits = Commits(store, epoch, version, self._everything)
+        self.link = AgentLink(name, settings, slots, self, self.inbox.put)
         self.secret: record.LeaseExtras | None = None
         self.taken: dict[str, str] = {}
         self.turns = TurnBook(store)
@@ -95,12 +85,7 @@ class Session:
         self.deadlines = Deadlines()
         self.closed: Problem | None = None
         self.away_since: float | None = None
-        self.sure_at = time.monotonic()
         self._stored_agent: dict[str, Any] | None = None
-        self._process: AgentProcess | None = None
-        self._life = 0
-        self._condemned = 0
-        self._unread = 0
         self._snapshot_at = 0
         self._call: Call | None = None
         self._doubted = False
@@ -141,10 +126,6 @@ class Session:
             self._doubted = True
             self.inbox.put(None)
 
-    def sure(self) -> None:
-        """The owner record was renewed just now."""
-        self.sure_at = time.monotonic()
-
     @property
     def running(self) -> bool:
         """Whether the owner loop runs."""
@@ -179,11 +160,11 @@ class Session:
         stored = self.store.read_state()
         old, agent = stored.lock, stored.agent or {}
         self.generation = int(agent.get("generation", 1))
-        self.guard = agent.get("guard")
+        guard = agent.get("guard")
         self.secret, self.taken = stored.extras.lease, dict(stored.extras.taken)
         conversation = str(agent.get("conversation") or uuid.uuid4())
         lock = lock_machine.restarted(old)
-        lock = replace(lock, fence=max(lock.fence, first_fence(self.epoch)))
+        lock = replace(lock, fence=max(lock.fence, first_fence(self.commits.epoch)))
         self.agent = st.Agent(
             conversation=conversation,
             known=bool(agent.get("known")),
@@ -194,24 +175,14 @@ class Session:
         self.turns.load(stored.open)
         if lock.lease is not None and self.secret is not None and lock.lease.restarts > 1:
             self._hold_left = self.secret.hold_left
-        if self.guard is not None or lock.open:
+        if guard is not None or lock.open:
             self.agent = replace(self.agent, phase=st.Phase.STOPPING, why="owner-restart")
-            gevent.spawn(self._await_predecessor, self.guard)
+            self.link.await_predecessor(guard)
         self.lock = old
         entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
         self._commit(Plan(lock, self.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), must=True)
-        self._snapshot_at = self.version
+        self._snapshot_at = self.commits.version
         self.deadlines.restart(keep=self._kept_hold())
-
-    def _await_predecessor(self, guard: dict[str, Any] | None) -> None:
-        """Nobody starts this session's agent until the recorded guard is gone."""
-        from sessiond.agent.process import GuardId, wait_guard_gone
-
-        if guard is not None:
-            identity = GuardId(**guard)
-            while not wait_guard_gone(identity, 5.0):
-                log.warning("predecessor's guard still runs", session=self.name, guard=identity.pid)
-        self.inbox.put(FromAgent(0, event=st.Exited(None), guard=None))
 
     def _kept_hold(self) -> dict[Any, float]:
         lease = self.lock.lease
@@ -232,7 +203,7 @@ class Session:
             try:
                 self._handle(item)
                 self._fire()
-            except _Answered:
+            except (_Answered, NotApplied):
                 continue
             except Deposed as error:
                 log.error("deposed", session=self.name, by=error.url)
@@ -264,12 +235,12 @@ class Session:
         self._call, self._cause = call, call.at
         try:
             answer = call.work()
-        except _Answered:
+        except (_Answered, NotApplied):
             return
         except Problem as problem:
             self._tell(call, problem)
         except ev.Refused as refused:
-            self._tell(call, _problem(refused))
+            self._tell(call, problem_of(refused))
         except BaseException:
             self._tell(call, Problem("internal", 500, "The owner loop refused the step"))
             raise
@@ -297,9 +268,9 @@ class Session:
         name = error.name if isinstance(error, ev.InvariantBroken) else type(error).__name__
         log.exception("step refused", session=self.name, invariant=name)
         try:
-            self._end_process()
+            self._refuse_all(Problem("stopping", 503, "The session is being recovered; ask again"))
             self._commit(Plan(self.lock, self.agent, [("refused", {"invariant": name, "detail": str(error)[:300]})]))
-            self._life += 1
+            self.link.disown()
             self.deadlines = Deadlines()
             self._load("refused-step")
         except Exception:
@@ -308,13 +279,12 @@ class Session:
 
     def _shut(self, problem: Problem) -> None:
         """The end of the loop: everybody is told, the agent's tree is gone, an open turn is told lost."""
-        for parked in self.parked.values():
-            parked.refuse(problem)
+        self._refuse_all(problem)
         if problem.type == "stopping":
             self._last_step(lambda: self.step(st.Stop("shutdown")))
-        self._end_process()
+        self.link.end()
         ends = time.monotonic() + SHUT_SECONDS
-        while self._process is not None and time.monotonic() < ends:
+        while self.link.alive and time.monotonic() < ends:
             try:
                 item = self.inbox.get(timeout=0.1)
             except Empty:
@@ -323,22 +293,21 @@ class Session:
                 self._tell(item, problem)
             elif item is not None:
                 self._last_word(item, problem)
-        if self._process is not None:
-            self._process.kill()
+        self.link.kill()
         self._drain_inbox(problem)
         self.turns.abandon("stopping")
 
     def _last_word(self, item: FromAgent, problem: Problem) -> None:
         if problem.type == "stopping":
             self._last_step(lambda: self._from_agent(item))
-        if isinstance(item.event, st.Exited):
-            self._process = None
+        else:
+            self.link.accepts(item)
 
     def _last_step(self, work: Callable[[], Any]) -> None:
         """A step at the end, so that the next owner finds no riddle; without Redis there is none."""
         try:
             work()
-        except _Answered:
+        except (_Answered, NotApplied):
             return
         except Exception:
             log.exception("at the end", session=self.name)
@@ -359,144 +328,107 @@ class Session:
     def step(
         self, *events: ev.Event | st.Event, ledger: Sequence[ev.Entry] = (), commands: Sequence[record.Command] = ()
     ) -> Plan:
-        """Decides, commits, acts. Raises events.Refused (nothing happened) and _Answered (Redis was away)."""
-        plan = compose(self.lock, self.agent, events)
-        plan.ledger[:0] = ledger
-        self._commit(plan, commands)
-        return plan
+        """Decides, commits, acts. Raises events.Refused (nothing happened) and _Answered (Redis was away).
+
+        What comes from the agent or a timer is decided anew after an outage; a request's step is dropped.
+        """
+        while True:
+            plan = compose(self.lock, self.agent, events)
+            plan.ledger[:0] = ledger
+            try:
+                self._commit(plan, commands)
+                return plan
+            except NotApplied:
+                if self._call is not None:
+                    raise _Answered from None
 
     def _commit(self, plan: Plan, commands: Sequence[record.Command] = (), *, must: bool = False) -> None:
-        old = self.lock
+        old, was_away = self.lock, False
         granted = self._granted_now(old, plan)
-        fresh = self._fresh_lease(plan) if granted is not None else self.secret
-        done = [*self._commands(old, plan, fresh), *commands]
-        grant = (granted.ticket, granted.skipped) if granted is not None else None
+        lease = self._fresh_lease(plan) if granted is not None else self.secret
+        done = [*self._commands(old, plan, lease), *commands]
         if done or plan.ledger or must:
-            if self.version - self._snapshot_at >= SNAPSHOT_EVERY:
-                plan.ledger.append(("snapshot", views.snapshot(plan.lock)))
-                self._snapshot_at = self.version
-            step = Step(self.epoch, self.version, uuid.uuid4().hex, done, plan.ledger, grant)
+            self._snapshot(plan)
+            grant = (granted.ticket, granted.skipped) if granted is not None else None
             try:
-                self._push(step, discardable=self._call is not None)
+                was_away = self.commits.push(done, plan.ledger, grant, self._outage)
+            except NotApplied:
+                self.turns.unstage()
+                self._back()
+                raise
             except BaseException:
                 self.turns.unstage()
                 raise
-        self.secret = fresh if plan.lock.lease is not None else None
-        if plan.agent.phase is not self.agent.phase:
-            self._idle_since = time.monotonic()
-        changed = plan.lock is not old or plan.agent is not self.agent or must
-        self.lock, self.agent = plan.lock, plan.agent
-        self._stored_agent = self._agent_record(plan.agent)
-        if changed:
-            self.deadlines.want(self._timers())
+        self.secret = lease if plan.lock.lease is not None else None
+        self._adopt(plan, must)
         if plan.lock.turn is not None and old.turn is None:
             hold(self.settings, "turn-accepted")
         self._act(plan)
         self._observer.step(self.lock, plan)
+        if was_away:
+            self._back()
 
-    def _push(self, step: Step, *, discardable: bool) -> None:
-        """Commits one step, however long Redis is away; a request's step may be dropped instead."""
-        while True:
-            try:
-                self.store.commit(step)
-                self.version += 1
-                self.sure()
-                return
-            except Behind:
-                self._restore(step)
-            except Away:
-                if self._outage(step, discardable):
-                    self.version += 1
-                    return
-            except (NotHead, Ahead) as error:
-                raise ev.InvariantBroken("handler_fifo", repr(error)) from error
+    def _snapshot(self, plan: Plan) -> None:
+        if self.commits.version - self._snapshot_at >= SNAPSHOT_EVERY:
+            plan.ledger.append(("snapshot", views.snapshot(plan.lock)))
+            self._snapshot_at = self.commits.version
 
-    def _outage(self, step: Step, discardable: bool) -> bool:
-        """Waits until Redis is back. True: the step was applied before its answer was lost."""
-        call = self._call
-        self._await_redis()
-        applied = self.store.read_meta().step == step.step_id
-        if applied or not discardable:
-            return applied
-        if call is not None:
-            raise _Answered
-        return False
+    def _adopt(self, plan: Plan, must: bool) -> None:
+        if plan.agent.phase is not self.agent.phase:
+            self._idle_since = time.monotonic()
+        changed = must or plan.lock is not self.lock or plan.agent is not self.agent
+        self.lock, self.agent = plan.lock, plan.agent
+        self._stored_agent = self._agent_record(plan.agent)
+        if changed:
+            self.deadlines.want(self._timers())
+
+    # ---- while Redis is away -----------------------------------------------------------------
 
     def _look_after_redis(self) -> None:
-        try:
-            self.store.read_meta()
-        except Away:
-            self._await_redis()
+        if not self.commits.reachable():
+            self._outage()
+            self._back()
 
-    def _await_redis(self) -> None:
-        """Redis is away: everybody who waits is told at once, places and leases stand, the agent goes on."""
-        self.away_since = time.monotonic()
+    def _outage(self) -> None:
+        """Everybody who waits is told at once; places and leases stand, the agent goes on. Returns when it is over."""
+        began = self.away_since = time.monotonic()
         log.warning("Redis is away", session=self.name)
         if self._call is not None:
             self._tell(self._call, away())
-        present = [t for t in self.lock.tickets.values() if t.present]
-        for parked in self.parked.values():
-            parked.refuse(away())
-        self.parked.clear()
-        pause = 0.05
-        while True:
-            self._drain_inbox(away())
-            self._end_if_doubtful()
-            if self.closed is not None:
-                raise _Answered
-            gevent.sleep(pause)
-            pause = min(1.0, pause * 2)
-            try:
-                self.store.read_meta()
-                break
-            except Away:
-                continue
-        log.warning("Redis is back", session=self.name, seconds=round(time.monotonic() - self.away_since, 1))
-        self._back(present)
-
-    def _back(self, present: Sequence[Any]) -> None:
-        self.sure()
-        tickets = dict(self.lock.tickets)
-        for t in present:
-            tickets[t.id] = replace(tickets[t.id], presence=Presence.ABSENT, passed=False)
-        self.lock = replace(self.lock, tickets=tickets)
-        absent: list[ev.Entry] = [("absent", {"ticket": t.id}) for t in present]
+        self._refuse_all(away())
+        self.commits.wait(self._meanwhile)
+        log.warning("Redis is back", session=self.name, seconds=round(time.monotonic() - began, 1))
         self.away_since = None
-        call, self._call = self._call, None
-        try:
-            if absent:
-                step = Step(self.epoch, self.version, uuid.uuid4().hex, [], absent, None)
-                try:
-                    self.store.commit(step)
-                    self.version += 1
-                except (Behind, Ahead, Away):
-                    pass
-            timer = self._hold_timer()
-            left = self.deadlines.left(timer) if timer else None
-            self.deadlines.want(self._timers())
-            self.deadlines.restart(keep={timer: left} if timer and left is not None else None)
-        finally:
-            self._call = call
+        self.commits.sure()
 
-    def _end_if_doubtful(self) -> None:
+    def _meanwhile(self) -> None:
         """An owner that could not renew for `owner_doubt` ends its agent: another may own the session by now."""
-        if time.monotonic() - self.sure_at > self.settings.times.owner_doubt and self._process is not None:
+        self._drain_inbox(away())
+        if self.closed is not None:
+            self.away_since = None
+            raise _Answered
+        if time.monotonic() - self.commits.sure_at > self.settings.times.owner_doubt and self.link.alive:
             log.error("owner in doubt: the agent is ended", session=self.name)
-            self._end_process()
+            self.link.end()
 
-    def _restore(self, step: Step) -> None:
-        """Redis lost writes: the owner's whole state is written back before anything else."""
-        log.error("Redis lost writes; restoring", session=self.name, version=self.version)
+    def _back(self) -> None:
+        """After an outage nobody is present, and every deadline has its full time again (`max_hold` what was left)."""
+        present = [t for t in self.lock.tickets.values() if t.present and t.id not in self.parked]
+        tickets = {t.id: replace(t, presence=Presence.ABSENT, passed=False) for t in present}
+        lock = replace(self.lock, tickets={**self.lock.tickets, **tickets})
+        timer = self._hold_timer()
+        left = self.deadlines.left(timer) if timer else None
+        # If Redis goes away again meanwhile, that outage has its own end.
+        with contextlib.suppress(NotApplied):
+            self._commit(Plan(lock, self.agent, [("absent", {"ticket": t}) for t in tickets]), must=bool(tickets))
+        self.deadlines.restart(keep={timer: left} if timer and left is not None else None)
+
+    def _everything(self) -> tuple[list[record.Command], list[ev.Entry]]:
+        """The whole state, for a Redis that lost some of it."""
         commands = record.full(self.lock, self._extras(self.secret), self._agent_record(self.agent))
-        commands += self.store.recent_commands()
-        self.store.commit(
-            Step(
-                self.epoch, self.version, uuid.uuid4().hex, commands,
-                [("restored", {"version": self.version}), ("snapshot", views.snapshot(self.lock))], None, reset=True,
-            )
-        )  # fmt: skip
-        self.version += 1
-        step.version = self.version
+        return commands + self.store.recent_commands(), [("snapshot", views.snapshot(self.lock))]
+
+    # ---- what a step writes ------------------------------------------------------------------
 
     @staticmethod
     def _granted_now(old: Lock, plan: Plan) -> ev.Granted | None:
@@ -561,7 +493,7 @@ class Session:
             "conversation": agent.conversation,
             "generation": self.generation,
             "known": agent.known,
-            "guard": self.guard,
+            "guard": self.link.guard,
         }
 
     def _conversation(self, agent: st.Agent | None = None) -> dict[str, Any]:
@@ -582,10 +514,9 @@ class Session:
                 case st.Write(what=what, data=data):
                     self._write(what, data)
                 case st.Launch(resume=resume):
-                    self._life += 1
-                    gevent.spawn(self._launch, self._life, plan.agent.conversation, resume)
+                    self.link.start(plan.agent.conversation, resume)
                 case st.Kill():
-                    self._end_process()
+                    self.link.end()
                 case st.Acked():
                     turn = plan.agent.turn
                     self.turns.acked(turn is not None and turn.result is not None)
@@ -603,13 +534,17 @@ class Session:
     def _write(self, what: str, data: bytes) -> None:
         if what == "interrupt":
             self.turns.interrupted(self._cause)
-        if self._process is not None:
-            self._process.write(data)
+        self.link.write(data)
 
     def _tell_parked(self, ticket: str, body: dict[str, Any]) -> None:
         parked = self.parked.pop(ticket, None)
         if parked is not None:
             parked.tell(body)
+
+    def _refuse_all(self, problem: Problem) -> None:
+        for parked in self.parked.values():
+            parked.refuse(problem)
+        self.parked.clear()
 
     def _refuse_parked(self, ticket: str, problem: Problem) -> None:
         parked = self.parked.pop(ticket, None)
@@ -636,59 +571,19 @@ class Session:
         name = "lease" if lease.claimed else "claim"
         return now_text(self.deadlines.left(("lock", ev.Timer(name, str(lease.fence)))) or 0.0)
 
-    # ---- the agent's process -----------------------------------------------------------------
-
-    def _launch(self, life: int, conversation: str, resume: bool) -> None:
-        def lines(batch: list[bytes]) -> None:
-            self._unread += sum(map(len, batch))
-            if self._unread > UNREAD_LIMIT and self._process is not None:
-                self._process.pause()
-            self.inbox.put(FromAgent(life, lines=batch))
-
-        def gone(status: int | None, stderr: str) -> None:
-            self.inbox.put(FromAgent(life, event=st.Exited(status, stderr)))
-
-        self._slots.take(self)
-        if life != self._life or life <= self._condemned:
-            gone(None, "stopped before it was started")
-            return
-        try:
-            resume = resume or conversation_known(self.settings, conversation)
-            process = launch(self.settings, self.name, conversation, resume, lines, gone)
-        except Exception as error:
-            self.inbox.put(FromAgent(life, event=st.Exited(None, str(error))))
-            return
-        if life != self._life or life <= self._condemned:
-            process.stop()
-            if life != self._life:
-                return
-        self._process = process
-        guard = {name: getattr(process.guard, name) for name in ("pid", "start_time", "boot_id", "agent_pid")}
-        self.inbox.put(FromAgent(life, event=st.Spawned(), guard=guard))
-
-    def _end_process(self) -> None:
-        self._condemned = self._life
-        if self._process is not None:
-            self._process.stop()
+    # ---- what comes from the agent -----------------------------------------------------------
 
     def _from_agent(self, item: FromAgent) -> None:
-        if item.lines is not None:
-            self._unread -= sum(map(len, item.lines))
-        if isinstance(item.event, st.Exited):
-            self._slots.give(self)
-        if item.life not in (self._life, 0):
+        if not self.link.accepts(item):
             return
         if item.lines is not None:
             self._lines(item.lines)
         elif isinstance(item.event, st.Spawned):
-            self.guard = item.guard
-            self.step(item.event, ledger=[("agent-started", {"guard": item.guard})])
+            self.step(item.event, ledger=[("agent-started", {"guard": self.link.guard})])
         elif isinstance(item.event, st.Exited):
             self._exited(item.event)
 
     def _exited(self, event: st.Exited) -> None:
-        self._process = None
-        self.guard = None
         ledger: list[ev.Entry] = []
         if "No conversation found" in event.stderr:
             self._fresh_conversation("history-lost", ledger)
@@ -712,8 +607,7 @@ class Session:
             self._line(line)
             if number % 64 == 63:
                 gevent.sleep(0)
-        if self._process is not None and self._unread < UNREAD_LIMIT // 2:
-            self._process.resume()
+        self.link.flow()
 
     def _line(self, line: protocol.Line) -> None:
         agent, outputs = agent_machine.decide(self.agent, st.Got(line.message))
@@ -766,29 +660,3 @@ class Session:
         if found is None:
             raise Problem("not-found", 404, "There is no such ticket")
         raise ended(str(found["reason"]))
-
-
-def ended(reason: str) -> Problem:
-    """410: the ticket is over."""
-    return Problem("ticket-ended", 410, f"The ticket has ended: {reason}", reason=reason)
-
-
-def superseded() -> Problem:
-    """409: another holder waits on the ticket."""
-    return Problem("superseded", 409, "Another holder waits on this ticket; this one's place is gone for good")
-
-
-def _problem(refused: ev.Refused) -> Problem:
-    match refused:
-        case ev.Superseded():
-            return superseded()
-        case ev.TurnOpen():
-            return Problem("turn-open", 409, "The lease's turn is still open", turn=str(refused))
-        case ev.KindMismatch():
-            return Problem("kind-mismatch", 409, "The key belongs to a ticket of the other kind")
-        case ev.NoTicket():
-            return Problem("not-found", 404, "There is no such ticket")
-    return Problem("not-held", 409, "No lease lives under this fence")
-
-
-__all__ = ["Call", "Outcome", "Session", "ended", "superseded"]

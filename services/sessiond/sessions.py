@@ -98,13 +98,13 @@ class Sessions:
             del self._owned[session.name]
             return
         try:
-            deposed = self._owners.renew(session.name, session.epoch)
+            deposed = self._owners.renew(session.name, session.commits.epoch)
         except (Away, Broken) as error:
             log.warning("owner record not renewed", session=session.name, error=str(error))
             session.doubt()
             return
         if deposed is None:
-            session.sure()
+            session.commits.sure()
             return
         log.error("deposed", session=session.name, by=deposed)
         gevent.spawn(
@@ -147,7 +147,7 @@ class Sessions:
         gevent.joinall([gevent.spawn(s.stop, problem) for s in self._owned.values()], timeout=9.0)
         for session in self._owned.values():
             try:
-                self._owners.release(session.name, session.epoch)
+                self._owners.release(session.name, session.commits.epoch)
             except (Away, Broken) as error:
                 log.warning("owner record not released", session=session.name, error=str(error))
             session.store.close()

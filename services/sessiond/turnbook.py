@@ -13,9 +13,10 @@ import orjson
 
 from sessiond import record, views
 from sessiond.agent import state as st
-from sessiond.desk import TurnStream, away
+from sessiond.desk import TurnStream
 from sessiond.lock.events import Entry
 from sessiond.redis_link import Away
+from sessiond.refusals import away
 from sessiond.store import Store
 
 

@@ -1,0 +1,138 @@
+"""The owner loop's line to its agent's process: starting, writing, ending, and what comes back into the inbox.
+
+It decides nothing. Each process has a number, its life; what an earlier life still says is dropped.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import gevent
+import structlog
+
+from sessiond.agent import state as st
+from sessiond.agent.process import AgentProcess, GuardId, wait_guard_gone
+from sessiond.launch import conversation_known, launch
+from sessiond.settings import Settings
+from sessiond.slots import Sleeper, Slots
+
+log = structlog.get_logger("sessiond.agent")
+
+UNREAD_LIMIT: Final = 8 * 2**20
+"""Bytes of lines in the inbox; beyond them the agent is not read, and will wait on its stdout."""
+
+
+@dataclass(slots=True)
+class FromAgent:
+    """Lines, the start, or the end of the process of this life. Life 0 is a predecessor's."""
+
+    life: int
+    lines: list[bytes] | None = None
+    event: st.Event | None = None
+
+
+class AgentLink:
+    """One session's agent process, at most one at a time."""
+
+    def __init__(
+        self, name: str, settings: Settings, slots: Slots, owner: Sleeper, put: Callable[[FromAgent], None]
+    ) -> None:
+        self._name, self._settings, self._slots, self._owner, self._put = name, settings, slots, owner, put
+        self._process: AgentProcess | None = None
+        self._life = 0
+        self._condemned = 0
+        self._unread = 0
+        self.guard: dict[str, Any] | None = None
+        """The living guard, as it is stored; None when the tree is gone."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process of ours runs."""
+        return self._process is not None
+
+    def start(self, conversation: str, resume: bool) -> None:
+        """Starts the next life, in its own greenlet; Spawned or Exited follows in the inbox."""
+        self._life += 1
+        gevent.spawn(self._start, self._life, conversation, resume)
+
+    def _start(self, life: int, conversation: str, resume: bool) -> None:
+        def lines(batch: list[bytes]) -> None:
+            self._unread += sum(map(len, batch))
+            if self._unread > UNREAD_LIMIT and self._process is not None:
+                self._process.pause()
+            self._put(FromAgent(life, lines=batch))
+
+        def gone(status: int | None, stderr: str) -> None:
+            self._put(FromAgent(life, event=st.Exited(status, stderr)))
+
+        self._slots.take(self._owner)
+        if self._over(life):
+            gone(None, "stopped before it was started")
+            return
+        try:
+            known = resume or conversation_known(self._settings, conversation)
+            process = launch(self._settings, self._name, conversation, known, lines, gone)
+        except Exception as error:
+            gone(None, str(error))
+            return
+        if self._over(life):
+            process.stop()
+        if life == self._life:
+            self._process = process
+            self._put(FromAgent(life, event=st.Spawned()))
+
+    def _over(self, life: int) -> bool:
+        return life != self._life or life <= self._condemned
+
+    def write(self, data: bytes) -> None:
+        """A whole line to stdin; to a dead process nothing."""
+        if self._process is not None:
+            self._process.write(data)
+
+    def end(self) -> None:
+        """Ends this life, also one that is only about to start. Exited follows."""
+        self._condemned = self._life
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """Last resort, when `end` did not help."""
+        if self._process is not None:
+            self._process.kill()
+
+    def disown(self) -> None:
+        """Ends this life and hears no more of it."""
+        self.end()
+        self._life += 1
+        self._process = None
+
+    def accepts(self, item: FromAgent) -> bool:
+        """Takes an item out of the inbox: keeps the accounts, says whether it is of the present life."""
+        if item.lines is not None:
+            self._unread -= sum(map(len, item.lines))
+        if isinstance(item.event, st.Exited) and item.life:
+            self._slots.give(self._owner)
+        if item.life not in (self._life, 0):
+            return False
+        if isinstance(item.event, st.Spawned) and self._process is not None:
+            self.guard = asdict(self._process.guard)
+        elif isinstance(item.event, st.Exited):
+            self._process, self.guard = None, None
+        return True
+
+    def flow(self) -> None:
+        """Reads on, once the inbox is emptier."""
+        if self._process is not None and self._unread < UNREAD_LIMIT // 2:
+            self._process.resume()
+
+    def await_predecessor(self, guard: dict[str, Any] | None) -> None:
+        """Exited of life 0 follows once the recorded guard, if any, is gone: nobody starts an agent before."""
+        self.guard = guard
+        gevent.spawn(self._await_predecessor, guard)
+
+    def _await_predecessor(self, guard: dict[str, Any] | None) -> None:
+        if guard is not None:
+            identity = GuardId(**guard)
+            while not wait_guard_gone(identity, 5.0):
+                log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
+        self._put(FromAgent(0, event=st.Exited(None)))
