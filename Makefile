@@ -1,55 +1,37 @@
-# Needs python3 (3.11 or newer) with venv, git and make; everything else comes as wheels into .venv.
-
+# Everything this project does; each target sets up what it needs first.
 PYTHON ?= python3
-BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes --only-binary :all:
-RUN := .venv/.run-ready
-DEV := .venv/.dev-ready
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
 
-.PHONY: setup up demo test lint lock clean
+.PHONY: setup up demo test lint clean
 
-setup: $(DEV)
+setup: $(VENV)/ready
 
-# `up` and `demo` need less than the tests, and so start sooner on a fresh machine.
-$(RUN): requirements.txt requirements-agent.txt scripts/install.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo 'sessiond needs Python 3.11 or newer: make PYTHON=python3.12 …'; exit 1; }
-	@test -x $(BIN)/python || { echo 'making .venv'; $(PYTHON) -m venv .venv; }
-	@echo 'installing what sessiond runs on'
-	@$(PIP) -r requirements.txt
-	@echo 'installing the claude binary'
-	@$(PIP) --no-deps -r requirements-agent.txt
-	@$(BIN)/python scripts/install.py
-	@touch $@
+$(VENV)/ready: requirements-dev.txt requirements-agent.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps -r requirements-agent.txt
+	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sessiond-services.pth").write_text(str(pathlib.Path("services").resolve()) + "\n")'
+	for name in sessiond:main sessionctl:cli; do \
+	  printf '#!/bin/sh\nexec "%s" -m sessiond.%s "$$@"\n' "$(CURDIR)/$(BIN)/python" "$${name#*:}" > "$(BIN)/$${name%:*}" && chmod +x "$(BIN)/$${name%:*}"; done
+	touch $@
 
-$(DEV): $(RUN) requirements-dev.txt
-	@echo 'installing what the tests need'
-	@$(PIP) -r requirements-dev.txt
-	@touch $@
+up: setup
+	exec $(BIN)/python -m sessiond.up
 
-# exec, so that Ctrl-C and SIGTERM reach the program itself and its exit code is make's.
-up: $(RUN)
-	@exec $(BIN)/python -m sessiond.up
+demo: setup
+	@exec $(BIN)/python tests/demo.py
 
-demo: $(RUN)
-	@exec $(BIN)/python -m demo
-
-lint: $(DEV)
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-
-# Rewrites the lock files; needs uv. They name no registry, so that any mirror serves.
-LOCK := uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
-	--no-header --no-build --quiet --upgrade
-lock:
-	$(LOCK) pyproject.toml -o requirements.txt
-	$(LOCK) -c requirements.txt pyproject.toml --group dev -o requirements-dev.txt
-	echo 'claude-agent-sdk==0.2.188' | $(LOCK) --no-deps - -o requirements-agent.txt
+	$(BIN)/pytest
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
