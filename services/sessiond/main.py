@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from sessiond import log
+from base import log
 from sessiond.keys import Keys, KeysError
 from sessiond.keys import read as read_keys
 from sessiond.settings import Settings, SettingsError, from_env

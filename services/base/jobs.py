@@ -1,0 +1,92 @@
+"""Job queues: rq as it is used here. A job only wakes somebody; the truth is always a record of ours.
+
+Job ids are random: rq's id is no dedupe record (a repeated id enqueues twice, a finished job is forgotten).
+Waking twice is harmless, because whoever is woken claims a record first. Arguments are JSON.
+"""
+
+import uuid
+from datetime import datetime
+from typing import Any, Final
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+from rq import Queue
+from rq.exceptions import NoSuchJobError
+from rq.job import Job, JobStatus
+
+DEMANDS: Final = "demands"
+"""Woken: webhook.handler."""
+POSTS: Final = "posts"
+"""Woken: webhook.poster."""
+TASKS: Final = "tasks"
+"""Woken: worker.runner."""
+
+FAILURE_TTL: Final = 86_400
+MONITORING_SECONDS: Final = 5
+"""How often a parent says that its work-horse still runs."""
+STALE_SECONDS: Final = 4 * MONITORING_SECONDS
+CALL_DEADLINE: Final = 5.0
+
+
+def connect(url: str) -> "redis.Redis":
+    """A pool for records and jobs. Calls raise redis.ConnectionError or redis.TimeoutError within seconds."""
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+        socket_timeout=CALL_DEADLINE,
+        socket_connect_timeout=2.0,
+        health_check_interval=30,
+    )
+
+
+class Jobs:
+    """The three queues on one Redis."""
+
+    def __init__(self, connection: "redis.Redis") -> None:
+        self._redis = connection
+
+    def queue(self, name: str) -> Queue:
+        """The rq queue of this name."""
+        return Queue(name, connection=self._redis, serializer="json")
+
+    def enqueue(self, name: str, function: str, *args: Any, pipeline: Any = None, at: datetime | None = None) -> str:
+        """Wakes somebody: `function` is its dotted path, `args` JSON values. Returns the job's id.
+
+        With `pipeline` (a redis MULTI) nothing happens before that is executed; `at` (aware) delays the job,
+        which needs a worker process with a scheduler.
+        """
+        queue = self.queue(name)
+        job_id = f"{name}-{uuid.uuid4().hex}"
+        options: dict[str, Any] = {
+            "job_id": job_id, "timeout": -1, "result_ttl": 0, "failure_ttl": FAILURE_TTL,
+            "description": f"{function} {' '.join(map(str, args))}",
+        }  # fmt: skip
+        if at is not None:
+            job = queue.create_job(function, args=args, **options)
+            queue.schedule_job(job, at, pipeline=pipeline)
+        else:
+            queue.enqueue_call(function, args=args, pipeline=pipeline, **options)
+        return job_id
+
+    def live(self, job_id: str | None) -> bool:
+        """Whether a job still will wake somebody: it is queued or scheduled, or its parent says that it runs."""
+        if not job_id:
+            return False
+        try:
+            job = Job.fetch(job_id, connection=self._redis, serializer="json")
+        except NoSuchJobError:
+            return False
+        status = job.get_status(refresh=False)
+        if status is JobStatus.QUEUED:
+            return self._redis.lpos(f"rq:queue:{job.origin}", job_id) is not None or self._fresh(job)
+        if status is JobStatus.SCHEDULED:
+            return True
+        return status is JobStatus.STARTED and self._fresh(job)
+
+    @staticmethod
+    def _fresh(job: Job) -> bool:
+        beat = job.last_heartbeat or job.enqueued_at
+        if beat is None:
+            return False
+        return (datetime.now(beat.tzinfo) - beat).total_seconds() < STALE_SECONDS

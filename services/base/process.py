@@ -1,0 +1,125 @@
+"""A process that takes jobs from one queue: an rq worker with this project's signals, logs and patience.
+
+    SIGTERM  once: no further job; the one that runs is told (`stopping()` turns true) and may finish.
+             twice: its work-horse is killed; nothing is lost by that.
+    SIGUSR1  stacks of every thread to stderr, of the parent and of its work-horse alike.
+
+One queue a process: an rq worker on several can lose a job when it is killed before the job's start.
+"""
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any, Final
+
+import redis
+import structlog
+from rq import Worker
+from rq.job import Job
+
+from base import log as logs
+from base.jobs import MONITORING_SECONDS, Jobs, connect
+
+log = structlog.get_logger("base.process")
+
+MAINTENANCE_SECONDS: Final = 30
+FIRST_PAUSE: Final = 0.2
+LONGEST_PAUSE: Final = 10.0
+TOLD: Final = signal.SIGUSR2
+"""What a parent sends its work-horse when it shall stop; a terminal never sends it."""
+
+_stopping = threading.Event()
+
+
+def stopping() -> threading.Event:
+    """Inside a job: set once the process shall stop. A job that only waits ends then, another may finish."""
+    return _stopping
+
+
+class JobWorker(Worker):
+    """An rq worker whose work-horse hears of a warm shutdown."""
+
+    def handle_warm_shutdown_request(self) -> None:
+        if self.horse_pid:
+            os.kill(self.horse_pid, TOLD)
+
+    def setup_work_horse_signals(self) -> None:
+        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
+        # A terminal's SIGTERM to the group must not cut a job that its parent lets finish.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(TOLD, _told)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def _told(number: int, frame: FrameType | None) -> None:
+    _stopping.set()
+
+
+def _horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
+    """The demand or task stands as recorded; the sweep wakes somebody for it again."""
+    log.warning("work-horse ended before its job", job=job.id, description=job.description, status=status)
+
+
+def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler: bool = False) -> int:
+    """Takes jobs from `queue` until SIGTERM or SIGINT; while Redis is away it waits. Returns the exit status."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    logs.configure(log_format)
+    logging.getLogger("rq").setLevel(logging.WARNING)
+    ended = _Ended()
+    pause = FIRST_PAUSE
+    while not ended.asked:
+        began = time.monotonic()
+        try:
+            _work(queue, redis_url, scheduler)
+            return 0
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if time.monotonic() - began > LONGEST_PAUSE:
+                pause = FIRST_PAUSE
+            log.warning("Redis is away", queue=queue, error=str(error), again_in=pause)
+            ended.wait(pause)
+            pause = min(LONGEST_PAUSE, pause * 2)
+    return 0
+
+
+def _work(queue: str, redis_url: str, scheduler: bool) -> None:
+    connection = connect(redis_url)
+    connection.ping()
+    worker = JobWorker(
+        [Jobs(connection).queue(queue)],
+        connection=connection,
+        serializer="json",
+        job_monitoring_interval=MONITORING_SECONDS,
+        maintenance_interval=MAINTENANCE_SECONDS,
+        work_horse_killed_handler=_horse_killed,
+    )
+    log.info("taking jobs", queue=queue, pid=os.getpid())
+    worker.work(with_scheduler=scheduler, logging_level=None)
+
+
+class _Ended:
+    """SIGTERM and SIGINT while no rq worker runs."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def wait(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while not self.asked and time.monotonic() < ends:
+            time.sleep(0.05)
+
+
+def fail(program: str, error: Exception) -> int:
+    """One line on stderr, exit status 2: for settings that are not valid."""
+    print(f"{program}: {error}", file=sys.stderr)
+    return 2
