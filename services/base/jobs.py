@@ -45,10 +45,13 @@ class Jobs:
 
     def __init__(self, connection: "redis.Redis") -> None:
         self._redis = connection
+        self._queues: dict[str, Queue] = {}
 
     def queue(self, name: str) -> Queue:
         """The rq queue of this name."""
-        return Queue(name, connection=self._redis, serializer="json")
+        if name not in self._queues:  # each asks the server for its version once
+            self._queues[name] = Queue(name, connection=self._redis, serializer="json")
+        return self._queues[name]
 
     def enqueue(self, name: str, function: str, *args: Any, pipeline: Any = None, at: datetime | None = None) -> str:
         """Wakes somebody: `function` is its dotted path, `args` JSON values. Returns the job's id.

@@ -1,0 +1,278 @@
+"""The demands in Redis: every change is one MULTI under WATCH, decided by the pure functions of demand.py.
+
+    webhook:demand:{key}      the record, JSON            webhook:open:{session}    unanswered keys by order
+    webhook:sessions          sessions with such keys     webhook:runs:{session}    runs by when they count as dead
+    webhook:delivery:{id}     a delivery's outcome        webhook:early:{key}       an edit or deletion that came first
+    webhook:posts:{thread}    keys whose note is to be brought up to date, in order; webhook:threads, threads with such
+
+Nothing is remembered as seen before it is safe: delivery, record and rq job are written together, or not at all.
+Everything raises redis.RedisError when Redis is away.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar, cast
+
+import orjson
+import redis
+
+from base.jobs import DEMANDS, POSTS, Jobs
+from webhook import demand as d
+from webhook import record
+from webhook.comment import Comment
+from webhook.demand import Demand, State
+
+DELIVERY_TTL: Final = 7 * 86_400
+EARLY_TTL: Final = 86_400
+ENDED_TTL: Final = 30 * 86_400
+SESSIONS: Final = "webhook:sessions"
+THREADS: Final = "webhook:threads"
+ARRIVALS: Final = "webhook:arrivals"
+ANSWER_JOB: Final = "webhook.handler.run"
+POST_JOB: Final = "webhook.poster.run"
+_T = TypeVar("_T")
+
+
+def now_text() -> str:
+    """RFC 3339 UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What a delivery came to. `outcome` is one word for logs and metrics; `demand` the record after it, if any."""
+
+    outcome: str
+    demand: Demand | None = None
+    withdrawn: tuple[Demand, ...] = ()
+    """Demands whose tickets are to be withdrawn."""
+
+
+class Demands:
+    """Reads and writes demands. Threads and greenlets may share it."""
+
+    def __init__(self, connection: "redis.Redis", jobs: Jobs) -> None:
+        self.redis, self.jobs = connection, jobs
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def get(self, key: str) -> Demand | None:
+        """The record. Raises record.BadRecord."""
+        data = self.redis.get(demand_key(key))
+        return record.load(cast(bytes, data)) if data else None
+
+    def unanswered(self, session: str) -> list[Demand]:
+        """Open and answering demands of a session, in order."""
+        keys = [text(k) for k in cast(list[bytes], self.redis.zrange(open_key(session), 0, -1))]
+        return [found for found in map(self.get, keys) if found is not None]
+
+    def sessions(self) -> list[str]:
+        """Sessions with unanswered demands."""
+        return sorted(text(s) for s in cast(set[bytes], self.redis.smembers(SESSIONS)))
+
+    # ---- deliveries --------------------------------------------------------------------------
+
+    def accept(self, delivery: str, comment: Comment, *, refuse: str | None = None) -> Accepted:
+        """A comment that wants an answer: durable when this returns. `refuse` names why it gets none.
+
+        Outcomes: accepted, refused, duplicate (this delivery came before), known (this comment did),
+        withdrawn (its deletion came before it).
+        """
+        order = int(cast(int, self.redis.incr(ARRIVALS)))
+
+        def work(pipe: Any) -> Accepted:
+            if pipe.exists(delivery_key(delivery)):
+                return Accepted("duplicate", _read(pipe, comment.key))
+            known = _read(pipe, comment.key)
+            early = pipe.get(early_key(comment.key))
+            pipe.multi()
+            if known is not None:
+                return self._noted(pipe, delivery, Accepted("known", known))
+            if early == b"deleted":
+                return self._noted(pipe, delivery, Accepted("withdrawn"))
+            fresh = Demand(_newest(comment, early), order, at={State.OPEN.value: now_text()})
+            if refuse is not None:
+                refused = d.refused(fresh, refuse, now_text(), tell=True)
+                self._save(pipe, refused)
+                self.stage_post(pipe, refused)
+                return self._noted(pipe, delivery, Accepted("refused", refused))
+            fresh = self.stage_wake(pipe, fresh)
+            self._save(pipe, fresh)
+            self.stage_post(pipe, fresh)
+            return self._noted(pipe, delivery, Accepted("accepted", fresh))
+
+        return self.transact(work, delivery_key(delivery), demand_key(comment.key), early_key(comment.key))
+
+    def edit(self, delivery: str, comment: Comment) -> Accepted:
+        """The comment reads otherwise now. Outcomes: edited, duplicate, late (it has its answer), early, unchanged."""
+
+        def work(pipe: Any) -> Accepted:
+            if pipe.exists(delivery_key(delivery)):
+                return Accepted("duplicate", _read(pipe, comment.key))
+            known = _read(pipe, comment.key)
+            pipe.multi()
+            if known is None:
+                pipe.set(early_key(comment.key), record.dump_comment(comment), ex=EARLY_TTL)
+                return self._noted(pipe, delivery, Accepted("early"))
+            try:
+                after = d.edited(known, comment, now_text())
+            except d.NotNow:
+                return self._noted(pipe, delivery, Accepted("late", known))
+            self._save(pipe, after)
+            return self._noted(pipe, delivery, Accepted("unchanged" if after is known else "edited", after))
+
+        return self.transact(work, delivery_key(delivery), demand_key(comment.key), early_key(comment.key))
+
+    def delete(self, delivery: str, key: str) -> Accepted:
+        """The comment is gone. Outcomes: withdrawn, duplicate, late, early."""
+
+        def work(pipe: Any) -> Accepted:
+            if pipe.exists(delivery_key(delivery)):
+                return Accepted("duplicate")
+            known = _read(pipe, key)
+            pipe.multi()
+            if known is None:
+                pipe.set(early_key(key), b"deleted", ex=EARLY_TTL)
+                return self._noted(pipe, delivery, Accepted("early"))
+            return self._noted(pipe, delivery, self._withdraw(pipe, known, "deleted", tell=False))
+
+        return self.transact(work, delivery_key(delivery), demand_key(key), early_key(key))
+
+    def close(self, delivery: str, session: str, number: int) -> Accepted:
+        """The pull request was closed: its unanswered demands are refused and told so. Outcomes: withdrawn, nothing."""
+        ended: list[Demand] = []
+        for one in self.unanswered(session):
+            if one.comment.is_pull and one.comment.number == number:
+                after = self.refuse(one.key, "pull-request-closed")
+                ended += [after] if after is not None else []
+        self.redis.set(delivery_key(delivery), b"closed", ex=DELIVERY_TTL)
+        return Accepted("withdrawn" if ended else "nothing", withdrawn=tuple(ended))
+
+    def refuse(self, key: str, reason: str) -> Demand | None:
+        """Ends an unanswered demand with a reason that is told. None if it has ended or was answered."""
+
+        def work(pipe: Any) -> Demand | None:
+            known = _read(pipe, key)
+            pipe.multi()
+            return self._withdraw(pipe, known, reason, tell=True).demand if known is not None else None
+
+        return self.transact(work, demand_key(key))
+
+    def _withdraw(self, pipe: Any, known: Demand, reason: str, *, tell: bool) -> Accepted:
+        try:
+            after = d.refused(known, reason, now_text(), tell=tell)
+        except d.NotNow:
+            return Accepted("late")
+        self._save(pipe, after)
+        if after.tell:
+            self.stage_post(pipe, after)
+        return Accepted("withdrawn", after, (after,))
+
+    def note_delivery(self, delivery: str, outcome: str) -> None:
+        """Remembers a delivery that changed nothing here."""
+        self.redis.set(delivery_key(delivery), outcome.encode(), ex=DELIVERY_TTL)
+
+    def delivered(self, delivery: str) -> bool:
+        """Whether this delivery came before."""
+        return bool(self.redis.exists(delivery_key(delivery)))
+
+    @staticmethod
+    def _noted(pipe: Any, delivery: str, accepted: Accepted) -> Accepted:
+        pipe.set(delivery_key(delivery), accepted.outcome.encode(), ex=DELIVERY_TTL)
+        return accepted
+
+    # ---- changing ----------------------------------------------------------------------------
+
+    def change(
+        self,
+        key: str,
+        move: Callable[[Demand], Demand],
+        stage: Callable[[Any, Demand], None] | None = None,
+    ) -> Demand:
+        """Applies a pure function to a record, as one transaction; `stage` adds commands to it.
+
+        Returns the record after it. Raises what `move` raises (nothing changed), KeyError without a record.
+        """
+
+        def work(pipe: Any) -> Demand:
+            known = _read(pipe, key)
+            if known is None:
+                raise KeyError(key)
+            after = move(known)
+            pipe.multi()
+            if after is not known:
+                self._save(pipe, after)
+                if stage is not None:
+                    stage(pipe, after)
+            return after
+
+        return self.transact(work, demand_key(key))
+
+    def stage_wake(self, pipe: Any, demand: Demand) -> Demand:
+        """Within a MULTI: a job that wakes a handler. Returns the record with the job's id, for the caller to save."""
+        return replace(demand, job=self.jobs.enqueue(DEMANDS, ANSWER_JOB, demand.session, demand.key, pipeline=pipe))
+
+    def stage_post(self, pipe: Any, demand: Demand) -> None:
+        """Within a MULTI: the demand's note is to be brought up to date, behind its thread's others."""
+        thread = demand.comment.thread
+        pipe.zadd(posts_key(thread), {demand.key: datetime.now(UTC).timestamp()}, nx=True)
+        pipe.sadd(THREADS, thread)
+        self.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe)
+
+    def _save(self, pipe: Any, demand: Demand) -> None:
+        """The record, and the index that follows from its state."""
+        ended = demand.state in d.ENDED
+        pipe.set(demand_key(demand.key), record.dump(demand), ex=ENDED_TTL if ended else None)
+        if demand.state in d.UNANSWERED:
+            pipe.zadd(open_key(demand.session), {demand.key: demand.order})
+            pipe.sadd(SESSIONS, demand.session)
+        else:
+            pipe.zrem(open_key(demand.session), demand.key)
+
+    def transact(self, work: Callable[[Any], _T], *watched: str) -> _T:
+        """Runs `work` under WATCH until nobody else changed what it read. It reads, calls `multi`, and writes."""
+        return cast(_T, self.redis.transaction(work, *watched, value_from_callable=True))
+
+
+def text(data: bytes | str) -> str:
+    """What Redis gave, as text."""
+    return data.decode() if isinstance(data, bytes) else data
+
+
+def texts(data: Sequence[bytes | str]) -> list[str]:
+    """The same for several."""
+    return [text(one) for one in data]
+
+
+def demand_key(key: str) -> str:
+    return f"webhook:demand:{key}"
+
+
+def open_key(session: str) -> str:
+    return f"webhook:open:{session}"
+
+
+def posts_key(thread: str) -> str:
+    return f"webhook:posts:{thread}"
+
+
+def delivery_key(delivery: str) -> str:
+    return f"webhook:delivery:{delivery}"
+
+
+def early_key(key: str) -> str:
+    return f"webhook:early:{key}"
+
+
+def _read(pipe: Any, key: str) -> Demand | None:
+    data = pipe.get(demand_key(key))
+    return record.load(data) if data else None
+
+
+def _newest(comment: Comment, early: bytes | None) -> Comment:
+    """The comment, or its edit that came before it."""
+    if early is None:
+        return comment
+    other = record.comment_of(orjson.loads(early))
+    return other if other.updated_at >= comment.updated_at else comment
