@@ -79,7 +79,7 @@ class Demands:
         Outcomes: accepted, refused, duplicate (this delivery came before), known (this comment did),
         withdrawn (its deletion came before it).
         """
-        order = int(cast(int, self.redis.incr(ARRIVALS)))
+        order = self.redis.incr(ARRIVALS)
 
         def work(pipe: Any) -> Accepted:
             if pipe.exists(delivery_key(delivery)):
@@ -232,7 +232,7 @@ class Demands:
 
     def transact(self, work: Callable[[Any], _T], *watched: str) -> _T:
         """Runs `work` under WATCH until nobody else changed what it read. It reads, calls `multi`, and writes."""
-        return cast(_T, self.redis.transaction(work, *watched, value_from_callable=True))
+        return cast(_T, self.redis.transaction(cast(Any, work), *watched, value_from_callable=True))
 
 
 def text(data: bytes | str) -> str:

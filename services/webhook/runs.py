@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import redis
 import structlog
@@ -100,7 +100,7 @@ class Runs:
 
     def _now(self) -> float:
         """Redis's own clock: the runs are on many machines."""
-        seconds, micros = cast(tuple[int, int], self.demands.redis.time())
+        seconds, micros = self.demands.redis.time()
         return seconds + micros / 1e6
 
     @contextmanager
