@@ -14,6 +14,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
@@ -45,6 +47,7 @@ class JobWorker(Worker):
     """An rq worker whose work-horse hears of a warm shutdown."""
 
     def handle_warm_shutdown_request(self) -> None:
+        _stopping.set()  # a work-horse that is forked just now hears of it so
         if self.horse_pid:
             os.kill(self.horse_pid, TOLD)
 
@@ -56,8 +59,30 @@ class JobWorker(Worker):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
+class Stopping(Exception):
+    """The process shall stop, and this job may be left where it is."""
+
+
+_left_at_once = False
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """While inside, a job that is told to stop is left at once, by Stopping (in its main thread)."""
+    global _left_at_once
+    if _stopping.is_set():
+        raise Stopping
+    _left_at_once = True
+    try:
+        yield
+    finally:
+        _left_at_once = False
+
+
 def _told(number: int, frame: FrameType | None) -> None:
     _stopping.set()
+    if _left_at_once:
+        raise Stopping
 
 
 def _horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:

@@ -144,9 +144,9 @@ def claimed(demand: Demand, holder: str, now: str) -> Demand:
     return replace(after, holder=holder, fence=None, runs=demand.runs + 1)
 
 
-def held(demand: Demand, holder: str, fence: int, now: str) -> Demand:
-    """The run holds the session's lease with this fence."""
-    return replace(moved(demand, Move.HOLD, now, holder=holder), fence=fence)
+def held(demand: Demand, holder: str, ticket: str, fence: int, now: str) -> Demand:
+    """The run holds the session's lease with this fence, on this ticket."""
+    return replace(moved(demand, Move.HOLD, now, holder=holder), ticket=ticket, fence=fence)
 
 
 def put_back(demand: Demand, holder: str, now: str) -> Demand:

@@ -3,6 +3,7 @@
     webhook:demand:{key}      the record, JSON            webhook:open:{session}    unanswered keys by order
     webhook:sessions          sessions with such keys     webhook:runs:{session}    runs by when they count as dead
     webhook:delivery:{id}     a delivery's outcome        webhook:early:{key}       an edit or deletion that came first
+    webhook:withdrawals       ended demands whose tickets are still to be withdrawn
     webhook:posts:{thread}    keys whose note is to be brought up to date, in order; webhook:threads, threads with such
 
 Nothing is remembered as seen before it is safe: delivery, record and rq job are written together, or not at all.
@@ -28,6 +29,7 @@ EARLY_TTL: Final = 86_400
 ENDED_TTL: Final = 30 * 86_400
 SESSIONS: Final = "webhook:sessions"
 THREADS: Final = "webhook:threads"
+WITHDRAWALS: Final = "webhook:withdrawals"
 ARRIVALS: Final = "webhook:arrivals"
 ANSWER_JOB: Final = "webhook.handler.run"
 POST_JOB: Final = "webhook.poster.run"
@@ -165,9 +167,19 @@ class Demands:
         except d.NotNow:
             return Accepted("late")
         self._save(pipe, after)
+        pipe.sadd(WITHDRAWALS, after.key)
         if after.tell:
             self.stage_post(pipe, after)
         return Accepted("withdrawn", after, (after,))
+
+    def withdrawals(self) -> list[Demand]:
+        """Ended demands whose tickets are still to be withdrawn."""
+        keys = [text(k) for k in cast(set[bytes], self.redis.smembers(WITHDRAWALS))]
+        return [found for found in map(self.get, keys) if found is not None]
+
+    def withdrawn(self, key: str) -> None:
+        """The ticket is withdrawn, or there never was one."""
+        self.redis.srem(WITHDRAWALS, key)
 
     def note_delivery(self, delivery: str, outcome: str) -> None:
         """Remembers a delivery that changed nothing here."""
@@ -206,6 +218,20 @@ class Demands:
                 if stage is not None:
                     stage(pipe, after)
             return after
+
+        return self.transact(work, demand_key(key))
+
+    def wake(self, key: str) -> Demand | None:
+        """Wakes a handler for an unanswered demand. None if it is answered or ended."""
+
+        def work(pipe: Any) -> Demand | None:
+            known = _read(pipe, key)
+            pipe.multi()
+            if known is None or known.state not in d.UNANSWERED:
+                return None
+            woken = self.stage_wake(pipe, known)
+            self._save(pipe, woken)
+            return woken
 
         return self.transact(work, demand_key(key))
 
