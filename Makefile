@@ -14,12 +14,12 @@ $(VENV)/ready: requirements-dev.txt requirements-agent.txt
 	$(PIP) -r requirements-dev.txt
 	$(PIP) --no-deps -r requirements-agent.txt
 	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sessiond-services.pth").write_text(str(pathlib.Path("services").resolve()) + "\n")'
-	for name in sessiond:main sessionctl:cli; do \
-	  printf '#!/bin/sh\nexec "%s" -m sessiond.%s "$$@"\n' "$(CURDIR)/$(BIN)/python" "$${name#*:}" > "$(BIN)/$${name%:*}" && chmod +x "$(BIN)/$${name%:*}"; done
+	for name in sessiond:sessiond.main sessionctl:ops.sessionctl; do \
+	  printf '#!/bin/sh\nexec "%s" -m %s "$$@"\n' "$(CURDIR)/$(BIN)/python" "$${name#*:}" > "$(BIN)/$${name%:*}" && chmod +x "$(BIN)/$${name%:*}"; done
 	touch $@
 
 up: setup
-	exec $(BIN)/python -m sessiond.up
+	exec $(BIN)/python -m ops.up
 
 demo: setup
 	@exec $(BIN)/python tests/demo.py

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
+from ops.embedded import EmbeddedRedis
 from sessiond.client import Client, connect
-from sessiond.embedded import EmbeddedRedis
 
 TESTS = Path(__file__).parent
 SERVICES = TESTS.parent / "services"

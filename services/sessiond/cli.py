@@ -1,44 +1,26 @@
-"""`sessionctl`: looks at sessions and does what operators do. Bad input: one line, exit 2."""
+"""sessionctl's commands that look at sessions and do what operators do there."""
 
 import argparse
-import faulthandler
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
-from sessiond.client import AgentEvent, BadName, Client, SessiondError, connect
+from sessiond.client import AgentEvent, Client, connect
+
+Run = Callable[[Client, argparse.Namespace], int]
+Commands = Any
+"""argparse's action that makes subcommands."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(2)
+def _with_client(run: Run) -> Callable[[argparse.Namespace], int]:
+    def wrapped(options: argparse.Namespace) -> int:
+        return run(connect(options.url, options.key or os.environ.get("SESSIOND_KEY") or _own_key()), options)
 
-
-def main(argv: list[str] | None = None) -> int:
-    """0 done, 1 refused or not completed, 2 bad input, 130 Ctrl-C."""
-    faulthandler.register(signal.SIGUSR1)
-    options = _parser().parse_args(argv)
-    try:
-        client = connect(options.url, options.key or os.environ.get("SESSIOND_KEY") or _own_key())
-        run: Callable[[Client, argparse.Namespace], int] = options.run
-        return run(client, options)
-    except BadName as error:
-        print(f"sessionctl: {error}", file=sys.stderr)
-        return 2
-    except SessiondError as error:
-        print(f"sessionctl: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return wrapped
 
 
 def _own_key() -> str | None:
@@ -49,13 +31,12 @@ def _own_key() -> str | None:
         return None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="sessionctl", description="Looks at sessiond's sessions and operates them.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+def add_commands(commands: Commands) -> None:
+    """Adds the subcommands; each sets `run`, from the parsed options to the exit status. They raise SessiondError."""
 
-    def command(name: str, run: Callable[[Client, argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=what, description=what)
-        made.set_defaults(run=run)
+    def command(name: str, run: Run, what: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+        made.set_defaults(run=_with_client(run))
         made.add_argument("--json", action="store_true", help="print JSON")
         made.add_argument("--url", help="sessiond's url (SESSIOND_URL)")
         made.add_argument("--key", help="the key (SESSIOND_KEY, else .state/keys.d/admin)")
@@ -81,7 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--force", action="store_true", required=True, help="needed: the holder is not asked")
     release.add_argument("--reason", required=True)
     release.add_argument("--fence", type=int, help="which lease; default: the one that lives now")
-    return parser
 
 
 def _dump(value: object) -> None:
@@ -195,7 +175,3 @@ def _release(client: Client, options: argparse.Namespace) -> int:
     else:
         print(f"ended the lease with fence {fence}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,7 +22,7 @@ Done = subprocess.CompletedProcess[str]
 
 def ctl(service: Sessiond | None, *words: str, **env: str) -> Done:
     where = {"SESSIOND_URL": service.url, "SESSIOND_KEY": service.keys["admin"]} if service else {}
-    command = [sys.executable, "-m", "sessiond.cli", *words]
+    command = [sys.executable, "-m", "ops.sessionctl", *words]
     full = {**ENV, "PYTHONPATH": str(SERVICES), **where, **env}
     return subprocess.run(command, env=full, capture_output=True, text=True, timeout=40)
 
@@ -45,7 +45,7 @@ def test_looking_and_asking(sessiond: Start) -> None:
 def test_following_and_forcing(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
-    command = [sys.executable, "-m", "sessiond.cli", "ledger", SESSION, "--follow", "--json"]
+    command = [sys.executable, "-m", "ops.sessionctl", "ledger", SESSION, "--follow", "--json"]
     env = {**ENV, "PYTHONPATH": str(SERVICES), "SESSIOND_URL": service.url, "SESSIOND_KEY": "admin-key"}
     follower = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     with client.lease(SESSION, key="k") as lease:
@@ -100,7 +100,7 @@ def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(tmp_path: Pa
         "SESSIOND_PORT": str(port),
     }
     log = (tmp_path / "log").open("w")
-    up = subprocess.Popen([sys.executable, "-m", "sessiond.up"], env=env, stdout=log, stderr=log, cwd=tmp_path)
+    up = subprocess.Popen([sys.executable, "-m", "ops.up"], env=env, stdout=log, stderr=log, cwd=tmp_path)
     url, begun = f"http://127.0.0.1:{port}", time.monotonic()
     key = tmp_path / "state" / "keys.d" / "admin"
 
@@ -132,7 +132,7 @@ def test_up_that_is_killed_takes_everything_along(tmp_path: Path, model: Model) 
         "SESSIOND_STATE_DIR": str(tmp_path / "s"),
         "SESSIOND_PORT": str(free_port()),
     }
-    up = subprocess.Popen([sys.executable, "-m", "sessiond.up"], env=env, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    up = subprocess.Popen([sys.executable, "-m", "ops.up"], env=env, stderr=subprocess.DEVNULL, cwd=tmp_path)
     eventually(lambda: len(psutil.Process(up.pid).children(recursive=True)) >= 3, 20)
     family = psutil.Process(up.pid).children(recursive=True)
     up.kill()

@@ -3,7 +3,8 @@
     python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
 
 Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #history, #ask TOOL {json}, #bg 2s,
-#cmd TEXT. The conversation is kept in $CLAUDE_CONFIG_DIR, so that a resumed one knows its prompts.
+#cmd TEXT, #error N (the first N turns fail).
+The conversation is kept in $CLAUDE_CONFIG_DIR, so that a resumed one knows its prompts.
 Faults: no-ack, late-ack=ms, ack-only, no-result, no-lifecycle, two-results, foreign-idle=ms, foreign-first,
 garbage, half-line, exit-start=code, exit-turn=code, exit-drain=code, endless, retries, deaf, long-line,
 split-utf8, flood=lines, stderr-flood, renamed, no-capability, slow-start=ms, no-close, ignore-interrupt.
@@ -186,7 +187,7 @@ class Agent:
         if "no-close" in self.faults:
             time.sleep(3600)
         if "no-result" not in self.faults:
-            self.result(uid, text, reason)
+            self.result(uid, text, reason, error=reason == "api_error")
             if "two-results" in self.faults:
                 self.result(uid, "the second", reason)
         self.life(uid, "completed" if reason == "completed" else "cancelled")
@@ -224,6 +225,11 @@ class Agent:
                 found[name] = arg
         return found
 
+    def seen(self, words):
+        """How many prompts of this conversation hold these words."""
+        with open(self.file) as file:
+            return sum(words in json.loads(line) for line in file)
+
     def live(self, uid, prompt):
         """(terminal reason, text)"""
         asked = self.directives(prompt)
@@ -234,6 +240,8 @@ class Agent:
         text = asked.get("say", "scripted answer")
         if "history" in asked:
             text = json.dumps([json.loads(line) for line in open(self.file)])
+        if "error" in asked and self.seen("#error") <= int(asked["error"] or 10**6):
+            return "api_error", "API Error: 529"
         if "ask" in asked:
             text = self.ask(*asked["ask"].partition(" ")[::2])
             if text is None:

@@ -1,0 +1,1 @@
+"""What an operator starts: `make up` on one machine, and `sessionctl`. Knows every service; none knows it."""
