@@ -3,7 +3,8 @@
     python tests/standins/model.py [--port 0]        prints its url as the first line
 
 The reply is steered by lines of the last user text (anywhere in it; a later one wins):
-    #tokens N · #pace 20ms · #delay 2s · #say TEXT · #fail CODE [xN] · #tool NAME {json}
+    #tokens N [xN] · #pace 20ms · #delay 2s · #say TEXT · #fail CODE [xN] · #tool NAME {json}
+`xN`: only the first N requests with that line. In TEXT, \\n is a line's end.
 One `#tool` is served a turn: a request whose last message holds tool results gets text. GET /log is
 every request with its messages and how it ended, DELETE /log forgets them, GET /health is alive.
 """
@@ -45,6 +46,15 @@ class Model:
             spent = found[2] is not None and self.failed[text] > int(found[2])
         return None if spent else int(found[1])
 
+    def counted(self, argument: str | None) -> str | None:
+        """The argument of a line `#name ARG xN` while its count lasts; None for any other."""
+        found = re.fullmatch(r"(\S+)\s+x(\d+)", argument or "")
+        if found is None:
+            return None
+        with self.lock:
+            self.failed[found[0]] = self.failed.get(found[0], 0) + 1
+            return found[1] if self.failed[found[0]] <= int(found[2]) else None
+
 
 def blocks(content: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
@@ -71,17 +81,19 @@ def seconds(text: str | None, default: float) -> float:
     return default if found is None else float(found[1]) / (1000 if found[2] == "ms" else 1)
 
 
-def reply(body: dict[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
+def reply(model: Model, body: dict[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
     """(content block, its text in pieces)."""
     messages = body["messages"]
     text = prompt_of(messages)
+    long = model.counted(last(text, "tokens"))
     answered = any(b.get("type") == "tool_result" for b in blocks(messages[-1]["content"]))
     tool = last(text, "tool")
     if tool and not answered:
         name, _, given = tool.partition(" ")
         return {"type": "tool_use", "id": f"toolu_{number:08d}", "name": name, "input": json.loads(given or "{}")}, []
-    said = last(text, "say")
-    words = said.split() if said is not None else [f"word{i}" for i in range(int(last(text, "tokens") or 8))]
+    said = last(text, "say") if long is None else None
+    tokens = long or (last(text, "tokens") or "8").partition(" ")[0]
+    words = said.replace("\\n", "\n").split(" ") if said is not None else [f"word{i}" for i in range(int(tokens))]
     pieces = [w if i == 0 else f" {w}" for i, w in enumerate(words)]
     return {"type": "text", "text": "".join(pieces)}, pieces
 
@@ -136,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
             pass  # claude hung up: an interrupted turn
 
     def stream(self, body: dict[str, Any], text: str) -> None:
-        block, pieces = reply(body, next(self.model.ids))
+        block, pieces = reply(self.model, body, next(self.model.ids))
         stop = "tool_use" if block["type"] == "tool_use" else "end_turn"
         whole = {
             "id": f"msg_{next(self.model.ids):08d}", "type": "message", "role": "assistant", "model": body.get("model"),
