@@ -1,8 +1,10 @@
 """Real servers for tests and the demo: Redis, sessiond, the loopback model. Each on loopback, each ended by pid."""
 
+import fcntl
 import hashlib
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -38,10 +40,30 @@ def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str = "") 
         time.sleep(0.01)
 
 
+_PORTS: list[int] = []
+"""Open files: each locks a port for as long as this process lives."""
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of our own until this process ends, also while the server on it is down.
+
+    Below the range from which the kernel takes ports for anybody, and locked against other test processes.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    place = Path(tempfile.gettempdir()) / f"sessiond-test-ports-{os.getuid()}"
+    place.mkdir(exist_ok=True)
+    while True:
+        port = random.randrange(first - 12_000, first)
+        file = os.open(place / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            os.close(file)
+            continue
+        _PORTS.append(file)
+        return port
 
 
 class Redis:

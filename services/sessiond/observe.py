@@ -23,8 +23,8 @@ class Observer:
         self._told: dict[str, float] = {}
         self._last_kind = "nobody"
 
-    def step(self, lock: Lock, plan: Plan) -> None:
-        """Counts one committed step. `lock` is the state after it."""
+    def step(self, plan: Plan) -> None:
+        """Counts one committed step."""
         now = time.monotonic()
         for event, data in plan.ledger:
             if event == "taken":
@@ -42,7 +42,7 @@ class Observer:
                 metrics.RECOVERIES.labels(reason=str(output.data["reason"])).inc()
         if plan.ledger:
             for kind in Kind:
-                waiting = sum(t.kind is kind for t in lock.queue)
+                waiting = sum(t.kind is kind for t in plan.lock.queue)
                 metrics.QUEUE.labels(session=self._session, kind=kind.value).set(waiting)
 
     def long_waits(self, lock: Lock) -> list[tuple[str, float]]:
