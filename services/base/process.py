@@ -7,6 +7,8 @@
 One queue a process: an rq worker on several can lose a job when it is killed before the job's start.
 """
 
+import contextlib
+import ctypes
 import faulthandler
 import logging
 import os
@@ -14,12 +16,15 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
 import redis
 import structlog
 from rq import Worker
+from rq.executions import Execution
 from rq.job import Job
 
 from base import log as logs
@@ -30,10 +35,17 @@ log = structlog.get_logger("base.process")
 MAINTENANCE_SECONDS: Final = 30
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
+PR_SET_PDEATHSIG: Final = 1
 TOLD: Final = signal.SIGUSR2
 """What a parent sends its work-horse when it shall stop; a terminal never sends it."""
 
 _stopping = threading.Event()
+_breaking = False
+
+
+class Stopped(BaseException):
+    """The process shall stop: raised in the main thread inside `broken_off`. No Exception, so that nobody catches it
+    who means a fault."""
 
 
 def stopping() -> threading.Event:
@@ -41,12 +53,57 @@ def stopping() -> threading.Event:
     return _stopping
 
 
+@contextmanager
+def broken_off() -> Iterator[None]:
+    """Inside it, in a job's main thread, a warm shutdown raises Stopped, out of a blocking call too."""
+    global _breaking
+    if _stopping.is_set():
+        raise Stopped
+    before, _breaking = _breaking, True
+    try:
+        yield
+    finally:
+        _breaking = before
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Inside it Stopped waits: for a record that must not be cut in two."""
+    global _breaking
+    before, _breaking = _breaking, False
+    try:
+        yield
+    finally:
+        _breaking = before
+    if before and _stopping.is_set():
+        raise Stopped
+
+
+def die_with_parent() -> None:
+    """In a child, before its program: SIGTERM when the thread that started it ends. Linux only, else nothing."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class JobWorker(Worker):
-    """An rq worker whose work-horse hears of a warm shutdown."""
+    """An rq worker whose work-horse hears of a warm shutdown, and which outlives Redis being away during a job."""
+
+    asked = False
+    """Whether it was told to stop; else its loop's end is a fault, and it begins anew."""
 
     def handle_warm_shutdown_request(self) -> None:
+        self.asked = True
         if self.horse_pid:
-            os.kill(self.horse_pid, TOLD)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.horse_pid, TOLD)
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        """rq's loop would end here while Redis is away, and leave the work-horse without a parent that watches it."""
+        try:
+            super().maintain_heartbeats(job, execution)
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            log.warning("Redis is away, the job goes on", job=job.id, error=str(error))
 
     def setup_work_horse_signals(self) -> None:
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
@@ -58,6 +115,8 @@ class JobWorker(Worker):
 
 def _told(number: int, frame: FrameType | None) -> None:
     _stopping.set()
+    if _breaking:
+        raise Stopped
 
 
 def _horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
@@ -71,14 +130,20 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.configure(log_format)
     logging.getLogger("rq").setLevel(logging.WARNING)
+    # Inherited by work-horses: one that is told before it has a handler of its own would be killed by it.
+    signal.signal(TOLD, _told)
     ended = _Ended()
     pause = FIRST_PAUSE
     while not ended.asked:
         began = time.monotonic()
         try:
-            _work(queue, redis_url, scheduler)
-            return 0
+            if _work(queue, redis_url, scheduler):
+                return 0
+            ended.listen()
+            log.warning("rq's loop ended by itself", queue=queue, again_in=pause)
+            ended.wait(pause)
         except (redis.ConnectionError, redis.TimeoutError) as error:
+            ended.listen()
             if time.monotonic() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
             log.warning("Redis is away", queue=queue, error=str(error), again_in=pause)
@@ -87,7 +152,8 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
     return 0
 
 
-def _work(queue: str, redis_url: str, scheduler: bool) -> None:
+def _work(queue: str, redis_url: str, scheduler: bool) -> bool:
+    """rq's loop; whether it ended because it was asked to."""
     connection = connect(redis_url)
     connection.ping()
     worker = JobWorker(
@@ -100,6 +166,7 @@ def _work(queue: str, redis_url: str, scheduler: bool) -> None:
     )
     log.info("taking jobs", queue=queue, pid=os.getpid())
     worker.work(with_scheduler=scheduler, logging_level=None)
+    return worker.asked
 
 
 class _Ended:
@@ -107,6 +174,10 @@ class _Ended:
 
     def __init__(self) -> None:
         self.asked = False
+        self.listen()
+
+    def listen(self) -> None:
+        """rq's loop leaves its own handlers behind."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
