@@ -1,4 +1,4 @@
-"""Real workers for tests: `python -m worker` with its three processes, tasks, scripts, and what was said to the agent."""
+"""Real workers for tests: `python -m worker` with its processes, tasks, scripts, and what was said to the agent."""
 
 import json
 import os
@@ -19,9 +19,12 @@ from worker.tasks import Tasks
 
 SESSION = "octo/hello"
 QUICK = {
-    "WORKER_SWEEP_SECONDS": "0.5", "WORKER_CLAIM_SECONDS": "1.5", "SESSIOND_LEASE_TTL": "3", "WORKER_RETRY_SECONDS": "0.1",
+    "WORKER_SWEEP_SECONDS": "0.5",
+    "WORKER_CLAIM_SECONDS": "1.5",
+    "SESSIOND_LEASE_TTL": "3",
+    "WORKER_RETRY_SECONDS": "0.1",
     "WORKER_BROKEN_SECONDS": "1",
-}  # fmt: skip
+}
 SETTLED = (*ENDS, State.STUCK)
 
 
