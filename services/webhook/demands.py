@@ -96,11 +96,11 @@ class Demands:
             fresh = Demand(_newest(comment, early), order, at={State.OPEN.value: now_text()})
             if refuse is not None:
                 refused = d.refused(fresh, refuse, now_text(), tell=True)
-                self._save(pipe, refused)
+                self.save(pipe, refused)
                 self.stage_post(pipe, refused)
                 return self._noted(pipe, delivery, Accepted("refused", refused))
             fresh = self.stage_wake(pipe, fresh)
-            self._save(pipe, fresh)
+            self.save(pipe, fresh)
             self.stage_post(pipe, fresh)
             return self._noted(pipe, delivery, Accepted("accepted", fresh))
 
@@ -121,7 +121,7 @@ class Demands:
                 after = d.edited(known, comment, now_text())
             except d.NotNow:
                 return self._noted(pipe, delivery, Accepted("late", known))
-            self._save(pipe, after)
+            self.save(pipe, after)
             return self._noted(pipe, delivery, Accepted("unchanged" if after is known else "edited", after))
 
         return self.transact(work, delivery_key(delivery), demand_key(comment.key), early_key(comment.key))
@@ -166,7 +166,7 @@ class Demands:
             after = d.refused(known, reason, now_text(), tell=tell)
         except d.NotNow:
             return Accepted("late")
-        self._save(pipe, after)
+        self.save(pipe, after)
         pipe.sadd(WITHDRAWALS, after.key)
         if after.tell:
             self.stage_post(pipe, after)
@@ -194,6 +194,14 @@ class Demands:
         pipe.set(delivery_key(delivery), accepted.outcome.encode(), ex=DELIVERY_TTL)
         return accepted
 
+    @staticmethod
+    def read(pipe: Any, key: str) -> Demand:
+        """The record, within a transaction that watches it. Raises KeyError."""
+        found = _read(pipe, key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
     # ---- changing ----------------------------------------------------------------------------
 
     def change(
@@ -208,13 +216,11 @@ class Demands:
         """
 
         def work(pipe: Any) -> Demand:
-            known = _read(pipe, key)
-            if known is None:
-                raise KeyError(key)
+            known = self.read(pipe, key)
             after = move(known)
             pipe.multi()
             if after is not known:
-                self._save(pipe, after)
+                self.save(pipe, after)
                 if stage is not None:
                     stage(pipe, after)
             return after
@@ -230,7 +236,7 @@ class Demands:
             if known is None or known.state not in d.UNANSWERED:
                 return None
             woken = self.stage_wake(pipe, known)
-            self._save(pipe, woken)
+            self.save(pipe, woken)
             return woken
 
         return self.transact(work, demand_key(key))
@@ -246,7 +252,7 @@ class Demands:
         pipe.sadd(THREADS, thread)
         self.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe)
 
-    def _save(self, pipe: Any, demand: Demand) -> None:
+    def save(self, pipe: Any, demand: Demand) -> None:
         """The record, and the index that follows from its state."""
         ended = demand.state in d.ENDED
         pipe.set(demand_key(demand.key), record.dump(demand), ex=ENDED_TTL if ended else None)
