@@ -2,7 +2,7 @@
 
     python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
 
-Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #history, #ask TOOL {json}, #bg 2s,
+Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #history, #ask TOOL {json}, #bg 2s,
 #cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD. `#script FILE` takes them from the
 file's first line, after a completed turn from its next one (`say=x;tokens=5`, the last line again and again); a prompt
 without any goes on with the conversation's last script.
@@ -254,6 +254,8 @@ class Agent:
             self.background(float(asked["bg"].rstrip("s")))
         self.price = float(asked.get("cost", 0.001))
         text = asked.get("say", "scripted answer")
+        if "lines" in asked:
+            text = asked["lines"].replace("|", "\n")
         if "history" in asked:
             text = json.dumps([json.loads(line) for line in open(self.file)])
         if "error" in asked and self.seen("#error") <= int(asked["error"] or 10**6):
