@@ -27,17 +27,26 @@ MONITORING_SECONDS: Final = 5
 """How often a parent says that its work-horse still runs."""
 STALE_SECONDS: Final = 4 * MONITORING_SECONDS
 CALL_DEADLINE: Final = 5.0
+CONNECTIONS: Final = 64
 
 
-def connect(url: str) -> "redis.Redis":
-    """A pool for records and jobs. Calls raise redis.ConnectionError or redis.TimeoutError within seconds."""
-    return redis.Redis.from_url(
+def connect(
+    url: str, *, deadline: float = CALL_DEADLINE, retries: int = 2, connections: int = CONNECTIONS
+) -> "redis.Redis":
+    """A pool for records and jobs. Calls raise redis.ConnectionError or redis.TimeoutError within seconds.
+
+    `deadline` in seconds bounds one attempt of a call. Callers beyond `connections` wait for one, as long at most.
+    """
+    pool = redis.BlockingConnectionPool.from_url(
         url,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
-        socket_timeout=CALL_DEADLINE,
+        max_connections=connections,
+        timeout=deadline,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
+        socket_timeout=deadline,
         socket_connect_timeout=2.0,
         health_check_interval=30,
     )
+    return redis.Redis(connection_pool=pool)
 
 
 class Jobs:

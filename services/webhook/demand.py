@@ -62,6 +62,10 @@ HELD: Final = frozenset({Move.HOLD, Move.PUT_BACK, Move.ANSWER})
 """Moves of the run that holds the demand."""
 
 
+CLOSED: Final = "pull-request-closed"
+"""Why a comment on a closed pull request is refused."""
+
+
 class NotNow(Exception):
     """The demand is not in a state for this; nothing changed."""
 

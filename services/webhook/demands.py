@@ -3,6 +3,7 @@
     webhook:demand:{key}      the record, JSON            webhook:open:{session}    unanswered keys by order
     webhook:sessions          sessions with such keys     webhook:runs:{session}    runs by when they count as dead
     webhook:delivery:{id}     a delivery's outcome        webhook:early:{key}       an edit or deletion that came first
+    webhook:closed:{session}#{number}  when that pull request was closed last
     webhook:withdrawals       ended demands whose tickets are still to be withdrawn
     webhook:posts:{thread}    keys whose note is to be brought up to date, in order; webhook:threads, threads with such
 
@@ -78,9 +79,10 @@ class Demands:
     def accept(self, delivery: str, comment: Comment, *, refuse: str | None = None) -> Accepted:
         """A comment that wants an answer: durable when this returns. `refuse` names why it gets none.
 
-        Outcomes: accepted, refused, duplicate (this delivery came before), known (this comment did),
-        withdrawn (its deletion came before it).
+        Outcomes: accepted, refused (also if its pull request's closing came before it), duplicate (this delivery
+        came before), known (this comment did), withdrawn (its deletion came before it).
         """
+        closing = closed_key(comment.session, comment.number)
         order = self.redis.incr(ARRIVALS)
 
         def work(pipe: Any) -> Accepted:
@@ -88,14 +90,18 @@ class Demands:
                 return Accepted("duplicate", _read(pipe, comment.key))
             known = _read(pipe, comment.key)
             early = pipe.get(early_key(comment.key))
+            closed_at = pipe.get(closing)
             pipe.multi()
             if known is not None:
                 return self._noted(pipe, delivery, Accepted("known", known))
             if early == b"deleted":
                 return self._noted(pipe, delivery, Accepted("withdrawn"))
             fresh = Demand(_newest(comment, early), order, at={State.OPEN.value: now_text()})
-            if refuse is not None:
-                refused = d.refused(fresh, refuse, now_text(), tell=True)
+            reason = refuse
+            if reason is None and comment.is_pull and closed_at and comment.created_at <= text(closed_at):
+                reason = d.CLOSED
+            if reason is not None:
+                refused = d.refused(fresh, reason, now_text(), tell=True)
                 self.save(pipe, refused)
                 self.stage_post(pipe, refused)
                 return self._noted(pipe, delivery, Accepted("refused", refused))
@@ -104,7 +110,7 @@ class Demands:
             self.stage_post(pipe, fresh)
             return self._noted(pipe, delivery, Accepted("accepted", fresh))
 
-        return self.transact(work, delivery_key(delivery), demand_key(comment.key), early_key(comment.key))
+        return self.transact(work, delivery_key(delivery), demand_key(comment.key), early_key(comment.key), closing)
 
     def edit(self, delivery: str, comment: Comment) -> Accepted:
         """The comment reads otherwise now. Outcomes: edited, duplicate, late (it has its answer), early, unchanged."""
@@ -113,9 +119,12 @@ class Demands:
             if pipe.exists(delivery_key(delivery)):
                 return Accepted("duplicate", _read(pipe, comment.key))
             known = _read(pipe, comment.key)
+            early = pipe.get(early_key(comment.key))
             pipe.multi()
             if known is None:
-                pipe.set(early_key(comment.key), record.dump_comment(comment), ex=EARLY_TTL)
+                if early != b"deleted":  # a deletion that came before this edit stands
+                    newest = record.dump_comment(_newest(comment, early))
+                    pipe.set(early_key(comment.key), newest, ex=EARLY_TTL)
                 return self._noted(pipe, delivery, Accepted("early"))
             try:
                 after = d.edited(known, comment, now_text())
@@ -141,12 +150,20 @@ class Demands:
 
         return self.transact(work, delivery_key(delivery), demand_key(key), early_key(key))
 
-    def close(self, delivery: str, session: str, number: int) -> Accepted:
-        """The pull request was closed: its unanswered demands are refused and told so. Outcomes: withdrawn, nothing."""
+    def close(self, delivery: str, session: str, number: int, at: str | None = None) -> Accepted:
+        """The pull request was closed: its unanswered demands are refused and told so.
+
+        `at` (RFC 3339 UTC) is when; comments from before it that are delivered only now are refused too.
+        Outcomes: withdrawn, nothing, duplicate.
+        """
+        if self.delivered(delivery):
+            return Accepted("duplicate")
+        if at is not None:  # before the demands are looked at: whoever is accepted from here on sees it
+            self.redis.set(closed_key(session, number), at.encode(), ex=EARLY_TTL)
         ended: list[Demand] = []
         for one in self.unanswered(session):
             if one.comment.is_pull and one.comment.number == number:
-                after = self.refuse(one.key, "pull-request-closed")
+                after = self.refuse(one.key, d.CLOSED)
                 ended += [after] if after is not None else []
         self.redis.set(delivery_key(delivery), b"closed", ex=DELIVERY_TTL)
         return Accepted("withdrawn" if ended else "nothing", withdrawn=tuple(ended))
@@ -291,6 +308,10 @@ def posts_key(thread: str) -> str:
 
 def delivery_key(delivery: str) -> str:
     return f"webhook:delivery:{delivery}"
+
+
+def closed_key(session: str, number: int) -> str:
+    return f"webhook:closed:{session}#{number}"
 
 
 def early_key(key: str) -> str:

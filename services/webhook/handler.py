@@ -29,6 +29,7 @@ from webhook.demand import Demand
 from webhook.demands import Demands, now_text
 from webhook.handler_settings import HandlerSettings, from_env
 from webhook.runs import Runs
+from webhook.tickets import Tickets
 from worker.tasks import Tasks
 
 log = structlog.get_logger("webhook.handler")
@@ -46,6 +47,7 @@ class Run:
 
     def __init__(self, settings: HandlerSettings, client: sessiond.Client, demands: Demands, answers: Answers) -> None:
         self._settings, self._client, self._demands, self._answers = settings, client, demands, answers
+        self._tickets = Tickets(demands, client)
         self._runs = Runs(demands, settings.runs_per_session, settings.run_ttl)
         self._turns = Turns(client, settings.turn_timeout, settings.broken_patience)
         self.holder = sessiond.new_holder()
@@ -64,6 +66,7 @@ class Run:
 
     def _one(self, demand: Demand) -> None:
         try:
+            self._tickets_in_order(demand)
             self._check_ticket(demand)
             while not self._under_lease(demand):
                 self._check_ticket(demand)
@@ -77,6 +80,13 @@ class Run:
         except sessiond.SessiondError as error:
             log.warning("left for another run", error=str(error))
             self._put_back(demand, wake=False)
+
+    def _tickets_in_order(self, demand: Demand) -> None:
+        """Comments that came while sessiond was down have no tickets yet: theirs are taken in the comments' order."""
+        if demand.ticket is None:
+            for one in self._demands.unanswered(demand.session):
+                if one.ticket is None and one.order <= demand.order:
+                    self._tickets.take(one)
 
     def _check_ticket(self, demand: Demand) -> None:
         """A ticket that ended for good must not be taken anew under its key. Raises NoAnswer."""

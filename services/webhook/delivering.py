@@ -1,0 +1,73 @@
+"""What an intent changes: first everything that must be durable, then, best effort, the tickets."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from webhook import events, metrics
+from webhook.demand import UNANSWERED, Demand
+from webhook.demands import Accepted, Demands
+from webhook.taskdoor import TaskDoor
+from webhook.tickets import Tickets
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a delivery came to, in one word; `withdrawn` are demands whose tickets are to go."""
+
+    word: str
+    demand: Demand | None = None
+    withdrawn: tuple[Demand, ...] = ()
+    task: str | None = None
+
+
+class Delivering:
+    """Acts on intents. Greenlets and threads may share it."""
+
+    def __init__(self, demands: Demands, tickets: Tickets, tasks: TaskDoor) -> None:
+        self._demands, self._tickets, self._tasks = demands, tickets, tasks
+
+    def commit(self, delivery: str, intent: events.Intent) -> Outcome:
+        """Durable when this returns. Raises redis.RedisError, or what the task store raises: then it is not sure."""
+        match intent:
+            case events.Demanded(comment):
+                # A task that is stuck goes on after the next comment in its thread. Waking twice is harmless, and a
+                # delivery that is remembered as seen has woken.
+                if not self._demands.delivered(delivery):
+                    self._tasks.wake(comment.session, comment.number)
+                return _outcome(self._demands.accept(delivery, comment))
+            case events.RefusedDemand(comment, reason):
+                return _outcome(self._demands.accept(delivery, comment, refuse=reason))
+            case events.Edited(comment):
+                return _outcome(self._demands.edit(delivery, comment))
+            case events.Deleted(key):
+                return _outcome(self._demands.delete(delivery, key))
+            case events.PullClosed(session, number, at):
+                return _outcome(self._demands.close(delivery, session, number, at))
+            case events.TaskWanted():
+                return self._once(delivery, "task", lambda: self._tasks.add_task(intent))
+            case events.Woken(session, number):
+                return self._once(delivery, "woken", lambda: self._tasks.wake(session, number))
+        raise ValueError(f"nothing is to be done for {intent}")
+
+    def _once(self, delivery: str, word: str, act: Any) -> Outcome:
+        """For what lies in another store: remembered as seen after it is done, never before; doing it twice is safe."""
+        if self._demands.delivered(delivery):
+            return Outcome("duplicate")
+        done = act()
+        self._demands.note_delivery(delivery, word)
+        return Outcome(word, task=done if isinstance(done, str) and done else None)
+
+    def tickets(self, outcome: Outcome) -> Outcome:
+        """Takes or withdraws the tickets that the outcome asks for, best effort. Raises nothing of sessiond's."""
+        for one in outcome.withdrawn:
+            metrics.TICKETS.labels(outcome="withdrawn" if self._tickets.withdraw(one) else "not-withdrawn").inc()
+        demand = outcome.demand
+        if demand is None or demand.ticket is not None or demand.state not in UNANSWERED:
+            return outcome
+        taken = self._tickets.take(demand)
+        metrics.TICKETS.labels(outcome="taken" if taken is not None else "missing").inc()
+        return outcome if taken is None else replace(outcome, demand=taken)
+
+
+def _outcome(accepted: Accepted) -> Outcome:
+    return Outcome(accepted.outcome, accepted.demand, accepted.withdrawn)

@@ -1,0 +1,174 @@
+"""The ingress as a service: gunicorn with gevent workers, its parts put together in each, signals.
+
+SIGTERM ends it in order: nothing new is taken, what has arrived is answered. SIGUSR1 writes every stack to stderr.
+"""
+
+import faulthandler
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+
+from base import log as logs
+from webhook.settings import IngressSettings
+
+if TYPE_CHECKING:
+    from webhook.ingress import Ingress
+
+log = structlog.get_logger("webhook")
+
+CONNECTIONS: Final = 2_000
+"""Open connections a process."""
+REDIS_CONNECTIONS: Final = 64
+REDIS_DEADLINE: Final = 2.0
+"""Seconds for one call: GitHub gives a delivery up after 10, and asks again only for what was refused in time."""
+STOP_SECONDS: Final = 5.0
+METRICS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def serve(settings: IngressSettings) -> None:
+    """Runs until SIGTERM or SIGINT."""
+    faulthandler.enable()
+    directory = tempfile.mkdtemp(prefix="webhook-metrics-")
+    # prometheus-client chooses its kind of storage from this when it is imported, which only workers do.
+    os.environ[METRICS_DIR] = directory
+    master = os.getpid()
+    try:
+        _Server(settings).run()
+    finally:
+        if os.getpid() == master:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Server(BaseApplication):  # type: ignore[misc]
+    def __init__(self, settings: IngressSettings) -> None:
+        self._settings = settings
+        self._ingress: Ingress | None = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self._settings
+        options = {
+            "bind": f"{settings.host}:{settings.port}",
+            "worker_class": "gevent",
+            "workers": settings.processes,
+            "worker_connections": CONNECTIONS,
+            "backlog": 2048,
+            # Also bounds how long a request's headers may take to arrive.
+            "keepalive": max(1, round(settings.arrival_seconds)),
+            "timeout": 60,
+            "graceful_timeout": STOP_SECONDS,
+            "control_socket_disable": True,
+            "http_parser": "python",
+            "accesslog": None,
+            "logger_class": _logger(settings.log_format),
+            "when_ready": lambda _: faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True),
+            "post_worker_init": self._signals,
+            "proc_name": "webhook",
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """In the worker, after gevent has patched: no connection is ever the master's."""
+        logs.configure(self._settings.log_format)
+        # A full pool only means that some connections to sessiond are not kept.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
+        self._ingress, sweep = assemble(self._settings)
+        threading.Thread(target=_sweep_for_ever, args=(sweep, self._settings.sweep_seconds), daemon=True).start()
+        return self._ingress.app()
+
+    def _signals(self, worker: Any) -> None:
+        import gevent
+
+        # Through the C handler: it also speaks when the hub is stuck.
+        faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+        before = signal.getsignal(signal.SIGTERM)
+
+        def term(number: int, frame: Any) -> None:
+            gevent.spawn(self._leave, worker)
+            if callable(before):
+                before(number, frame)
+
+        signal.signal(signal.SIGTERM, term)
+
+    def _leave(self, worker: Any) -> None:
+        """Once all that has arrived is answered, connections that are only kept open are not waited for."""
+        ends = time.monotonic() + STOP_SECONDS
+        while self._ingress is not None and self._ingress.in_flight and time.monotonic() < ends:
+            time.sleep(0.02)
+        worker.cfg.set("graceful_timeout", 0)
+
+
+def _sweep_for_ever(sweep: Callable[[], object], pause: float) -> None:
+    """A greenlet, under gevent's patches. Replicas take turns by themselves."""
+    while True:
+        time.sleep(pause)
+        try:
+            sweep()
+        except Exception as error:
+            log.warning("no sweep", error=repr(error))
+
+
+def assemble(settings: IngressSettings) -> tuple["Ingress", Callable[[], object]]:
+    """The parts of one worker process, and its sweep. Needs gevent's patches."""
+    import gevent
+
+    from base.jobs import Jobs, connect
+    from sessiond.client import connect as connect_sessiond
+    from webhook.arrival import Arrival, Budget
+    from webhook.delivering import Delivering
+    from webhook.demands import Demands
+    from webhook.ingress import Ingress
+    from webhook.runs import Runs
+    from webhook.sweeper import Sweeper
+    from webhook.tickets import Tickets, TookTooLong
+    from webhook.workertasks import WorkerTasks
+    from worker.tasks import Tasks
+
+    connection = connect(settings.redis_url, deadline=REDIS_DEADLINE, retries=1, connections=REDIS_CONNECTIONS)
+    jobs = Jobs(connection)
+    demands = Demands(connection, jobs)
+    tickets = Tickets(
+        demands,
+        connect_sessiond(settings.sessiond_url, settings.sessiond_key),
+        bound=lambda: gevent.Timeout(
+            settings.ticket_seconds, TookTooLong(f"no answer within {settings.ticket_seconds:g} s")
+        ),
+    )
+    ingress = Ingress(
+        settings.secrets,
+        settings.rules,
+        Arrival(Budget(settings.bytes_in_flight), settings.arrival_seconds, gevent.Timeout),
+        Delivering(demands, tickets, WorkerTasks(Tasks(connection, jobs))),
+        connection.ping,
+    )
+    return ingress, Sweeper(
+        demands, Runs(demands, settings.runs_per_session), tickets, lambda: 0, settings.sweep_seconds
+    ).sweep
+
+
+def _logger(log_format: str) -> Callable[[Any], Any]:
+    class Quiet(Logger):  # type: ignore[misc]
+        """gunicorn's own lines through our logging; SIGUSR1 is not for reopening files."""
+
+        def setup(self, cfg: Any) -> None:
+            logs.configure(log_format)
+            self.loglevel = logging.WARNING
+            self.error_log.setLevel(logging.WARNING)
+            self.error_log.propagate = True
+            self.access_log.disabled = True
+
+        def reopen_files(self) -> None:
+            return None
+
+    return Quiet
