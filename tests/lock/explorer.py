@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sessiond.lock import events as ev
-from sessiond.lock import machine
+from sessiond.lock import machine, reading
 from sessiond.lock.rules import Kind, Presence, Times, rank_of
 from sessiond.lock.state import Lock, Ticket
 
@@ -208,7 +208,7 @@ class Explorer:
 
     def of_timers(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
         names = {"lease": "loss", "claim": "loss", "absence": "lapse"}
-        for timer in machine.timers(lock, Times()):
+        for timer in reading.timers(lock, Times()):
             yield names.get(timer.name, timer.name), ev.Due(timer)
 
     # ---- the judge ---------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def calm(lock: Lock) -> ev.Event:
         return ev.TasksChanged(False)
     if lock.lease is not None:
         return ev.Release(lock.lease.fence)
-    wanted = machine.timers(lock, Times())
+    wanted = reading.timers(lock, Times())
     for name in ("head-wait", "absence"):
         for timer in wanted:
             if timer.name == name:

@@ -9,7 +9,7 @@ import pytest
 
 from lock.explorer import Cast, Decide, Explorer, Scene, Violation, canonical
 from sessiond.lock import events as ev
-from sessiond.lock import machine
+from sessiond.lock import machine, reading
 from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond.lock.state import Lock
 
@@ -144,7 +144,7 @@ def test_a_spoilt_step_is_objected_to(name: str, decide: Decide) -> None:
 
 def present_last(lock: Lock) -> Any:
     """Grants the last of the present instead of the head."""
-    found = [t for t in lock.queue if machine.could_have(lock, t)]
+    found = [t for t in lock.queue if reading.could_have(lock, t)]
     return (found[-1], frozenset()) if found else None
 
 
@@ -155,20 +155,22 @@ def no_worker_order(lock: Lock) -> Any:
     return found
 
 
-GRANTABLE = machine.grantable
-RULES: list[tuple[str, str, Any]] = [
-    ("no_worker_while_handler_in_queue", "handler_waits", lambda lock: False),
-    ("handler_fifo", "grantable", present_last),
-    ("worker_fifo", "grantable", no_worker_order),
-    ("lapsed_bars_nobody", "handler_waits", lambda lock: any(t.kind is Kind.HANDLER for t in lock.queue)),
-    ("every_present_ticket_is_served", "waited_for", lambda lock: []),
-    ("no_place_lost", "TICKET_END", {**machine.TICKET_END, LeaseEnd.PREEMPTED: machine.TicketEnd.RELEASED}),
+GRANTABLE = reading.grantable
+RULES: list[tuple[str, Any, str, Any]] = [
+    ("no_worker_while_handler_in_queue", reading, "handler_waits", lambda lock: False),
+    ("handler_fifo", reading, "grantable", present_last),
+    ("worker_fifo", reading, "grantable", no_worker_order),
+    ("lapsed_bars_nobody", reading, "handler_waits", lambda lock: any(t.kind is Kind.HANDLER for t in lock.queue)),
+    ("every_present_ticket_is_served", reading, "waited_for", lambda lock: []),
+    ("no_place_lost", machine, "TICKET_END", {**machine.TICKET_END, LeaseEnd.PREEMPTED: machine.TicketEnd.RELEASED}),
 ]
 
 
-@pytest.mark.parametrize(("name", "rule", "broken"), RULES, ids=[name for name, _, _ in RULES])
-def test_a_broken_rule_is_objected_to(monkeypatch: pytest.MonkeyPatch, name: str, rule: str, broken: Any) -> None:
-    monkeypatch.setattr(machine, rule, broken)
+@pytest.mark.parametrize(("name", "home", "rule", "broken"), RULES, ids=[one[0] for one in RULES])
+def test_a_broken_rule_is_objected_to(
+    monkeypatch: pytest.MonkeyPatch, name: str, home: Any, rule: str, broken: Any
+) -> None:
+    monkeypatch.setattr(home, rule, broken)
     with pytest.raises(Violation) as caught:
         Explorer(SMALL).run()
     assert caught.value.name == name
