@@ -182,7 +182,7 @@ class _Pipes:
 
     def start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> "Popen[bytes]":
         """Starts the guard and closes the ends that are its."""
-        ends = (self._lifeline, self._reported)
+        ends = (self._lifeline, self._reported, os.dup(2))
         command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), *argv]
         try:
             return Popen(
