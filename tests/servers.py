@@ -127,6 +127,14 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs: neither gone (also between two looks at /proc) nor a zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Sessiond:
     """A real sessiond process (gunicorn and all) with a state directory of its own."""
 
@@ -166,8 +174,11 @@ class Sessiond:
         except OSError:
             return False
 
+    def log_bytes(self) -> bytes:
+        return (self.state / "sessiond.log").read_bytes()
+
     def log_text(self) -> str:
-        return (self.state / "sessiond.log").read_text(errors="replace")[-3000:]
+        return self.log_bytes().decode(errors="replace")[-3000:]
 
     def client(self, role: str = "admin", holder: str | None = None) -> Client:
         return connect(self.url, self.keys[role], holder)
@@ -178,7 +189,7 @@ class Sessiond:
 
     def left(self) -> list[psutil.Process]:
         """What still runs of all that was remembered."""
-        return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in self._seen.values() if alive(p)]
 
     def kill9(self) -> None:
         """kill -9 of the service: its worker and its master, as one."""

@@ -79,6 +79,7 @@ class Session:
         self.waits = Waits(self.standing, self._inbox, self._desk, self.steps, self.turns)
         self._lines = AgentLines(settings, self.standing, self._inbox, self.link, self.steps, self.turns)
         self._doubted = False
+        self._looked = time.monotonic()
         self._greenlet: gevent.Greenlet[..., None] | None = None
 
     # ---- from other greenlets ----------------------------------------------------------------
@@ -165,6 +166,7 @@ class Session:
             try:
                 self._handle(item)
                 self._fire()
+                self._look_around()
             except (Answered, NotApplied):
                 continue
             except Deposed as error:
@@ -182,23 +184,26 @@ class Session:
         if isinstance(item, FromAgent):
             self._acts.cause = time.monotonic()
             self._lines.take(item)
-        elif item is None:
-            self._tick()
-        else:
+        elif item is not None:
             self._acts.cause = item.at
             self._inbox.serve(item)
 
-    def _tick(self) -> None:
-        """Nothing came for a while, or the owner record could not be renewed."""
-        lock = self.standing.lock
-        for ticket, seconds in self._observer.long_waits(lock):
-            why = ", ".join(str(one["why"]) for one in views.ahead(lock, lock.tickets[ticket]))
-            log.warning("long lock wait", session=self.name, ticket=ticket, seconds=round(seconds), why=why)
+    def _look_around(self) -> None:
+        """At most once in `LONGEST_SLEEP`: who waits for long; at once: whether Redis still is there, when in doubt."""
+        if time.monotonic() - self._looked >= LONGEST_SLEEP:
+            self._looked = time.monotonic()
+            self._long_waits()
         if self._doubted:
             self._doubted = False
             if not self.commits.reachable():
                 self._outages.wait()
                 self.steps.back()
+
+    def _long_waits(self) -> None:
+        lock = self.standing.lock
+        for ticket, seconds in self._observer.long_waits(lock, self.settings.times.long_wait):
+            why = ", ".join(str(one["why"]) for one in views.ahead(lock, lock.tickets[ticket]))
+            log.warning("long lock wait", session=self.name, ticket=ticket, seconds=round(seconds), why=why)
 
     def _fire(self) -> None:
         for key in self.deadlines.pop_due():

@@ -18,7 +18,7 @@ from sessiond.deadlines import Deadlines
 from sessiond.hooks import hold
 from sessiond.inbox import Answered, Inbox
 from sessiond.lock import events as ev
-from sessiond.lock import machine as lock_machine
+from sessiond.lock import reading
 from sessiond.outages import Outages
 from sessiond.settings import Settings
 from sessiond.standing import LeaseTime, Standing
@@ -114,6 +114,6 @@ class Steps:
 
     def _timers(self) -> dict[Any, float]:
         times, now = self._settings.times, self._standing
-        found: dict[Any, float] = {("lock", t): s for t, s in lock_machine.timers(now.lock, times).items()}
+        found: dict[Any, float] = {("lock", t): s for t, s in reading.timers(now.lock, times).items()}
         found.update({("agent", t): s for t, s in agent_machine.timers(now.agent, times).items()})
         return found

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sessiond import record, views
+from sessiond import changes, record, views
 from sessiond.agent import state as st
 from sessiond.composition import Plan
 from sessiond.lock import events as ev
@@ -46,7 +46,7 @@ class Writes:
         stored = extras
         if granted is None and extras is not None and (left := self._lease_time.hold_left()) is not None:
             stored = replace(extras, hold_left=round(left, 1))
-        commands += record.diff(old, plan.lock, self._extras(stored))
+        commands += changes.diff(old, plan.lock, self._extras(stored))
         agent = self._agent(plan.agent)
         if agent != self._stored_agent:
             commands.append(record.put("agent", agent))
@@ -60,7 +60,7 @@ class Writes:
     def everything(self) -> tuple[list[record.Command], list[ev.Entry]]:
         """The whole state, for a Redis that lost some of it."""
         now = self._standing
-        commands = record.full(now.lock, self._extras(now.extras), self._agent(now.agent))
+        commands = changes.full(now.lock, self._extras(now.extras), self._agent(now.agent))
         return commands + self._store.recent_commands(), [("snapshot", views.snapshot(now.lock))]
 
     def _fresh_lease(self, plan: Plan) -> record.LeaseExtras:

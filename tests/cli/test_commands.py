@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers import SERVICES, TESTS, Model, Sessiond, eventually, free_port, scripted_env
+from servers import SERVICES, TESTS, Model, Sessiond, alive, eventually, free_port, scripted_env
 
 SESSION = "octo/hello"
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL"))}
@@ -52,6 +52,10 @@ def test_following_and_forcing(sessiond: Start) -> None:
         released = ctl(service, "release", SESSION, "--force", "--reason", "the test's")
         assert (released.returncode, released.stdout) == (0, f"ended the lease with fence {lease.fence}\n")
         lease.abandon()
+    with client.lease(SESSION, key="again") as lease:
+        released = ctl(service, "release", SESSION, "--force", "--reason", "the test's", "--json")
+        assert (released.returncode, json.loads(released.stdout)) == (0, {"released": lease.fence})
+        lease.abandon()
     assert follower.stdout is not None
     for line in follower.stdout:
         if json.loads(line).get("reason") == "forced":
@@ -63,7 +67,17 @@ def test_following_and_forcing(sessiond: Start) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("nothing",), ("queue",), ("queue", "noslash"), ("release", SESSION, "--reason", "x"), ("ask", SESSION)],
+    [
+        (),
+        ("nothing",),
+        ("queue",),
+        ("queue", "noslash"),
+        ("release", SESSION, "--reason", "x"),
+        ("ask", SESSION),
+        ("status", "--url", "ftp://x"),
+        ("ask", SESSION, "x", "--priority", "10"),
+        ("ledger", "a/b/c", "--json"),
+    ],
 )
 def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...]) -> None:
     done = ctl(None, *words)
@@ -119,7 +133,7 @@ def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(tmp_path: Pa
     assert len(family) >= 3
     up.send_signal(signal.SIGINT)
     assert up.wait(20) == 0
-    eventually(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 5)
+    eventually(lambda: not [p for p in family if alive(p)], 5)
     log.close()
     said = (tmp_path / "log").read_text()
     assert "no model key" in said and said.rstrip().endswith("up: stopped")
@@ -137,7 +151,7 @@ def test_up_that_is_killed_takes_everything_along(tmp_path: Path, model: Model) 
     family = psutil.Process(up.pid).children(recursive=True)
     up.kill()
     up.wait()
-    eventually(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 20)
+    eventually(lambda: not [p for p in family if alive(p)], 20)
 
 
 def test_the_demo_tells_its_story() -> None:

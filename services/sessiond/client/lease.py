@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sessiond.client.errors import LeaseLost, LeaseSuspended, SessiondError, Unavailable
-from sessiond.client.transport import Backoff, Transport, now
+from sessiond.client.patience import Backoff, now
+from sessiond.client.transport import Transport
 from sessiond.client.turns import Turn, TurnResult
 
 LEASE_TTL: Final = 30.0
