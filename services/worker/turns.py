@@ -9,7 +9,7 @@ import structlog
 
 from base.process import Stopped, broken_off, stopping
 from sessiond.client import AgentEvent, Lease, LeaseLost, ProblemError, TurnResult, Unavailable
-from sessiond.client.transport import Backoff
+from sessiond.client.patience import Backoff
 from worker import frame, judge, meanwhile
 from worker import task as tk
 from worker.hooks import hold
