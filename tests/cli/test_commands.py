@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers import SERVICES, TESTS, Model, Sessiond, alive, eventually, free_port, scripted_env
+from servers import SERVICES, TESTS, Model, Sessiond, alive, answers, eventually, free_port, scripted_env
 
 SESSION = "octo/hello"
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL"))}
@@ -140,14 +140,15 @@ def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(tmp_path: Pa
 
 
 def test_up_that_is_killed_takes_everything_along(tmp_path: Path, model: Model) -> None:
+    port = free_port()
     env = {
         **ENV,
         "PYTHONPATH": str(SERVICES),
         "SESSIOND_STATE_DIR": str(tmp_path / "s"),
-        "SESSIOND_PORT": str(free_port()),
+        "SESSIOND_PORT": str(port),
     }
     up = subprocess.Popen([sys.executable, "-m", "sessiond.up"], env=env, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    eventually(lambda: len(psutil.Process(up.pid).children(recursive=True)) >= 3, 20)
+    eventually(lambda: answers(f"http://127.0.0.1:{port}"), 20)
     family = psutil.Process(up.pid).children(recursive=True)
     up.kill()
     up.wait()
