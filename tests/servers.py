@@ -135,6 +135,15 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def answers(url: str) -> bool:
+    """Whether a sessiond is ready there."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 class Sessiond:
     """A real sessiond process (gunicorn and all) with a state directory of its own."""
 
@@ -168,11 +177,7 @@ class Sessiond:
     def ready(self) -> bool:
         if self._process.poll() is not None:
             raise AssertionError(f"sessiond ended: {self.log_text()}")
-        try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return answers(self.url)
 
     def log_bytes(self) -> bytes:
         return (self.state / "sessiond.log").read_bytes()

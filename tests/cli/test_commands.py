@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers import SERVICES, TESTS, Model, Sessiond, alive, eventually, free_port, scripted_env
+from servers import SERVICES, TESTS, Model, Sessiond, alive, answers, eventually, free_port, scripted_env
 
 SESSION = "octo/hello"
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL"))}
@@ -105,7 +105,9 @@ def test_sessiond_refuses_bad_settings_in_one_line(env: dict[str, str], tmp_path
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
+def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(
+    tmp_path: Path, figures: Callable[[str], None]
+) -> None:
     port = free_port()
     env = {
         **ENV,
@@ -126,7 +128,8 @@ def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(tmp_path: Pa
     eventually(answers, 20)
     asked_at = time.monotonic()
     asked = ctl(None, "ask", SESSION, "hello", SESSIOND_URL=url, SESSIOND_KEY=key.read_text().strip())
-    print(f"ready after {asked_at - begun:.1f} s; ask ended after {time.monotonic() - asked_at:.1f} s: {asked.stderr}")
+    took = time.monotonic() - asked_at
+    figures(f"ready after {asked_at - begun:.1f} s; ask ended after {took:.1f} s: {asked.stderr.strip()}")
     assert asked.returncode == 1 and "Not logged in" in asked.stderr and asked.stderr.count("\n") == 1
     assert time.monotonic() - asked_at < 20
     family = psutil.Process(up.pid).children(recursive=True)
@@ -140,27 +143,28 @@ def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(tmp_path: Pa
 
 
 def test_up_that_is_killed_takes_everything_along(tmp_path: Path, model: Model) -> None:
+    port = free_port()
     env = {
         **ENV,
         "PYTHONPATH": str(SERVICES),
         "SESSIOND_STATE_DIR": str(tmp_path / "s"),
-        "SESSIOND_PORT": str(free_port()),
+        "SESSIOND_PORT": str(port),
     }
     up = subprocess.Popen([sys.executable, "-m", "ops.up"], env=env, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    eventually(lambda: len(psutil.Process(up.pid).children(recursive=True)) >= 3, 20)
+    eventually(lambda: answers(f"http://127.0.0.1:{port}"), 20)
     family = psutil.Process(up.pid).children(recursive=True)
     up.kill()
     up.wait()
     eventually(lambda: not [p for p in family if alive(p)], 20)
 
 
-def test_the_demo_tells_its_story() -> None:
+def test_the_demo_tells_its_story(figures: Callable[[str], None]) -> None:
     env = {**ENV, "PYTHONPATH": f"{SERVICES}:{TESTS}"}
     done = subprocess.run(
         [sys.executable, str(TESTS / "demo.py")], env=env, capture_output=True, text=True, timeout=100
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
+    figures(done.stdout.splitlines()[-1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert found["order"] == ["worker", "A", "B", "C", "worker"]
     assert (found["inversions"], found["answers"], found["preemptions"], found["worker_continued"]) == (0, 3, 1, True)

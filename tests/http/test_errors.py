@@ -174,7 +174,7 @@ def test_the_open_paths_need_no_key(ask: Callable[..., Any]) -> None:
     assert b"sessiond_lock_wait_seconds" in ask("GET", "/metrics", role=None).data
 
 
-def test_the_served_document_holds_what_it_promises(service: Sessiond) -> None:
+def test_the_served_document_holds_what_it_promises(service: Sessiond, figures: Callable[[str], None]) -> None:
     """A schemathesis run over the served OpenAPI document finds nothing."""
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", f"{service.url}/openapi.json",
@@ -187,4 +187,4 @@ def test_the_served_document_holds_what_it_promises(service: Sessiond) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     tried = re.search(r"(\d+) generated", done.stdout)
     assert tried is not None and int(tried[1]) > 300, done.stdout[-2000:]
-    print(done.stdout[-400:])
+    figures(f"schemathesis: {tried[0]}")

@@ -32,7 +32,7 @@ CASTS = {
 
 
 @pytest.mark.parametrize("name", CASTS)
-def test_every_reachable_state_keeps_every_invariant(name: str) -> None:
+def test_every_reachable_state_keeps_every_invariant(name: str, figures: Callable[[str], None]) -> None:
     """Breadth first over every state that a cast can reach; each step out of each state is judged.
 
     At any moment any of these may come next, as often as it likes: an untaken ticket is taken; the holder of a
@@ -50,7 +50,7 @@ def test_every_reachable_state_keeps_every_invariant(name: str) -> None:
     explorer, begun = Explorer(CASTS[name]), time.process_time()
     explorer.run()
     took = time.process_time() - begun
-    print(f"{name}: {explorer.states} states, {explorer.transitions} transitions, {took:.1f} s")
+    figures(f"{explorer.states} states, {explorer.transitions} transitions, {took:.1f} s")
     assert explorer.states > 5_000
 
 

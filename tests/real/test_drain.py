@@ -5,6 +5,7 @@ import random
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class Question:
         self._held.unlink(missing_ok=True)
 
 
-def test_sixty_cycles_at_random_moments(sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path) -> None:
+def test_sixty_cycles_at_random_moments(
+    sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path, figures: Callable[[str], None]
+) -> None:
     """`open question`: the interrupt is written while claude waits for a permission, and no answer ever comes.
     `question answered meanwhile`: the answer races the interrupt."""
     service = sessiond(claude_env(model, SESSIOND_HOOKS_DIR=str(tmp_path)))
@@ -109,12 +112,10 @@ def test_sixty_cycles_at_random_moments(sessiond: Callable[..., Sessiond], model
     late = sum(e["ack_after_result"] for e in acked)
     for name in ("ticket_to_interrupt_ms", "interrupt_to_ack_ms", "interrupt_to_closed_ms"):
         ms = sorted(e[name] for e in acked)
-        print(f"{name}: median {statistics.median(ms):.1f}, max {ms[-1]:.1f} ms")
-    print(
-        f"{CYCLES} cycles, {len(cut)} interrupted, acks {len(acked) - late} before and {late} after the result;",
-        f"{answered} questions answered;",
-        outcomes,
-    )
+        figures(f"{name}: median {statistics.median(ms):.1f}, max {ms[-1]:.1f}")
+    became = {kind: dict(Counter(told)) for kind, told in outcomes.items()}
+    figures(f"{CYCLES} cycles, {len(cut)} interrupted, {answered} questions answered: {became}")
+    figures(f"acks: {len(acked) - late} before and {late} after the result")
     assert not [e for e in entries if e["event"] in ("recovery", "refused", "agent-broken")]
     assert len(acked) == len(cut) >= CYCLES // 2
     assert verify(entries).violations == []
