@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,30 +11,11 @@ import pytest
 from servers import Redis, Sessiond, eventually
 from sessiond.verify import verify
 from worker.task import State, Task
-from worker_crew import SESSION, Scene, Worker, line
+from worker_crew import SENT, SESSION, Scene, Worker, line, untold
 
 Start = Callable[..., Scene]
 FULL = os.environ.get("FULL") == "1"
 TURNS, FLURRIES = (10, 30) if FULL else (4, 5)
-TOLD = re.compile(r"Turn (\d+) \(attempt (\d+)\) was sent to you before")
-SENT = re.compile(r"turn (\d+)(?:, attempt (\d+))? of task (\S+?)\.")
-
-
-def untold(prompts: list[str]) -> list[str]:
-    """Prompts of a turn that the agent had seen before and whose text does not say so. Read from what the agent got."""
-    seen: dict[tuple[str, str], list[int]] = {}
-    found = []
-    for prompt in prompts:
-        sent = SENT.search(prompt)
-        if sent is None:
-            continue
-        number, attempt, task = sent[1], int(sent[2] or 1), sent[3]
-        before = seen.setdefault((task, number), [])
-        told = {int(a) for n, a in TOLD.findall(prompt) if n == number}
-        if not set(before) <= told:
-            found.append(prompt)
-        before.append(attempt)
-    return found
 
 
 def test_preempted_in_mid_turn(scene: Start) -> None:
