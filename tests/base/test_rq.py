@@ -300,6 +300,7 @@ def test_a_parent_outlives_redis_being_away_during_a_job(desk: Desk, parent: Cal
     desk.heard("end")
     desk.enqueue("greet", "after")
     desk.heard("greet after", 20)
+    assert "the job goes on" in one.log.read_text() and "ended by itself" not in one.log.read_text()
     one.process.send_signal(signal.SIGTERM)
     assert one.process.wait(20) == 0
 
