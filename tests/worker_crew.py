@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,25 @@ QUICK = {
     "WORKER_BROKEN_SECONDS": "1",
 }
 SETTLED = (*ENDS, State.STUCK)
+TOLD = re.compile(r"Turn (\d+) \(attempt (\d+)\) was sent to you before")
+SENT = re.compile(r"turn (\d+)(?:, attempt (\d+))? of task (\S+?)\.")
+
+
+def untold(prompts: list[str]) -> list[str]:
+    """Prompts of a turn that the agent had seen before and whose text does not say so. Read from what the agent got."""
+    seen: dict[tuple[str, str], list[int]] = {}
+    found = []
+    for prompt in prompts:
+        sent = SENT.search(prompt)
+        if sent is None:
+            continue
+        number, attempt, task = sent[1], int(sent[2] or 1), sent[3]
+        before = seen.setdefault((task, number), [])
+        told = {int(a) for n, a in TOLD.findall(prompt) if n == number}
+        if not set(before) <= told:
+            found.append(prompt)
+        before.append(attempt)
+    return found
 
 
 def service_env(*faults: str, **times: float) -> dict[str, str]:
@@ -73,7 +93,7 @@ class Worker:
 
         def look() -> psutil.Process | None:
             self.remember()
-            found = psutil.Process(self.process.pid).children()
+            found = [p for p in psutil.Process(self.process.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
             return found[0] if found and "jobs" in found[0].cmdline() else None
 
         return eventually(look, 10, self.log_text())

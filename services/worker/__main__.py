@@ -33,6 +33,8 @@ log = structlog.get_logger("worker")
 STOP_SECONDS: Final = 30.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 10.0
+SOUND_SECONDS: Final = 3.0
+"""A child that lived so long had begun well: its end is no crash loop."""
 
 
 def main(words: list[str]) -> int:
@@ -69,7 +71,7 @@ class Supervisor:
         child, started, pause, next_sweep = self._start(), time.monotonic(), FIRST_PAUSE, time.monotonic()
         while not self._asked:
             if child.poll() is not None:
-                pause = FIRST_PAUSE if time.monotonic() - started > LONGEST_PAUSE else min(LONGEST_PAUSE, pause * 2)
+                pause = FIRST_PAUSE if time.monotonic() - started > SOUND_SECONDS else min(LONGEST_PAUSE, pause * 2)
                 log.warning("the rq worker ended by itself", status=child.returncode, again_in=pause)
                 self._wait(pause)
                 child, started = self._start(), time.monotonic()

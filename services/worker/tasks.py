@@ -279,7 +279,10 @@ class Tasks:
         return woken
 
     def revive(self) -> tuple[str, ...]:
-        """Makes a job for every task that wants a run, has no live claim and no live job; their ids. The sweep."""
+        """Makes a job for every task that wants a run, has no claim and no job that waits; their ids. The sweep.
+
+        A job that runs is not asked: its run's claim is the better witness. One too many finds the claim, and ends.
+        """
         revived = []
         for task_id in sorted(i.decode() for i in self._redis.smembers(OPEN)):
             try:
@@ -287,7 +290,7 @@ class Tasks:
             except NoTask:
                 self._redis.srem(OPEN, task_id)
                 continue
-            if task.wants_run and not self.claimed(task_id) and not self._jobs.live(task.job):
+            if task.wants_run and not self.claimed(task_id) and not self._jobs.waiting(task.job):
                 self._change(task_id, lambda task: (), wake=True)
                 revived.append(task_id)
         return tuple(revived)

@@ -2,40 +2,22 @@
 
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
+from base.jobs import TASKS
 from servers import Redis, Sessiond, eventually
 from sessiond.verify import verify
 from worker.task import State, Task
-from worker_crew import SESSION, Scene, Worker, line
+from worker.tasks import RUN
+from worker_crew import SENT, SESSION, Scene, Worker, line, untold
 
 Start = Callable[..., Scene]
 FULL = os.environ.get("FULL") == "1"
 TURNS, FLURRIES = (10, 30) if FULL else (4, 5)
-TOLD = re.compile(r"Turn (\d+) \(attempt (\d+)\) was sent to you before")
-SENT = re.compile(r"turn (\d+)(?:, attempt (\d+))? of task (\S+?)\.")
-
-
-def untold(prompts: list[str]) -> list[str]:
-    """Prompts of a turn that the agent had seen before and whose text does not say so. Read from what the agent got."""
-    seen: dict[tuple[str, str], list[int]] = {}
-    found = []
-    for prompt in prompts:
-        sent = SENT.search(prompt)
-        if sent is None:
-            continue
-        number, attempt, task = sent[1], int(sent[2] or 1), sent[3]
-        before = seen.setdefault((task, number), [])
-        told = {int(a) for n, a in TOLD.findall(prompt) if n == number}
-        if not set(before) <= told:
-            found.append(prompt)
-        before.append(attempt)
-    return found
 
 
 def test_preempted_in_mid_turn(scene: Start) -> None:
@@ -73,6 +55,7 @@ def test_preempted_between_two_turns_is_told_too(scene: Start) -> None:
     assert (found.interruptions.preemptions, found.turn.attempt) == (1, 1)
     assert "1 handler (people's comments: IC_1)" in s.prompts()[-1]
     assert sum(e["event"] == "back" for e in s.entries()) == 1
+    assert sum(e["event"] == "taken" and e["kind"] == "worker" for e in s.entries()) == 1, "one ticket"
 
 
 def test_a_task_goes_on_through_flurries(scene: Start) -> None:
@@ -175,6 +158,37 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     assert {s.settled(t).state for t in tasks} == {State.DONE}
     begun = [(w, t) for w, t, _ in (*s.worker.runs(), *other.runs())]
     assert all(begun.count(("begin", t.id)) == begun.count(("end", t.id)) >= 1 for t in tasks)
+
+
+def test_preempted_while_no_run_was_there(scene: Start) -> None:
+    """The lease outlives its killed work-horse for a while; what handlers then do to it is counted and told too."""
+    s = scene()
+    s.worker.hold("in-turn")
+    task = s.add(line("done", tokens="100", pace="10ms"))
+    s.worker.reached("in-turn")
+    s.worker.go_on("in-turn")
+    s.worker.horse().kill()
+    s.handler("IC_9")
+    found = s.settled(task)
+    preempted = [e for e in s.entries() if e["event"] == "ended" and e["reason"] == "preempted"]
+    assert (found.state, found.turn.attempt, found.interruptions.preemptions, len(preempted)) == ("done", 2, 1, 1)
+    assert "IC_9" in s.prompts()[-1] and untold(s.prompts()) == []
+
+
+def test_a_second_job_for_a_task_that_runs_does_nothing(
+    scene: Start, redis_server: Redis, request: pytest.FixtureRequest
+) -> None:
+    s = scene()
+    s.worker.hold("in-turn")
+    task = s.add(line("done"))
+    s.worker.reached("in-turn")
+    other = Worker(redis_server.url, s.service, s.place / "other")
+    request.addfinalizer(other.close)
+    second = s.jobs.enqueue(TASKS, RUN, task.id)
+    eventually(lambda: not s.connection.exists(f"rq:job:{second}"), 10, other.log_text())
+    assert "another run has the task" in other.log_text() and other.runs() == []
+    s.worker.go_on("in-turn")
+    assert (s.settled(task).state, s.tasks.get(task.id).runs) == ("done", 1)
 
 
 def test_force_released_by_an_operator(scene: Start) -> None:
