@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from servers import Caller, Model, Redis, Sessiond
+from servers import Caller, Model, Redis, Sessiond, Webhook
 
 Figures = Callable[[str], None]
 
@@ -82,6 +82,19 @@ def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Factory]:
 
         def start(env: Mapping[str, str] | None = None, name: str = "a") -> Sessiond:
             service = Sessiond(redis_server.url, tmp_path / name, env)
+            stack.callback(service.close)
+            return service
+
+        yield start
+
+
+@pytest.fixture
+def webhook(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Webhook]]:
+    """Starts webhooks on the test's Redis: webhook(env, name="webhook")."""
+    with ExitStack() as stack:
+
+        def start(env: Mapping[str, str] | None = None, name: str = "webhook") -> Webhook:
+            service = Webhook(redis_server.url, tmp_path / name, env)
             stack.callback(service.close)
             return service
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import random
@@ -13,11 +14,15 @@ import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psutil
+import urllib3
+from prometheus_client.parser import text_string_to_metric_families
 
 from ops.embedded import EmbeddedRedis
 from sessiond.client import Client, connect
@@ -215,6 +220,102 @@ class Sessiond:
     def close(self) -> None:
         self.terminate()
         eventually(lambda: not self.left(), 5, f"no process left: {self.left()}")
+
+
+class Webhook:
+    """A real `python -m webhook`: gunicorn's master and, by default, two processes."""
+
+    SECRET = "a secret of this test"
+
+    def __init__(self, redis_url: str, place: Path, env: Mapping[str, str] | None = None) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        self.place, self.port = place, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.pool = urllib3.PoolManager(retries=False, timeout=30, maxsize=64)
+        (place / "hooks").mkdir(exist_ok=True)
+        self.env = {
+            "REDIS_URL": redis_url, "SESSIOND_URL": "http://127.0.0.1:1", "WEBHOOK_SECRET": self.SECRET,
+            "WEBHOOK_PORT": str(self.port), "WEBHOOK_PROCESSES": "2", "BOT_LOGIN": "helper[bot]", "BOT_ID": "4711",
+            "SWEEP_SECONDS": "3600", "HOOKS_DIR": str(place / "hooks"), **(env or {}),
+        }  # fmt: skip
+        self._seen: dict[int, psutil.Process] = {}
+        self.start()
+
+    def start(self) -> None:
+        names = ("SESSIOND_", "WEBHOOK_", "BOT_", "TRIGGER", "ALLOWED_", "PROMETHEUS_")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(names)}
+        env = {**kept, "PYTHONPATH": str(SERVICES), **self.env}
+        with (self.place / "webhook.log").open("ab") as log:
+            command = [sys.executable, "-m", "webhook"]
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        eventually(self.alive, 20, "webhook alive")
+
+    def alive(self) -> bool:
+        """All of its processes answer; a scrape only ever reaches one of them."""
+        if self.process.poll() is not None:
+            raise AssertionError(f"webhook ended: {self.log_text()}")
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=2) as answer:
+                ready = [one for one in self.workers() if f"pid={one.pid} " in self.log_text(0)]
+                return bool(answer.status == 200 and len(ready) == int(self.env["WEBHOOK_PROCESSES"]))
+        except OSError:
+            return False
+
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def log_text(self, last: int = 6000) -> str:
+        return (self.place / "webhook.log").read_text(errors="replace")[-last:]
+
+    def post(self, event: str, payload: Any, delivery: str | None = None, **more: Any) -> urllib3.BaseHTTPResponse:
+        """A delivery, signed. `more`: secret, form, body (bytes instead of the payload), headers (None leaves out)."""
+        body = more.get("body", json.dumps(payload).encode())
+        kind = "application/json"
+        if more.get("form"):
+            body, kind = urlencode({"payload": body.decode()}).encode(), "application/x-www-form-urlencoded"
+        signed = "sha256=" + hmac.new(more.get("secret", self.SECRET).encode(), body, hashlib.sha256).hexdigest()
+        headers = {
+            "Content-Type": kind, "X-GitHub-Event": event, "X-GitHub-Delivery": delivery or uuid.uuid4().hex,
+            "X-Hub-Signature-256": signed, **more.get("headers", {}),
+        }  # fmt: skip
+        sent = {name: value for name, value in headers.items() if value is not None}
+        return self.pool.request("POST", f"{self.url}/github", body=body, headers=sent)
+
+    def counted(self) -> dict[tuple[str, str], int]:
+        """webhook_deliveries_total by (event, outcome), of all processes."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        return {
+            (one.labels["event"], one.labels["outcome"]): int(one.value)
+            for family in families for one in family.samples if one.name == "webhook_deliveries_total"
+        }  # fmt: skip
+
+    def hold(self, point: str) -> None:
+        (self.place / "hooks" / f"{point}.hold").touch()
+
+    def let_go(self, point: str) -> None:
+        (self.place / "hooks" / f"{point}.hold").unlink(missing_ok=True)
+        (self.place / "hooks" / f"{point}.reached").unlink(missing_ok=True)
+
+    def reached(self, point: str) -> int:
+        """Waits until a process stands at this point; its pid."""
+        place = self.place / "hooks" / f"{point}.reached"
+        return int(eventually(lambda: place.exists() and place.read_text(), 10, f"{point}: {self.log_text()}"))
+
+    def terminate(self) -> int:
+        self._seen |= {p.pid: p for p in tree(self.process.pid)}
+        self.process.terminate()
+        return self.process.wait(20)
+
+    def close(self) -> None:
+        self.pool.clear()
+        if self.process.poll() is None:
+            self.terminate()
+
+        def left() -> list[psutil.Process]:
+            return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+        eventually(lambda: not left(), 5, "no process of the webhook left")
 
 
 class Caller:

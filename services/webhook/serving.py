@@ -31,7 +31,8 @@ CONNECTIONS: Final = 2_000
 REDIS_CONNECTIONS: Final = 64
 REDIS_DEADLINE: Final = 2.0
 """Seconds for one call: GitHub gives a delivery up after 10, and asks again only for what was refused in time."""
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 4
+"""For what has arrived to be answered, on SIGTERM."""
 METRICS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -66,7 +67,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             # Also bounds how long a request's headers may take to arrive.
             "keepalive": max(1, round(settings.arrival_seconds)),
             "timeout": 60,
-            "graceful_timeout": STOP_SECONDS,
+            "graceful_timeout": STOP_SECONDS + 1,
             "control_socket_disable": True,
             "http_parser": "python",
             "accesslog": None,
@@ -100,6 +101,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
                 before(number, frame)
 
         signal.signal(signal.SIGTERM, term)
+        log.info("taking deliveries", pid=os.getpid(), port=self._settings.port)
 
     def _leave(self, worker: Any) -> None:
         """Once all that has arrived is answered, connections that are only kept open are not waited for."""

@@ -60,8 +60,9 @@ def mentions(body: str, login: str) -> bool:
 
 def spoken(body: str) -> str:
     """The text without code, quoted lines and HTML comments; time grows with its length only."""
-    blocks = "\n".join(_lines(_without_html_comments(body.replace("\r\n", "\n").replace("\r", "\n"))))
-    return _without_spans(blocks)
+    text = _without_html_comments(body.replace("\r\n", "\n").replace("\r", "\n"))
+    # A code span never reaches into another paragraph: two stray backticks far apart hide nothing.
+    return "\n\n".join(_without_spans(block) for block in "\n".join(_lines(text)).split("\n\n"))
 
 
 def _without_html_comments(text: str) -> str:
