@@ -3,29 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from servers import Caller, Model, Redis, Sessiond, Webhook
 
-Figures = Callable[[str], None]
-
-
-@pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Figures:
-    """Tells what a test measured, at the end of the run: figures("60 cycles, median 3 ms")."""
-    return lambda text: request.node.user_properties.append(("figures", text))
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The figures of all tests, whichever process measured them."""
-    reports = [r for found in terminalreporter.stats.values() for r in found if getattr(r, "when", "") == "call"]
-    told = sorted(f"{r.nodeid}: {text}" for r in reports for name, text in r.user_properties if name == "figures")
-    if told:
-        terminalreporter.section("measured")
-        for line in told:
-            terminalreporter.line(line)
+pytest_plugins = ["summary"]
 
 
 @pytest.fixture
@@ -40,36 +23,6 @@ def model() -> Iterator[Model]:
     server = Model()
     yield server
     server.close()
-
-
-Row = Callable[..., None]
-
-
-@pytest.fixture
-def matrix(record_property: Callable[[str, object], None]) -> Row:
-    """matrix("answers", victim="handler", step="leased", outcome="posted"): a row that is printed at the run's end."""
-
-    def row(table: str, **cells: object) -> None:
-        record_property(f"matrix:{table}", {name: str(value) for name, value in cells.items()})
-
-    return row
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the rows that tests left, as one table each."""
-    tables: dict[str, list[dict[str, str]]] = {}
-    for report in (r for reports in terminalreporter.stats.values() for r in reports):
-        if getattr(report, "when", None) != "call":
-            continue
-        for name, cells in report.user_properties:
-            if name.startswith("matrix:"):
-                tables.setdefault(name.removeprefix("matrix:"), []).append({**cells, "": report.outcome})
-    for table, rows in sorted(tables.items()):
-        terminalreporter.section(table)
-        heads = list(dict.fromkeys(head for row in rows for head in row))
-        wide = {head: max(len(head), *(len(row.get(head, "")) for row in rows)) for head in heads}
-        for row in [dict(zip(heads, heads, strict=True)), *rows]:
-            terminalreporter.write_line("  ".join(row.get(head, "").ljust(wide[head]) for head in heads).rstrip())
 
 
 Factory = Callable[..., Sessiond]

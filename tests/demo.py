@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import payloads
-
 from jobprocess import JobProcess
 from servers import Github, Model, Redis, Sessiond, Webhook, claude_env, eventually
 from sessiond.verify import verify

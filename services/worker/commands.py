@@ -27,13 +27,13 @@ SHOWN: Final = (
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds `task` with its own commands below argparse's subparsers; each sets `run_task(options) -> status`."""
+    """Adds `task` with its own commands below argparse's subparsers; each sets `run(options) -> status`."""
     task = subparsers.add_parser("task", help="what the worker has to do", description="What the worker has to do.")
     commands = task.add_subparsers(required=True, metavar="COMMAND", parser_class=type(task))
 
     def command(name: str, run: Run, what: str) -> argparse.ArgumentParser:
         made: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
-        made.set_defaults(run_task=lambda options: _guarded(run, options))
+        made.set_defaults(run=lambda options: _guarded(run, options))
         made.add_argument("--json", action="store_true", help="print JSON")
         return made
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers import SERVICES, TESTS, Redis, eventually
+from servers import SERVICES, Redis, eventually
 from worker.sweep import LOCK, sweep
 from worker_crew import SESSION, Scene, line
 
@@ -21,7 +21,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def ctl(url: str | None, *words: str, stdin: str = "", **env: str) -> Done:
-    command = [sys.executable, str(TESTS / "standins" / "taskctl.py"), "task", *words]
+    command = [sys.executable, "-m", "ops.sessionctl", "task", *words]
     full = {**ENV, "PYTHONPATH": str(SERVICES), **({"REDIS_URL": url} if url else {}), **env}
     return subprocess.run(command, env=full, input=stdin, capture_output=True, text=True, timeout=20)
 
