@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import Caller, Model, Redis, Sessiond
+from servers import Caller, Github, Model, Poster, Redis, Sessiond
 
 
 @pytest.fixture
@@ -51,6 +51,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         wide = {head: max(len(head), *(len(row.get(head, "")) for row in rows)) for head in heads}
         for row in [dict(zip(heads, heads, strict=True)), *rows]:
             terminalreporter.write_line("  ".join(row.get(head, "").ljust(wide[head]) for head in heads).rstrip())
+
+
+@pytest.fixture
+def github() -> Iterator[Github]:
+    server = Github()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def poster(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Poster]]:
+    """Starts posters on the test's Redis: poster(env, name="a")."""
+    with ExitStack() as stack:
+
+        def start(env: Mapping[str, str] | None = None, name: str = "poster") -> Poster:
+            made = Poster(redis_server.url, tmp_path / name, env)
+            stack.callback(made.close)
+            return made
+
+        yield start
 
 
 Factory = Callable[..., Sessiond]

@@ -74,18 +74,27 @@ class Jobs:
 
     def live(self, job_id: str | None) -> bool:
         """Whether a job still will wake somebody: it is queued or scheduled, or its parent says that it runs."""
-        if not job_id:
+        job = self._job(job_id)
+        if job is None:
             return False
+        return self._waits(job) or (job.get_status(refresh=False) is JobStatus.STARTED and self._fresh(job))
+
+    def waiting(self, job_id: str | None) -> bool:
+        """Whether a job still will begin: it is queued or scheduled."""
+        job = self._job(job_id)
+        return job is not None and self._waits(job)
+
+    def _job(self, job_id: str | None) -> Job | None:
         try:
-            job = Job.fetch(job_id, connection=self._redis, serializer="json")
+            return Job.fetch(job_id, connection=self._redis, serializer="json") if job_id else None
         except NoSuchJobError:
-            return False
+            return None
+
+    def _waits(self, job: Job) -> bool:
         status = job.get_status(refresh=False)
         if status is JobStatus.QUEUED:
-            return self._redis.lpos(f"rq:queue:{job.origin}", job_id) is not None or self._fresh(job)
-        if status is JobStatus.SCHEDULED:
-            return True
-        return status is JobStatus.STARTED and self._fresh(job)
+            return self._redis.lpos(f"rq:queue:{job.origin}", job.id) is not None or self._fresh(job)
+        return status is JobStatus.SCHEDULED
 
     @staticmethod
     def _fresh(job: Job) -> bool:
