@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import Caller, Github, Model, Poster, Redis, Sessiond
+from servers import Caller, Github, Model, Redis, Sessiond
 
 
 @pytest.fixture
@@ -58,19 +58,6 @@ def github() -> Iterator[Github]:
     server = Github()
     yield server
     server.close()
-
-
-@pytest.fixture
-def poster(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Poster]]:
-    """Starts posters on the test's Redis: poster(env, name="a")."""
-    with ExitStack() as stack:
-
-        def start(env: Mapping[str, str] | None = None, name: str = "poster") -> Poster:
-            made = Poster(redis_server.url, tmp_path / name, env)
-            stack.callback(made.close)
-            return made
-
-        yield start
 
 
 Factory = Callable[..., Sessiond]

@@ -257,45 +257,6 @@ class Sessiond:
         eventually(lambda: not self.left(), 5, f"no process left: {self.left()}")
 
 
-class Poster:
-    """A real poster: `python -m webhook.poster`, with an rq work-horse for each job."""
-
-    TIMES: Mapping[str, str] = {
-        "POSTER_DEADLINE": "1", "POSTER_LAG": "0.5", "POSTER_PACE": "0.01", "POSTER_BACKOFF": "0.2",
-        "POSTER_CLAIM": "3",
-    }  # fmt: skip
-
-    def __init__(self, redis_url: str, state: Path, env: Mapping[str, str] | None = None) -> None:
-        state.mkdir(parents=True, exist_ok=True)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("GITHUB_", "BOT_", "POSTER_", "WEBHOOK_"))}
-        whole = {**kept, "REDIS_URL": redis_url, "PYTHONPATH": str(SERVICES), "SESSIOND_STATE_DIR": str(state)}
-        self._log = state / "poster.log"
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "webhook.poster"],
-                env={**whole, **self.TIMES, **(env or {})},
-                stdout=log,
-                stderr=log,
-            )
-        self._seen: dict[int, psutil.Process] = {}
-        eventually(lambda: "taking jobs" in self.log_text(), 20, self._log.as_posix())
-
-    def log_text(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def remember(self) -> None:
-        self._seen |= {p.pid: p for p in tree(self.process.pid)}
-
-    def close(self) -> None:
-        """Ends it and all that it started, also what outlived a kill -9 of it."""
-        self.remember()
-        self.process.kill()
-        self.process.wait()
-        for process in self._seen.values():
-            if process.is_running():
-                process.kill()
-
-
 class Caller:
     """A process of `standins/caller.py`."""
 

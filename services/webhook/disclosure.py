@@ -15,7 +15,9 @@ from typing import Final
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 SHORTEST: Final = 8
-NAMES: Final = re.compile(r"(?:^|_)(?:SECRETS?|TOKEN|KEY|PASSWORD|PASSPHRASE|CREDENTIALS?)(?:_(?:OLD|NEXT|[0-9]+))?$")
+NAMES: Final = re.compile(
+    r"(?:^|_)(?:SECRETS?|TOKEN|KEY|PASSWORD|PASSPHRASE|CREDENTIALS?)(?:_(?:PREVIOUS|OLD|NEXT|[0-9]+))?$"
+)
 """Variables whose value is a secret; with _FILE behind it, the file's text is."""
 _LINE: Final = 32
 """From this length each line of a secret of several lines (a private key) counts by itself."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 from base.env import Env, SettingsError
-from base.hooks import Hooks
 from webhook.disclosure import Secrets, named_secrets, secrets
 
 DEFAULT_API: Final = "https://api.github.com"
@@ -64,7 +63,6 @@ class PosterSettings:
     outbox: Path
     times: PostTimes = PostTimes()
     secrets: Secrets = field(default_factory=Secrets)
-    hooks: Hooks = field(default_factory=Hooks)
     log_format: str = "console"
 
 
@@ -88,7 +86,6 @@ def poster_settings(environ: Mapping[str, str]) -> PosterSettings:
     env = Env(environ)
     times = PostTimes()
     claim = env.count("POSTER_CLAIM", times.claim)
-    hooks = env.text("WEBHOOK_HOOKS_DIR")
     return PosterSettings(
         redis_url=env.redis_url(),
         github=github_settings(environ),
@@ -101,7 +98,6 @@ def poster_settings(environ: Mapping[str, str]) -> PosterSettings:
             claim=claim,
         ),
         secrets=all_secrets(environ),
-        hooks=Hooks(Path(hooks) if hooks else None),
         log_format=env.one_of("POSTER_LOG_FORMAT", ("console", "json"), "console"),
     )
 

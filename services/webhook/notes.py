@@ -27,16 +27,15 @@ REASONS: Final[Mapping[str, str]] = {
     "late": "This was closed before the comment came, so there is no answer to it.",
     "not-allowed": "I only answer comments of people who take part in this repository.",
     "secret-in-answer": "The answer contained something secret and is withheld. Somebody who runs this can read it.",
-    "no-answer": "I found no answer to this comment.",
-    "empty": "I found no answer to this comment.",
     "timeout": "Answering this comment took too long. A new comment is a new try.",
     "hold-limit": "Answering this comment took too long. A new comment is a new try.",
-    "lost": "The work on this comment was cut off. A new comment is a new try.",
+    "turn-failed": "I tried, and found no answer to this comment. A new comment is a new try.",
+    "turn-lost": "The work on this comment was cut off. A new comment is a new try.",
     "lost-thrice": "The work on this comment was cut off three times. A new comment is a new try.",
-    "too-many-runs": "The work on this comment was cut off too many times. A new comment is a new try.",
+    "edited-too-often": "The comment was edited again and again while I was answering it. A new comment is a new try.",
     "forced": "Somebody who runs this stopped the work on this comment.",
     "too-old": "This comment waited too long for its turn. A new comment is a new try.",
-    "broken": "The agent cannot be started at the moment. A new comment later is a new try.",
+    "agent-broken": "The agent cannot be started at the moment. A new comment later is a new try.",
 }
 """Stable words to a sentence for people. What follows a word after ": " is for logs, never for the thread."""
 

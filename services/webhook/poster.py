@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from base.env import SettingsError
+from base.hooks import hold
 from base.jobs import POSTS, Jobs, connect
 from base.process import fail, serve, stopping
 from webhook import notes
@@ -63,17 +64,26 @@ class Poster:
 
     def run(self, thread: str) -> None:
         """Until nothing is pending, another run has the thread, or it is put off."""
-        while self._posts.wait(thread).until <= self._posts.now():
+        while not self._too_early(thread):
             claim = self._posts.claim(thread, self._settings.times.claim)
             if claim is None:
                 return  # that run looks again before it ends
-            self._settings.hooks.hold("claimed")
+            hold("poster-claimed")
             with claim.kept():
                 done = self._all(claim)
-                self._settings.hooks.hold("recorded")
+                hold("poster-recorded")
             # What became pending while the claim barred its own job from doing it.
             if not done or not self._posts.pending(thread):
                 return
+
+    def _too_early(self, thread: str) -> bool:
+        """Whether it has to wait still. By then a job is there: the one that was, or a new one."""
+        wait = self._posts.wait(thread)
+        early = wait.until > self._posts.now()
+        # A scheduler whose clock is ahead of Redis's has spent the job that was there for then.
+        if early and not self._posts.awake(thread):
+            self._posts.put_off(thread, wait)
+        return early
 
     def _all(self, claim: Claim) -> bool:
         """False when the rest has to wait, or is another run's."""
@@ -142,14 +152,14 @@ class Poster:
 
     def _create(self, claim: Claim, demand: Demand, body: str) -> None:
         claim.begin(demand.key, body)
-        self._settings.hooks.hold("creation-begun")
+        hold("poster-creation-begun")
         claim.renew()
         try:
             standing = self._threads.create(demand.comment, body)
         except (Later, Away, Never):
             claim.not_begun(demand.key)
             raise
-        self._settings.hooks.hold("created")
+        hold("poster-created")
         self._shown(claim, demand, standing)
 
     def _look_for(self, claim: Claim, demand: Demand, note: Note, body: str) -> None:

@@ -26,7 +26,6 @@ from webhook import demand as d
 from webhook import notes, record
 from webhook.demand import Demand, Note, State
 from webhook.demands import (
-    ENDED_TTL,
     POST_JOB,
     THREADS,
     Demands,
@@ -262,9 +261,7 @@ class Claim:
             return move(record.load(data))
 
         def write(pipe: Any, after: Demand) -> None:
-            # Neither a note nor a move of an answered demand changes what is open.
-            ended = after.state in d.ENDED
-            pipe.set(demand_key(key), record.dump(after), ex=ENDED_TTL if ended else None)
+            self.posts.demands.save(pipe, after)
             if settle(after):
                 self._settle(pipe, key)
 

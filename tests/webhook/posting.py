@@ -1,13 +1,14 @@
 """Demands for tests of the poster: comments on the loopback GitHub, and what a handler does to their records."""
 
-import itertools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from base.jobs import Jobs, connect
+from jobprocess import JobProcess
 from servers import Github, eventually
 from webhook import demand as d
 from webhook.comment import Comment, Person, Source
@@ -16,6 +17,20 @@ from webhook.demands import Demands, now_text
 from webhook.posts import Posts, sweep_posts
 
 MONA = Person(77, "User", "mona")
+
+
+TIMES = {
+    "POSTER_DEADLINE": "1", "POSTER_LAG": "0.5", "POSTER_PACE": "0.01", "POSTER_BACKOFF": "0.2", "POSTER_CLAIM": "3",
+}  # fmt: skip
+
+
+class Poster(JobProcess):
+    """A real poster: `python -m webhook.poster`, with an rq work-horse for each job, and short times."""
+
+    def __init__(self, redis_url: str, place: Path, env: Mapping[str, str] | None = None) -> None:
+        whole = {"REDIS_URL": redis_url, "SESSIOND_STATE_DIR": str(place), **TIMES, **(env or {})}
+        super().__init__("webhook.poster", place, whole)
+        eventually(lambda: "taking jobs" in self.log(), 20, "a poster that takes jobs")
 
 
 def a_comment(key: str = "IC_1", number: int = 1, source: Source = Source.ISSUE_COMMENT, **more: Any) -> Comment:
@@ -36,7 +51,6 @@ class Bench:
 
     url: str
     demands: Demands = field(init=False)
-    keys: Any = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
         connection = connect(self.url)
@@ -50,7 +64,7 @@ class Bench:
 
     def answer(self, key: str, text: str = "It is a test.") -> None:
         self.demands.change(key, lambda known: d.claimed(known, "h", now_text()))
-        self.move(key, lambda known: d.answered(known, "h", known.revision, text, None, now_text()))
+        self.move(key, lambda known: d.answered(known, "h", known.revision, text, now_text()))
 
     def move(self, key: str, change: Callable[[Demand], Demand]) -> None:
         self.demands.change(key, change, self.demands.stage_post)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from posting import Bench, a_comment
+from posting import Bench, Poster, a_comment
 
-from servers import Github, Poster, eventually
+from servers import Github, eventually
 from webhook import demand as d
 from webhook import notes
 from webhook.comment import Source
@@ -270,12 +270,12 @@ def test_a_secret_is_withheld_and_that_is_told(bench: Bench, github: Github, pos
     (one,) = github.log()
     assert one["body"].split("\n")[0] == notes.REASONS["secret-in-answer"]
     assert bench.get(key).reason == "secret-in-answer"
-    assert secret not in started.log_text() and Github.TOKEN not in started.log_text()
+    assert secret not in started.log() and Github.TOKEN not in started.log()
 
 
 def test_without_a_token_answers_stand_in_the_outbox(bench: Bench, poster: Posters) -> None:
     started = poster()
-    assert re.search(r"^webhook.poster: no GITHUB_TOKEN .*answers go to .*outbox$", started.log_text(), re.MULTILINE)
+    assert re.search(r"^webhook.poster: no GITHUB_TOKEN .*answers go to .*outbox$", started.log(), re.MULTILINE)
     key = bench.ask(a_comment(number=2, source=Source.REVIEW_COMMENT, root=7))
     bench.shown(key)
     bench.answer(key, "It is **so**.")
@@ -297,8 +297,7 @@ def test_sigterm_lets_the_note_be_finished_and_another_poster_go_on(
     bench.answer(second)
     started = poster(github.env())
     eventually(lambda: any(one["method"] == "POST" for one in github.requests()))
-    started.process.terminate()
-    assert started.process.wait(10) == 0
+    assert started.stop() == 0
     assert bench.get(first).state is State.POSTED
     assert bench.get(second).state is State.ANSWERED
     poster(github.env(), name="b")
