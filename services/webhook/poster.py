@@ -17,12 +17,14 @@ from base.hooks import hold
 from base.jobs import POSTS, Jobs, connect
 from base.process import fail, serve, stopping
 from webhook import notes
+from webhook.claims import Changed, Claim, ClaimLost
+from webhook.claims import claim as claimed
 from webhook.demand import Demand, Note, State
 from webhook.demands import Demands
 from webhook.github import Github
 from webhook.github_settings import PosterSettings, poster_settings
 from webhook.outbox import Outbox
-from webhook.posts import Changed, Claim, ClaimLost, Posts, Wait
+from webhook.posts import Posts, Wait
 from webhook.threads import Away, Later, Never, Standing, Threads, Unknown
 
 log = structlog.get_logger("webhook.poster")
@@ -65,7 +67,7 @@ class Poster:
     def run(self, thread: str) -> None:
         """Until nothing is pending, another run has the thread, or it is put off."""
         while not self._too_early(thread):
-            claim = self._posts.claim(thread, self._settings.times.claim)
+            claim = claimed(self._posts, thread, self._settings.times.claim)
             if claim is None:
                 return  # that run looks again before it ends
             hold("poster-claimed")

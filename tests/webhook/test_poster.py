@@ -304,3 +304,10 @@ def test_sigterm_lets_the_note_be_finished_and_another_poster_go_on(
     began = time.monotonic()
     bench.posted(second)
     assert time.monotonic() - began < 3, "no sweep was needed"
+
+
+def test_sigterm_right_after_the_start_ends_it(poster: Posters) -> None:
+    """rq listens to signals only a moment after it was started; what comes before must not be lost."""
+    for n in range(3):
+        started = poster(name=str(n))
+        assert started.stop(5) == 0
