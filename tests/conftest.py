@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import Caller, Model, Redis, Sessiond, Webhook
+from servers import Caller, Github, Model, Redis, Sessiond, Webhook
 
 pytest_plugins = ["summary"]
 
@@ -21,6 +21,13 @@ def redis_server() -> Iterator[Redis]:
 @pytest.fixture(scope="session")
 def model() -> Iterator[Model]:
     server = Model()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def github() -> Iterator[Github]:
+    server = Github()
     yield server
     server.close()
 

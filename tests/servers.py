@@ -123,6 +123,62 @@ class Model:
             self._process.stdout.close()
 
 
+class Github:
+    """The loopback GitHub as a process: one repository with an issue (1) and a pull request (2), one bot account."""
+
+    TOKEN = "ghp_loopback_token_0001"
+    BOT: Mapping[str, Any] = {"id": 9001, "login": "sessiond-bot", "type": "User"}
+    REPO = "Octo/Hello"
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(TESTS / "standins" / "github.py")]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+        self.order("token", token=self.TOKEN, **self.BOT)
+        self.thread(1)
+        self.thread(2, pull=True)
+
+    def env(self) -> dict[str, str]:
+        """Settings of a poster that logs in with the token."""
+        return {"GITHUB_API_URL": self.url, "GITHUB_TOKEN": self.TOKEN}
+
+    def thread(self, number: int, repo: str = REPO, **more: Any) -> None:
+        self.order("thread", repo=repo, number=number, **more)
+
+    def comment(self, number: int, body: str = "?", kind: str = "issue", **more: Any) -> int:
+        """Somebody's comment; its id. `kind` is issue or review."""
+        given = {"repo": self.REPO, "author": {"id": 77, "login": "mona", "type": "User"}, **more}
+        made: list[int] = self.order("comment", number=number, body=body, kind=kind, **given)
+        return made[0]
+
+    def fault(self, mode: str, match: str = "POST .*comments", **more: Any) -> None:
+        self.order("fault", mode=mode, match=match, **more)
+
+    def order(self, what: str, **given: Any) -> Any:
+        request = urllib.request.Request(f"{self.url}/_admin/{what}", json.dumps(given).encode(), method="POST")
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Every write that was done, in order."""
+        return self._get("/log")
+
+    def requests(self) -> list[dict[str, Any]]:
+        return self._get("/requests")
+
+    def _get(self, path: str) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}{path}") as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+        return found
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
 def tree(pid: int) -> list[psutil.Process]:
     """A process and all below it, as /proc has them now."""
     try:

@@ -5,7 +5,7 @@ Waking twice is harmless, because whoever is woken claims a record first. Argume
 """
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import redis
@@ -77,7 +77,8 @@ class Jobs:
         }  # fmt: skip
         if at is not None:
             job = queue.create_job(function, args=args, **options)
-            queue.schedule_job(job, at, pipeline=pipeline)
+            # rq keeps whole seconds and cuts the rest off: the job would come up to a second before its time.
+            queue.schedule_job(job, at + timedelta(seconds=1), pipeline=pipeline)
         else:
             queue.enqueue_call(function, args=args, pipeline=pipeline, **options)
         return job_id

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -82,6 +82,13 @@ class JobWorker(Worker):
 
     asked = False
     """Whether it was told to stop; else its loop's end is a fault, and it begins anew."""
+    told_before: Callable[[], bool] = staticmethod(lambda: False)
+
+    def _install_signal_handlers(self) -> None:
+        """What came before rq listens counts too: else it would be lost, and the process would stay."""
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        if self.told_before():
+            self.asked = self._stop_requested = True
 
     def handle_warm_shutdown_request(self) -> None:
         self.asked = True
@@ -121,7 +128,8 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.configure(log_format)
-    logging.getLogger("rq").setLevel(logging.WARNING)
+    for name in ("rq", "rq.worker", "rq.scheduler", "rq.job"):  # rq sets levels of its own for these
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Inherited by work-horses: one that is told before it has a handler of its own would be killed by it.
     signal.signal(TOLD, _told)
     ended = _Ended()
@@ -129,7 +137,7 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
     while not ended.asked:
         began = time.monotonic()
         try:
-            if _work(queue, redis_url, scheduler):
+            if _work(queue, redis_url, scheduler, ended):
                 return 0
             ended.listen()
             log.warning("rq's loop ended by itself", queue=queue, again_in=pause)
@@ -144,7 +152,7 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
     return 0
 
 
-def _work(queue: str, redis_url: str, scheduler: bool) -> bool:
+def _work(queue: str, redis_url: str, scheduler: bool, ended: "_Ended") -> bool:
     """rq's loop; whether it ended because it was asked to."""
     connection = connect(redis_url)
     connection.ping()
@@ -156,6 +164,7 @@ def _work(queue: str, redis_url: str, scheduler: bool) -> bool:
         maintenance_interval=MAINTENANCE_SECONDS,
         work_horse_killed_handler=_horse_killed,
     )
+    worker.told_before = lambda: ended.asked
     log.info("taking jobs", queue=queue, pid=os.getpid())
     worker.work(with_scheduler=scheduler, logging_level=None)
     return worker.asked

@@ -91,6 +91,8 @@ class Note:
     url: str | None = None
     shown: str | None = None
     """The SHA-256 of the body that stands there."""
+    begun: float | None = None
+    """When its creation was begun, while `id` is None: Redis's clock, epoch seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@
     webhook:closed:{session}#{number}  when that pull request was closed last
     webhook:withdrawals       ended demands whose tickets are still to be withdrawn
     webhook:posts:{thread}    keys whose note is to be brought up to date, in order; webhook:threads, threads with such
+    webhook:posts-job:{thread} the rq job that was to wake a poster last (the rest of posting: posts.py)
 
 Nothing is remembered as seen before it is safe: delivery, record and rq job are written together, or not at all.
 Everything raises redis.RedisError when Redis is away.
@@ -263,11 +264,13 @@ class Demands:
         return replace(demand, job=self.jobs.enqueue(DEMANDS, ANSWER_JOB, demand.session, demand.key, pipeline=pipe))
 
     def stage_post(self, pipe: Any, demand: Demand) -> None:
-        """Within a MULTI: the demand's note is to be brought up to date, behind its thread's others."""
+        """Within a MULTI: the demand's note is to be brought up to date, behind those of earlier comments."""
         thread = demand.comment.thread
-        pipe.zadd(posts_key(thread), {demand.key: datetime.now(UTC).timestamp()}, nx=True)
+        # By arrival of the comment, not by when its post came to be: else an answer that takes the place of
+        # its own waiting "seen" would overtake the answer to an earlier comment.
+        pipe.zadd(posts_key(thread), {demand.key: demand.order})
         pipe.sadd(THREADS, thread)
-        self.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe)
+        pipe.set(post_job_key(thread), self.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe), ex=EARLY_TTL)
 
     def save(self, pipe: Any, demand: Demand) -> None:
         """The record, and the index that follows from its state."""
@@ -304,6 +307,10 @@ def open_key(session: str) -> str:
 
 def posts_key(thread: str) -> str:
     return f"webhook:posts:{thread}"
+
+
+def post_job_key(thread: str) -> str:
+    return f"webhook:posts-job:{thread}"
 
 
 def delivery_key(delivery: str) -> str:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -131,6 +132,7 @@ def assemble(settings: IngressSettings) -> tuple["Ingress", Callable[[], object]
     from webhook.delivering import Delivering
     from webhook.demands import Demands
     from webhook.ingress import Ingress
+    from webhook.posts import sweep_posts
     from webhook.runs import Runs
     from webhook.sweeper import Sweeper
     from webhook.tickets import Tickets, TookTooLong
