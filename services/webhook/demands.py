@@ -68,8 +68,20 @@ class Demands:
 
     def unanswered(self, session: str) -> list[Demand]:
         """Open and answering demands of a session, in order."""
-        keys = [text(k) for k in cast(list[bytes], self.redis.zrange(open_key(session), 0, -1))]
-        return [found for found in map(self.get, keys) if found is not None]
+        return self._records(texts(cast(list[bytes], self.redis.zrange(open_key(session), 0, -1))))
+
+    def without_ticket_before(self, demand: Demand, most: int = 8) -> list[Demand]:
+        """Unanswered demands that came before this one and have no ticket yet, in order; at most the nearest few."""
+        top = f"({demand.order}"
+        found = self.redis.zrange(open_key(demand.session), top, "-inf", desc=True, byscore=True, offset=0, num=most)
+        earlier = self._records(texts(cast(list[bytes], found))[::-1])
+        return [one for one in earlier if one.ticket is None]
+
+    def _records(self, keys: list[str]) -> list[Demand]:
+        if not keys:
+            return []
+        found = cast(list[bytes | None], self.redis.mget([demand_key(key) for key in keys]))
+        return [record.load(data) for data in found if data is not None]
 
     def sessions(self) -> list[str]:
         """Sessions with unanswered demands."""

@@ -84,9 +84,8 @@ class Run:
     def _tickets_in_order(self, demand: Demand) -> None:
         """Comments that came while sessiond was down have no tickets yet: theirs are taken in the comments' order."""
         if demand.ticket is None:
-            for one in self._demands.unanswered(demand.session):
-                if one.ticket is None and one.order <= demand.order:
-                    self._tickets.take(one)
+            for one in (*self._demands.without_ticket_before(demand), demand):
+                self._tickets.take(one)
 
     def _check_ticket(self, demand: Demand) -> None:
         """A ticket that ended for good must not be taken anew under its key. Raises NoAnswer."""
