@@ -14,7 +14,7 @@ import pytest
 
 from base.jobs import Jobs, connect
 from jobprocess import JobProcess
-from servers import Redis, Sessiond, eventually, scripted_env
+from servers import Redis, Sessiond, Webhook, eventually, scripted_env
 from webhook.comment import Comment, Person, Source
 from webhook.demand import State
 from webhook.demands import Demands
@@ -35,12 +35,16 @@ class Stage:
         self.env = {
             "REDIS_URL": redis.url, "SESSIOND_URL": service.url, "SESSIOND_KEY": service.keys["handler"],
             "SESSIOND_LEASE_TTL": str(TIMES["lease_ttl"]), "RUN_TTL": "2", "OUTBOX_DIR": str(place / "outbox"),
-            "WEBHOOK_SECRET": "a secret of the test", "WEBHOOK_PORT": "0", "BOT_LOGIN": "sessiond",
         }  # fmt: skip
         self.stack = stack
         self.connection = connect(redis.url)
         stack.callback(self.connection.close)
         self.demands = Demands(self.connection, Jobs(self.connection))
+
+    def sweeper(self) -> None:
+        """A webhook process: it sweeps."""
+        made = Webhook(self.redis.url, self.place / "webhook", {**self.env, "SWEEP_SECONDS": "0.5"})
+        self.stack.callback(made.close)
 
     def process(self, module: str, name: str, **env: str) -> JobProcess:
         made = JobProcess(module, self.place / name, {**self.env, **env})
@@ -80,7 +84,7 @@ def kill(stage: Stage, handler: JobProcess, victim: str) -> None:
 def test_a_demand_ends_in_exactly_one_posted_answer(
     stage: Stage, victim: str, step: str, matrix: Callable[..., None]
 ) -> None:
-    stage.process("webhook", "webhook")
+    stage.sweeper()
     stage.process("webhook.poster", "poster")
     handler = stage.process("webhook.handler", "handler")
     if step != "in-turn":
