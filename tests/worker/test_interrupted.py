@@ -175,6 +175,18 @@ def test_preempted_while_no_run_was_there(scene: Start) -> None:
     assert "IC_9" in s.prompts()[-1] and untold(s.prompts()) == []
 
 
+def test_a_turn_that_outlives_its_work_horse_and_its_lease_is_told(scene: Start) -> None:
+    s = scene()
+    task = s.add(line("more"), line("done", tokens="500", pace="10ms"))
+    s.in_turn(2)
+    s.worker.horse().kill()
+    found = s.settled(task)
+    closed = [e["reason"] for e in s.entries() if e["event"] == "turn-closed"]
+    assert (closed, found.turn.attempt) == ([None, "expired", None], 2)
+    assert "in the middle of it: the worker could not renew its lease" in s.prompts()[-1]
+    assert untold(s.prompts()) == []
+
+
 def test_a_second_job_for_a_task_that_runs_does_nothing(
     scene: Start, redis_server: Redis, request: pytest.FixtureRequest
 ) -> None:
