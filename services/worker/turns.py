@@ -137,7 +137,10 @@ class Conversation:
         ends = time.monotonic() + self._run.settings.broken_patience
         while not lease.lost.is_set():
             try:
-                return self._read(lease, turn, prompt)
+                ended = self._read(lease, turn, prompt)
+                # A failure's record says more than its result: whether the agent had begun at all.
+                found = self._look(turn.key) if ended.outcome == "failed" else None
+                return ended if found is None else judge.ended_of(found)
             except (LeaseLost, Unavailable, ProblemError) as failure:
                 if self._look(turn.key) is not None:
                     return self._closed(turn.key)
