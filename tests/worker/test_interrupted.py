@@ -156,8 +156,12 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     words = line("done", tokens="30", pace="10ms")
     tasks = [s.add(words, key=f"k{n}", session=f"octo/r{n % 3}") for n in range(6)]
     assert {s.settled(t).state for t in tasks} == {State.DONE}
-    begun = [(w, t) for w, t, _ in (*s.worker.runs(), *other.runs())]
-    assert all(begun.count(("begin", t.id)) == begun.count(("end", t.id)) >= 1 for t in tasks)
+
+    def all_ended() -> bool:
+        told = [(word, task_id) for word, task_id, _ in (*s.worker.runs(), *other.runs())]
+        return all(told.count(("begin", t.id)) == told.count(("end", t.id)) >= 1 for t in tasks)
+
+    eventually(all_ended, 10, "every run that began has ended")
 
 
 def test_preempted_while_no_run_was_there(scene: Start) -> None:
