@@ -1,7 +1,7 @@
 """What a turn's end makes of its task: the events to be recorded, as one step. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -41,6 +41,8 @@ class Ended:
     reason: str | None = None
     seconds: float = 0.0
     usd: float = 0.0
+    began: bool = True
+    """Whether the agent had begun with it."""
 
 
 def ended_of(turn: Mapping[str, Any]) -> Ended:
@@ -49,6 +51,7 @@ def ended_of(turn: Mapping[str, Any]) -> Ended:
     return Ended(
         str(turn["outcome"]), str(turn.get("text") or ""), turn.get("reason"),
         max(0.0, (closed - begun).total_seconds()), max(0.0, float(turn.get("cost_usd") or 0.0)),
+        began=turn.get("started_at") is not None,
     )  # fmt: skip
 
 
@@ -56,6 +59,8 @@ def judge(task: Task, turn: Turn, ended: Ended, failures_allowed: int) -> tuple[
     """The turn's close, and the task's own end when this is one."""
     if ended.outcome == "completed":
         return _completed(turn, ended)
+    if ended.outcome == "failed" and not ended.began:
+        ended = replace(ended, outcome="lost")  # the agent could not run: no turn used, and no failure of this task
     why = in_words(ended.reason)
     notice = frame.cut_notice(turn, ended.outcome, frame.one_line(why, 500))
     close = tk.Close(turn.key, ended.outcome, ended.reason, ended.seconds, ended.usd, notice=notice)

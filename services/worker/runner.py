@@ -74,6 +74,8 @@ class Run:
         finally:
             note(self.settings.hooks_dir, "end", self.id, os.getpid(), time.monotonic())
             self.claim.release()
+        # A job that came for it while this run was still ending has found the claim, and is gone.
+        self.tasks.revive_queued(self.id)
 
     def _guarded(self) -> None:
         try:
@@ -121,7 +123,7 @@ class Run:
                 if not self.claim.take():
                     raise
             except (redis.ConnectionError, redis.TimeoutError):
-                if time.monotonic() > ends:
+                if time.monotonic() > ends or stopping().is_set():
                     raise
                 time.sleep(0.2)
 
@@ -179,9 +181,12 @@ class Run:
         except ClaimLost:
             lease.abandon()
             raise
-        except Unavailable as failure:
-            if failure.type == "agent-broken":
+        except (Unavailable, redis.ConnectionError, redis.TimeoutError) as failure:
+            if isinstance(failure, Unavailable) and failure.type == "agent-broken":
+                # Given back: to keep the place would keep the lease, for a turn that nobody can have.
                 self.change(tk.Interrupt(f"the agent cannot run: {failure.reason}"), tk.Released())
+            else:
+                lease.abandon()
             raise
         if over:
             hold(self.settings.hooks_dir, "recorded")

@@ -18,6 +18,7 @@ wants a task inside a MULTI of its own:
 All methods raise redis.ConnectionError or redis.TimeoutError while Redis is away; nothing half done is left.
 """
 
+import contextlib
 import hashlib
 import re
 import time
@@ -294,3 +295,10 @@ class Tasks:
                 self._change(task_id, lambda task: (), wake=True)
                 revived.append(task_id)
         return tuple(revived)
+
+    def revive_queued(self, task_id: str) -> None:
+        """The same for one task, if it is queued: anything else is left to the sweep and its pace."""
+        with contextlib.suppress(NoTask):
+            task = self.get(task_id)
+            if task.state is State.QUEUED and not self.claimed(task_id) and not self._jobs.waiting(task.job):
+                self._change(task_id, lambda task: (), wake=True)

@@ -24,6 +24,8 @@ log = structlog.get_logger("worker.turns")
 LOOK_SECONDS: Final = 0.2
 AWAY_PATIENCE: Final = 120.0
 """Seconds that sessiond may be away in one piece while a turn's fate is asked for; then the run ends."""
+STOP_PATIENCE: Final = 5.0
+"""The same when the worker shall stop: the next run asks."""
 PAGE: Final = 5_000
 LEDGER_SLACK: Final = 60.0
 """Seconds by which the ledger is read from before the task's making: clocks differ."""
@@ -123,42 +125,46 @@ class Conversation:
     def _sent(self, lease: Lease, turn: Turn) -> Ended | None:
         """Sends the turn and reads it to its end. None: it never began, and the lease is lost."""
         prompt = frame.prompt(self._task, turn)
-        broken_until = time.monotonic() + self._run.settings.broken_patience
-        while True:
+        try:
+            with broken_off():
+                return self._until_over(lease, turn, prompt)
+        except Stopped:
+            self._cut_off(lease, turn)
+            raise
+
+    def _until_over(self, lease: Lease, turn: Turn, prompt: str) -> Ended | None:
+        """Sends again only what surely never arrived."""
+        ends = time.monotonic() + self._run.settings.broken_patience
+        while not lease.lost.is_set():
             try:
-                return self._read(lease, turn, prompt)
-            except Stopped:
-                self._cut_off(lease, turn)
-                raise
-            except LeaseLost:
-                found = self._look(turn.key)
-                return None if found is None else self._closed(turn.key)
-            except (Unavailable, ProblemError) as failure:
+                ended = self._read(lease, turn, prompt)
+                # A failure's record says more than its result: whether the agent had begun at all.
+                found = self._look(turn.key) if ended.outcome == "failed" else None
+                return ended if found is None else judge.ended_of(found)
+            except (LeaseLost, Unavailable, ProblemError) as failure:
                 if self._look(turn.key) is not None:
                     return self._closed(turn.key)
-                self._pause(lease, failure, broken_until)
-                if lease.lost.is_set():
-                    return None
+                if not isinstance(failure, LeaseLost):
+                    self._pause(lease, failure, ends)
+        return None
 
     def _pause(self, lease: Lease, failure: Unavailable | ProblemError, until: float) -> None:
-        """The turn surely never began: asks again later. Raises the failure when there is no use in that."""
+        """No turn can begin: asks again later. Raises the failure when there is no use in that."""
         if not isinstance(failure, Unavailable) or time.monotonic() > until:
             raise failure
         log.warning("no turn can begin", error=failure.type, again_in=failure.retry_after)
-        with broken_off():
-            lease.lost.wait(min(failure.retry_after or 1.0, 5.0))
+        lease.lost.wait(min(failure.retry_after or 1.0, 5.0))
 
     def _read(self, lease: Lease, turn: Turn, prompt: str) -> Ended:
         began, result = time.monotonic(), None
         low, high = TIMEOUT_LIMITS
         minutes = self._task.budget.minutes
         left = high if minutes is None else minutes * 60 - self._task.used.seconds
-        with broken_off():
-            for event in lease.turn(prompt, key=turn.key, timeout=min(high, max(low, left))):
-                if isinstance(event, TurnResult):
-                    result = event
-                elif isinstance(event, AgentEvent) and event.line.get("subtype") == "init":
-                    hold(self._run.settings.hooks_dir, "in-turn")
+        for event in lease.turn(prompt, key=turn.key, timeout=min(high, max(low, left))):
+            if isinstance(event, TurnResult):
+                result = event
+            elif isinstance(event, AgentEvent) and event.line.get("subtype") == "init":
+                hold(self._run.settings.hooks_dir, "in-turn")
         if result is None:
             raise Unavailable("unreachable", "the turn's stream ended without a result")
         return Ended(result.outcome, result.text, result.reason, time.monotonic() - began, result.cost_usd or 0.0)
@@ -195,7 +201,7 @@ class Conversation:
 
     def _look(self, key: str) -> Mapping[str, Any] | None:
         """The turn with this key; None when there is none. Raises Unavailable after a while."""
-        backoff = Backoff(AWAY_PATIENCE)
+        backoff = Backoff(STOP_PATIENCE if stopping().is_set() else AWAY_PATIENCE)
         while True:
             try:
                 return self._client.turn_by_key(self._task.session, key)

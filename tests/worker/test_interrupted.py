@@ -156,8 +156,12 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     words = line("done", tokens="30", pace="10ms")
     tasks = [s.add(words, key=f"k{n}", session=f"octo/r{n % 3}") for n in range(6)]
     assert {s.settled(t).state for t in tasks} == {State.DONE}
-    begun = [(w, t) for w, t, _ in (*s.worker.runs(), *other.runs())]
-    assert all(begun.count(("begin", t.id)) == begun.count(("end", t.id)) >= 1 for t in tasks)
+
+    def all_ended() -> bool:
+        told = [(word, task_id) for word, task_id, _ in (*s.worker.runs(), *other.runs())]
+        return all(told.count(("begin", t.id)) == told.count(("end", t.id)) >= 1 for t in tasks)
+
+    eventually(all_ended, 10, "every run that began has ended")
 
 
 def test_preempted_while_no_run_was_there(scene: Start) -> None:
@@ -173,6 +177,18 @@ def test_preempted_while_no_run_was_there(scene: Start) -> None:
     preempted = [e for e in s.entries() if e["event"] == "ended" and e["reason"] == "preempted"]
     assert (found.state, found.turn.attempt, found.interruptions.preemptions, len(preempted)) == ("done", 2, 1, 1)
     assert "IC_9" in s.prompts()[-1] and untold(s.prompts()) == []
+
+
+def test_a_turn_that_outlives_its_work_horse_and_its_lease_is_told(scene: Start) -> None:
+    s = scene()
+    task = s.add(line("more"), line("done", tokens="500", pace="10ms"))
+    s.in_turn(2)
+    s.worker.horse().kill()
+    found = s.settled(task)
+    closed = [e["reason"] for e in s.entries() if e["event"] == "turn-closed"]
+    assert (closed, found.turn.attempt) == ([None, "expired", None], 2)
+    assert "in the middle of it: the worker could not renew its lease" in s.prompts()[-1]
+    assert untold(s.prompts()) == []
 
 
 def test_a_second_job_for_a_task_that_runs_does_nothing(

@@ -160,4 +160,4 @@ def test_an_agent_that_cannot_run_costs_no_turn(scene: Start) -> None:
     eventually(lambda: "agent cannot run" in (s.tasks.get(task.id).interruptions.last or ""), 30, s.worker.log_text())
     found = s.tasks.get(task.id)
     assert found.state in (State.INTERRUPTED, State.RUNNING)
-    print(found.used, found.failures)
+    assert (found.used.turns, found.failures) == (0, 0)

@@ -201,10 +201,18 @@ def test_the_third_failure_in_a_row_is_stuck_and_a_success_between_begins_anew()
     assert decide(a_task(turn=TURN, failures=2), tk.Close(TURN.key, "cancelled"), AT).failures == 2
 
 
+def test_a_failure_before_the_agent_began_is_none_of_the_tasks() -> None:
+    task = a_task(turn=TURN, failures=2)
+    (close,) = judge.judge(task, TURN, judge.Ended("failed", reason="agent exited with 1", began=False), 3)
+    after = decide(task, close, AT)
+    assert (after.used.turns, after.failures, after.turn and after.turn.outcome) == (0, 2, "lost")
+
+
 def test_a_turn_as_sessiond_stored_it() -> None:
     stored = {
         "outcome": "completed", "text": "x", "accepted_at": "2030-01-01T00:00:00.000Z",
         "closed_at": "2030-01-01T00:01:30.500Z", "cost_usd": 0.25,
+        "started_at": "2030-01-01T00:00:01.000Z",
     }  # fmt: skip
     assert judge.ended_of(stored) == judge.Ended("completed", "x", None, 90.5, 0.25)
 
