@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from servers import Caller, Model, Redis, Sessiond, Webhook
+from servers import Caller, Github, Model, Redis, Sessiond, Webhook
+
+pytest_plugins = ["summary"]
 
 
 @pytest.fixture
@@ -23,34 +25,11 @@ def model() -> Iterator[Model]:
     server.close()
 
 
-Row = Callable[..., None]
-
-
 @pytest.fixture
-def matrix(record_property: Callable[[str, object], None]) -> Row:
-    """matrix("answers", victim="handler", step="leased", outcome="posted"): a row that is printed at the run's end."""
-
-    def row(table: str, **cells: object) -> None:
-        record_property(f"matrix:{table}", {name: str(value) for name, value in cells.items()})
-
-    return row
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the rows that tests left, as one table each."""
-    tables: dict[str, list[dict[str, str]]] = {}
-    for report in (r for reports in terminalreporter.stats.values() for r in reports):
-        if getattr(report, "when", None) != "call":
-            continue
-        for name, cells in report.user_properties:
-            if name.startswith("matrix:"):
-                tables.setdefault(name.removeprefix("matrix:"), []).append({**cells, "": report.outcome})
-    for table, rows in sorted(tables.items()):
-        terminalreporter.section(table)
-        heads = list(dict.fromkeys(head for row in rows for head in row))
-        wide = {head: max(len(head), *(len(row.get(head, "")) for row in rows)) for head in heads}
-        for row in [dict(zip(heads, heads, strict=True)), *rows]:
-            terminalreporter.write_line("  ".join(row.get(head, "").ljust(wide[head]) for head in heads).rstrip())
+def github() -> Iterator[Github]:
+    server = Github()
+    yield server
+    server.close()
 
 
 Factory = Callable[..., Sessiond]

@@ -1,120 +1,161 @@
 """`make demo`: the whole story on real parts. The last line is one JSON object; exit 1 if it is not so.
 
-A worker is in the middle of a long turn when A, B and C arrive within 20 ms. The claude is the real
-one, the model behind it a loopback one, and each caller a process of its own. What is printed at the
-end is read from the ledger and from the model's log, not from what the callers say.
+The worker is in the middle of a long turn on an issue that was assigned to it, when three signed review comments
+arrive within 20 ms at two webhook processes. The claude is the real one; the model behind it and the GitHub before it
+are servers on loopback, and the deliveries are GitHub's own examples with other texts. What is printed at the end is
+read from the ledger, from the model's log and from what GitHub was asked to post, not from what anybody here says.
 """
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from servers import Model, Redis, Sessiond, claude_env, eventually
-from sessiond.client import AgentEvent, connect
+import payloads
+from jobprocess import JobProcess
+from servers import Github, Model, Redis, Sessiond, Webhook, claude_env, eventually
 from sessiond.verify import verify
 
-SESSION = "octo/hello"
-LONG = "#tokens 400\n#pace 50ms"
-STARTED = float(os.environ.setdefault("DEMO_STARTED", str(time.time())))
+REPO, NUMBER = "Codertocat/Hello-World", 2
+SESSION = REPO.lower()
+NAMES = "ABC"
+STARTED = time.time()
+ISSUE = (
+    "Count to four hundred.\n#tokens 400 x1\n#pace 50ms\n"
+    '#say I have counted to four hundred.\\n{"outcome": "done", "note": "counted"}'
+)
 
 
 def say(who: str, what: str) -> None:
     print(f"{time.time() - STARTED:7.3f}  {who:<8} {what}", flush=True)
 
 
-def worker(url: str, key: str) -> None:
-    """A long task: interrupted at any moment, it comes back and says so to the model."""
-    client, prompt = connect(url, key), f"Task: count to four hundred.\n{LONG}"
-    while True:
-        with client.lease(SESSION, kind="worker", key="task-1") as lease:
-            say("worker", f"holds the lease, fence {lease.fence & 0xFFFFF}")
-            for event in lease.turn(prompt):
-                if isinstance(event, AgentEvent) and event.line.get("subtype") == "init":
-                    say("worker", "its turn runs")
-            result = event
-            say("worker", f"turn {result.outcome} ({result.reason or 'done'})")
-            if result.outcome == "completed":
-                return
-        prompt = (
-            f"You were interrupted in the middle of your task: {result.reason} by a handler's comment, which has been "
-            "answered since. Go on with the task where you stopped.\n#say the worker has continued"
-        )
+class Stage:
+    """Redis, model, GitHub, sessiond, two webhooks, two handlers, a poster, a worker: each a process of its own."""
+
+    def __init__(self, place: Path, stack: ExitStack) -> None:
+        self.redis, self.model, self.github = Redis(), Model(), Github()
+        for server in (self.redis, self.model, self.github):
+            stack.callback(server.close)
+        self.github.thread(NUMBER, repo=REPO, pull=True)
+        self.service = Sessiond(self.redis.url, place / "sessiond", claude_env(self.model))
+        stack.callback(self.service.close)
+        self.env = {"REDIS_URL": self.redis.url, "SESSIOND_URL": self.service.url, **self.github.env()}
+        handler = {**self.env, "SESSIOND_KEY": self.service.keys["handler"]}
+        ingress = {**handler, "WEBHOOK_PROCESSES": "1"}
+        self.webhooks = [Webhook(self.redis.url, place / f"webhook-{n}", ingress) for n in (1, 2)]
+        for webhook in self.webhooks:
+            stack.callback(webhook.close)
+        for name, module, env in (
+            ("handler-1", "webhook.handler", handler),
+            ("handler-2", "webhook.handler", handler),
+            ("poster", "webhook.poster", self.env),
+            ("worker", "worker", {**self.env, "SESSIOND_KEY": self.service.keys["worker"]}),
+        ):
+            stack.callback(JobProcess(module, place / name, env).close)
+
+    def assign(self) -> None:
+        """The issue that the worker gets."""
+        payload = payloads.load("issues.assigned")
+        payload["issue"] |= {"body": ISSUE, "title": "Count"}
+        payload["assignee"] |= {"id": 4711, "login": "helper[bot]", "type": "Bot"}
+        answer = self.webhooks[0].post("issues", payload, "the-issue")
+        say("GitHub", f"assigns an issue: {answer.status}")
+
+    def comment(self, name: str) -> dict[str, Any]:
+        """A review comment's delivery, its comment known to GitHub."""
+        body = f"@helper Comment {name} by a person: what is this line for?\n#say the answer to {name}"
+        known = self.github.comment(NUMBER, body, "review", repo=REPO)
+        return payloads.review_comment(f"PRRC_{name}", body, comment__id=known)  # type: ignore[no-any-return]
 
 
-def handler(url: str, key: str, name: str) -> None:
-    """A comment that wants an answer."""
-    sys.stdin.readline()  # all three are ready; this is the moment at which the comment arrives
-    client = connect(url, key)
-    with client.lease(SESSION, key=f"comment-{name}") as lease:
-        say(name, f"holds the lease, fence {lease.fence & 0xFFFFF}")
-        result = lease.turn(f"Comment {name} by a person. Answer it.\n#say the answer to {name}").result()
-        say(name, f"turn {result.outcome}: {result.text}")
-
-
-def show(service: Sessiond) -> None:
+def show(stage: Stage) -> None:
     """The ledger as it comes."""
     shown = {"taken", "ended", "draining", "drained", "granted", "interrupt", "turn-closed", "agent-starting"}
-    for entry in service.client("viewer").follow_ledger(SESSION):
+    for entry in stage.service.client("viewer").follow_ledger(SESSION):
         if entry["event"] in shown:
             rest = {k: entry[k] for k in ("kind", "key", "reason", "why", "how", "outcome") if entry.get(k)}
             say("ledger", f"{entry['event']} {' '.join(f'{k}={v}' for k, v in rest.items())}")
 
 
-def run(service: Sessiond) -> list[dict[str, Any]]:
-    def spawn(role: str, *words: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, __file__, *words, service.url, service.keys[role]]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+def flurry(stage: Stage) -> None:
+    """A, B and C to the two webhooks in turn, within 20 ms."""
+    deliveries = [(name, stage.comment(name), stage.webhooks[n % 2]) for n, name in enumerate(NAMES)]
+    statuses: dict[str, int] = {}
 
-    client = service.client()
-    client.view(SESSION)
-    threading.Thread(target=show, args=(service,), daemon=True).start()
-    handlers = [spawn("handler", "handler", name) for name in "ABC"]
-    busy = spawn("worker", "worker")
-    eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION)), 30, "the worker's turn")
-    time.sleep(1.0)  # the middle of the turn: twenty words in
+    def send(name: str, payload: dict[str, Any], webhook: Webhook) -> None:
+        statuses[name] = webhook.post("pull_request_review_comment", payload, f"delivery-{name}").status
+
+    threads = [threading.Thread(target=send, args=one) for one in deliveries]
     begun = time.monotonic()
-    for process in handlers:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        time.sleep(0.005)
-    say("demo", f"A, B and C sent within {(time.monotonic() - begun) * 1000:.0f} ms")
-    for process in (*handlers, busy):
-        if process.wait(60):
-            raise AssertionError(f"a caller ended with {process.returncode}")
+    for thread in threads:
+        thread.start()
+        time.sleep(0.008)
+    say("GitHub", f"sends A, B and C within {(time.monotonic() - begun - 0.008) * 1000:.0f} ms")
+    for thread in threads:
+        thread.join()
+    say("webhook", f"has answered {statuses}")
+
+
+def run(stage: Stage) -> list[dict[str, Any]]:
+    client = stage.service.client()
+    threading.Thread(target=show, args=(stage,), daemon=True).start()
+    stage.assign()
+    started = lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION))  # noqa: E731
+    eventually(started, 30, "the worker's turn")
+    time.sleep(1.0)  # the middle of the turn: twenty words in
+    flurry(stage)
+    eventually(lambda: len(replies(stage)) == 3, 60, "three replies")
+    for name, body in replies(stage).items():
+        say("poster", f"has posted to {name}: {body.splitlines()[0]}")
+
+    def done() -> bool:
+        ended = [e for e in client.ledger(SESSION) if e["event"] == "ended" and e["kind"] == "worker"]
+        return bool(ended) and ended[-1]["reason"] == "released"
+
+    eventually(done, 60, "the worker's end")
     return client.ledger(SESSION)
 
 
-def verdict(entries: list[dict[str, Any]], log: list[dict[str, Any]]) -> dict[str, Any]:
-    keys = {e["ticket"]: e["key"].rpartition("-")[2] for e in entries if e["event"] == "taken"}
-    names = {ticket: "worker" if key == "1" else key for ticket, key in keys.items()}
+def replies(stage: Stage) -> dict[str, str]:
+    """What stands last in GitHub's threads, by the comment that it answers."""
+    last = {write["id"]: write["body"] for write in stage.github.log()}
+    return {name: body for name in NAMES for body in last.values() if f"the answer to {name}" in body}
+
+
+def verdict(stage: Stage, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = {e["ticket"]: e["key"] for e in entries if e["event"] == "taken"}
+    names = {ticket: key.rpartition("_")[2] if key.startswith("PRRC") else "worker" for ticket, key in keys.items()}
+    asked = {e["turn"]: e["key"] for e in entries if e["event"] == "turn-accepted"}
     closed = [e for e in entries if e["event"] == "turn-closed"]
     cut = [e for e in closed if "interrupt_to_closed_ms" in e]
-    report = verify(entries)
+    log = [e for e in stage.model.log() if e["tools"]]
     final = json.dumps(log[-1]["messages"])
-    kept = all(f"Comment {name}" in final and f"the answer to {name}" in final for name in "ABC")
+    kept = all(f"Comment {name}" in final and f"the answer to {name}" in final for name in NAMES)
+    report = verify(entries)
+    threads = {write["id"] for write in stage.github.log()}
     return {
         "order": [names[e["ticket"]] for e in entries if e["event"] == "granted"],
         "inversions": report.inversions + report.misorders,
-        "answers": sum(e["outcome"] == "completed" for e in closed) - 1,
+        "answers": sum(e["outcome"] == "completed" and "/answer/" in (asked[e["turn"]] or "") for e in closed),
+        "replies": len(replies(stage)) if len(threads) == 3 else -1,
         "preemptions": sum(e["event"] == "ended" and e["reason"] == "preempted" for e in entries),
         "interrupt_to_ack_ms": cut[0].get("interrupt_to_ack_ms") if cut else None,
         "interrupt_to_closed_ms": cut[0]["interrupt_to_closed_ms"] if cut else None,
-        "worker_continued": "You were interrupted" in log[-1]["prompt"] and "count to four hundred" in final and kept,
+        "worker_continued": "interrupted" in log[-1]["prompt"] and "Count to four hundred" in final and kept,
     }
 
 
 def good(found: dict[str, Any]) -> bool:
     return (
-        found["order"] == ["worker", "A", "B", "C", "worker"]
+        found["order"] == ["worker", *NAMES, "worker"]
         and found["inversions"] == 0
-        and found["answers"] == 3
+        and found["answers"] == found["replies"] == 3
         and found["preemptions"] == 1
         and found["interrupt_to_ack_ms"] is not None
         and bool(found["worker_continued"])
@@ -122,22 +163,18 @@ def good(found: dict[str, Any]) -> bool:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="demo-") as place:
-        redis, model = Redis(), Model()
-        service = Sessiond(redis.url, Path(place) / "state", claude_env(model))
+    with tempfile.TemporaryDirectory(prefix="demo-") as place, ExitStack() as stack:
+        stage = Stage(Path(place), stack)
         try:
-            entries = run(service)
-            found = verdict(entries, [e for e in model.log() if e["tools"]])
-        finally:
-            service.close()
-            model.close()
-            redis.close()
+            found = verdict(stage, run(stage))
+        except AssertionError:
+            for log in Path(place).rglob("*.log"):
+                print(f"---- {log.name}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
+            raise
     print(json.dumps(found), flush=True)
     return 0 if good(found) else 1
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        {"worker": worker, "handler": lambda name, url, key: handler(url, key, name)}[sys.argv[1]](*sys.argv[2:])
-    else:
-        sys.exit(main())
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

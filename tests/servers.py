@@ -1,9 +1,11 @@
 """Real servers for tests and the demo: Redis, sessiond, the loopback model. Each on loopback, each ended by pid."""
 
+import fcntl
 import hashlib
 import hmac
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -43,10 +45,30 @@ def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str = "") 
         time.sleep(0.01)
 
 
+_PORTS: list[int] = []
+"""Open files: each locks a port for as long as this process lives."""
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of our own until this process ends, also while the server on it is down.
+
+    Below the range from which the kernel takes ports for anybody, and locked against other test processes.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    place = Path(tempfile.gettempdir()) / f"sessiond-test-ports-{os.getuid()}"
+    place.mkdir(exist_ok=True)
+    while True:
+        port = random.randrange(first - 12_000, first)
+        file = os.open(place / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            os.close(file)
+            continue
+        _PORTS.append(file)
+        return port
 
 
 class Redis:
@@ -101,6 +123,62 @@ class Model:
             self._process.stdout.close()
 
 
+class Github:
+    """The loopback GitHub as a process: one repository with an issue (1) and a pull request (2), one bot account."""
+
+    TOKEN = "ghp_loopback_token_0001"
+    BOT: Mapping[str, Any] = {"id": 9001, "login": "sessiond-bot", "type": "User"}
+    REPO = "Octo/Hello"
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(TESTS / "standins" / "github.py")]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+        self.order("token", token=self.TOKEN, **self.BOT)
+        self.thread(1)
+        self.thread(2, pull=True)
+
+    def env(self) -> dict[str, str]:
+        """Settings of a poster that logs in with the token."""
+        return {"GITHUB_API_URL": self.url, "GITHUB_TOKEN": self.TOKEN}
+
+    def thread(self, number: int, repo: str = REPO, **more: Any) -> None:
+        self.order("thread", repo=repo, number=number, **more)
+
+    def comment(self, number: int, body: str = "?", kind: str = "issue", **more: Any) -> int:
+        """Somebody's comment; its id. `kind` is issue or review."""
+        given = {"repo": self.REPO, "author": {"id": 77, "login": "mona", "type": "User"}, **more}
+        made: list[int] = self.order("comment", number=number, body=body, kind=kind, **given)
+        return made[0]
+
+    def fault(self, mode: str, match: str = "POST .*comments", **more: Any) -> None:
+        self.order("fault", mode=mode, match=match, **more)
+
+    def order(self, what: str, **given: Any) -> Any:
+        request = urllib.request.Request(f"{self.url}/_admin/{what}", json.dumps(given).encode(), method="POST")
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Every write that was done, in order."""
+        return self._get("/log")
+
+    def requests(self) -> list[dict[str, Any]]:
+        return self._get("/requests")
+
+    def _get(self, path: str) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}{path}") as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+        return found
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
 def tree(pid: int) -> list[psutil.Process]:
     """A process and all below it, as /proc has them now."""
     try:
@@ -108,6 +186,23 @@ def tree(pid: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs: neither gone (also between two looks at /proc) nor a zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def answers(url: str) -> bool:
+    """Whether a sessiond is ready there."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 class Sessiond:
@@ -143,14 +238,13 @@ class Sessiond:
     def ready(self) -> bool:
         if self._process.poll() is not None:
             raise AssertionError(f"sessiond ended: {self.log_text()}")
-        try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return answers(self.url)
+
+    def log_bytes(self) -> bytes:
+        return (self.state / "sessiond.log").read_bytes()
 
     def log_text(self) -> str:
-        return (self.state / "sessiond.log").read_text(errors="replace")[-3000:]
+        return self.log_bytes().decode(errors="replace")[-3000:]
 
     def client(self, role: str = "admin", holder: str | None = None) -> Client:
         return connect(self.url, self.keys[role], holder)
@@ -161,7 +255,7 @@ class Sessiond:
 
     def left(self) -> list[psutil.Process]:
         """What still runs of all that was remembered."""
-        return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in self._seen.values() if alive(p)]
 
     def kill9(self) -> None:
         """kill -9 of the service: its worker and its master, as one."""

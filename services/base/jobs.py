@@ -5,7 +5,7 @@ Waking twice is harmless, because whoever is woken claims a record first. Argume
 """
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import redis
@@ -65,8 +65,9 @@ class Jobs:
     def enqueue(self, name: str, function: str, *args: Any, pipeline: Any = None, at: datetime | None = None) -> str:
         """Wakes somebody: `function` is its dotted path, `args` JSON values. Returns the job's id.
 
-        With `pipeline` (a redis MULTI) nothing happens before that is executed; `at` (aware) delays the job,
-        which needs a worker process with a scheduler.
+        With `pipeline` nothing happens before that is executed; its `multi()` must have been called before any
+        command was put into it, else rq calls it too late and redis-py raises RedisError. `at` (aware) delays the
+        job, which needs a worker process with a scheduler.
         """
         queue = self.queue(name)
         job_id = f"{name}-{uuid.uuid4().hex}"
@@ -76,25 +77,38 @@ class Jobs:
         }  # fmt: skip
         if at is not None:
             job = queue.create_job(function, args=args, **options)
-            queue.schedule_job(job, at, pipeline=pipeline)
+            # rq keeps whole seconds and cuts the rest off: the job would come up to a second before its time.
+            queue.schedule_job(job, at + timedelta(seconds=1), pipeline=pipeline)
         else:
             queue.enqueue_call(function, args=args, pipeline=pipeline, **options)
         return job_id
 
     def live(self, job_id: str | None) -> bool:
         """Whether a job still will wake somebody: it is queued or scheduled, or its parent says that it runs."""
-        if not job_id:
-            return False
-        try:
-            job = Job.fetch(job_id, connection=self._redis, serializer="json")
-        except NoSuchJobError:
+        job = self._fetch(job_id)
+        if job is None:
             return False
         status = job.get_status(refresh=False)
+        return self._waits(job) or (status in (JobStatus.QUEUED, JobStatus.STARTED) and self._fresh(job))
+
+    def waiting(self, job_id: str | None) -> bool:
+        """Whether a job is queued or scheduled and nobody has it yet: for records whose runs have claims."""
+        job = self._fetch(job_id)
+        return job is not None and self._waits(job)
+
+    def _fetch(self, job_id: str | None) -> Job | None:
+        if not job_id:
+            return None
+        try:
+            return Job.fetch(job_id, connection=self._redis, serializer="json")
+        except NoSuchJobError:
+            return None
+
+    def _waits(self, job: Job) -> bool:
+        status = job.get_status(refresh=False)
         if status is JobStatus.QUEUED:
-            return self._redis.lpos(f"rq:queue:{job.origin}", job_id) is not None or self._fresh(job)
-        if status is JobStatus.SCHEDULED:
-            return True
-        return status is JobStatus.STARTED and self._fresh(job)
+            return self._redis.lpos(f"rq:queue:{job.origin}", job.id) is not None
+        return status is JobStatus.SCHEDULED
 
     @staticmethod
     def _fresh(job: Job) -> bool:

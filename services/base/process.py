@@ -7,6 +7,7 @@
 One queue a process: an rq worker on several can lose a job when it is killed before the job's start.
 """
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -22,6 +23,7 @@ from typing import Any, Final
 import redis
 import structlog
 from rq import Worker
+from rq.executions import Execution
 from rq.job import Job
 
 from base import log as logs
@@ -36,6 +38,12 @@ TOLD: Final = signal.SIGUSR2
 """What a parent sends its work-horse when it shall stop; a terminal never sends it."""
 
 _stopping = threading.Event()
+_breaking = False
+
+
+class Stopped(BaseException):
+    """The process shall stop: raised in the main thread inside `broken_off`. No Exception, so that nobody catches it
+    who means a fault."""
 
 
 def stopping() -> threading.Event:
@@ -43,13 +51,58 @@ def stopping() -> threading.Event:
     return _stopping
 
 
+@contextmanager
+def broken_off() -> Iterator[None]:
+    """Inside it, in a job's main thread, a warm shutdown raises Stopped, out of a blocking call too."""
+    global _breaking
+    if _stopping.is_set():
+        raise Stopped
+    before, _breaking = _breaking, True
+    try:
+        yield
+    finally:
+        _breaking = before
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Inside it Stopped waits: for a record that must not be cut in two."""
+    global _breaking
+    before, _breaking = _breaking, False
+    try:
+        yield
+    finally:
+        _breaking = before
+    if before and _stopping.is_set():
+        raise Stopped
+
+
 class JobWorker(Worker):
-    """An rq worker whose work-horse hears of a warm shutdown."""
+    """An rq worker whose work-horse hears of a warm shutdown, and which outlives Redis being away during a job."""
+
+    asked = False
+    """Whether it was told to stop; else its loop's end is a fault, and it begins anew."""
+    told_before: Callable[[], bool] = staticmethod(lambda: False)
+
+    def _install_signal_handlers(self) -> None:
+        """What came before rq listens counts too: else it would be lost, and the process would stay."""
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        if self.told_before():
+            self.asked = self._stop_requested = True
 
     def handle_warm_shutdown_request(self) -> None:
+        self.asked = True
         _stopping.set()  # a work-horse that is forked just now hears of it so
         if self.horse_pid:
-            os.kill(self.horse_pid, TOLD)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.horse_pid, TOLD)
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        """rq's loop would end here while Redis is away, and leave the work-horse without a parent that watches it."""
+        try:
+            super().maintain_heartbeats(job, execution)
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            log.warning("Redis is away, the job goes on", job=job.id, error=str(error))
 
     def setup_work_horse_signals(self) -> None:
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
@@ -59,30 +112,10 @@ class JobWorker(Worker):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
-class Stopping(Exception):
-    """The process shall stop, and this job may be left where it is."""
-
-
-_left_at_once = False
-
-
-@contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """While inside, a job that is told to stop is left at once, by Stopping (in its main thread)."""
-    global _left_at_once
-    if _stopping.is_set():
-        raise Stopping
-    _left_at_once = True
-    try:
-        yield
-    finally:
-        _left_at_once = False
-
-
 def _told(number: int, frame: FrameType | None) -> None:
     _stopping.set()
-    if _left_at_once:
-        raise Stopping
+    if _breaking:
+        raise Stopped
 
 
 def _horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
@@ -95,15 +128,22 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.configure(log_format)
-    logging.getLogger("rq").setLevel(logging.WARNING)
+    for name in ("rq", "rq.worker", "rq.scheduler", "rq.job"):  # rq sets levels of its own for these
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Inherited by work-horses: one that is told before it has a handler of its own would be killed by it.
+    signal.signal(TOLD, _told)
     ended = _Ended()
     pause = FIRST_PAUSE
     while not ended.asked:
         began = time.monotonic()
         try:
-            _work(queue, redis_url, scheduler)
-            return 0
+            if _work(queue, redis_url, scheduler, ended):
+                return 0
+            ended.listen()
+            log.warning("rq's loop ended by itself", queue=queue, again_in=pause)
+            ended.wait(pause)
         except (redis.ConnectionError, redis.TimeoutError) as error:
+            ended.listen()
             if time.monotonic() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
             log.warning("Redis is away", queue=queue, error=str(error), again_in=pause)
@@ -112,7 +152,8 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
     return 0
 
 
-def _work(queue: str, redis_url: str, scheduler: bool) -> None:
+def _work(queue: str, redis_url: str, scheduler: bool, ended: "_Ended") -> bool:
+    """rq's loop; whether it ended because it was asked to."""
     connection = connect(redis_url)
     connection.ping()
     worker = JobWorker(
@@ -123,8 +164,10 @@ def _work(queue: str, redis_url: str, scheduler: bool) -> None:
         maintenance_interval=MAINTENANCE_SECONDS,
         work_horse_killed_handler=_horse_killed,
     )
+    worker.told_before = lambda: ended.asked
     log.info("taking jobs", queue=queue, pid=os.getpid())
     worker.work(with_scheduler=scheduler, logging_level=None)
+    return worker.asked
 
 
 class _Ended:
@@ -132,6 +175,10 @@ class _Ended:
 
     def __init__(self) -> None:
         self.asked = False
+        self.listen()
+
+    def listen(self) -> None:
+        """rq's loop leaves its own handlers behind."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ops.embedded import die_with_parent
+from base.lastwill import die_with_parent
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0

@@ -4,7 +4,6 @@ Durable as the service needs it: append-only file, every write on disk before it
 wheel, a `redis-server` on PATH will do.
 """
 
-import ctypes
 import importlib.util
 import shutil
 import signal
@@ -14,16 +13,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from base.lastwill import die_with_parent
+
 READY_SECONDS: Final = 15.0
 STOP_SECONDS: Final = 10.0
-
-
-PR_SET_PDEATHSIG: Final = 1
-
-
-def die_with_parent() -> None:
-    """In a child, before its program: SIGTERM when the thread that started it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class EmbeddedError(Exception):

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from sessiond import cli as sessions
 from sessiond.client import BadName, SessiondError
+from worker import commands as tasks
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sessionctl", description="Looks at sessiond's sessions and operates them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    sessions.add_commands(commands)
+    for service in (sessions, tasks):
+        service.add_commands(commands)
     return parser
 
 

@@ -11,7 +11,8 @@ import gevent
 import structlog
 
 from sessiond.agent import state as st
-from sessiond.agent.process import AgentProcess, GuardId, wait_guard_gone
+from sessiond.agent.guards import GuardId, wait_guard_gone
+from sessiond.agent.process import AgentProcess
 from sessiond.launch import conversation_known, launch
 from sessiond.settings import Settings
 from sessiond.slots import Sleeper, Slots

@@ -58,6 +58,46 @@ class Parked:
             self._reply.set_exception(problem)
 
 
+class Desk:
+    """Who is parked, at most one a ticket. Used by the owner loop only."""
+
+    def __init__(self) -> None:
+        self._parked: dict[str, Parked] = {}
+
+    def has(self, ticket: str) -> bool:
+        """Whether somebody is parked on the ticket."""
+        return ticket in self._parked
+
+    def sit(self, parked: Parked) -> Parked | None:
+        """Takes the seat; returns who sat there and is to be answered."""
+        before = self._parked.get(parked.ticket)
+        self._parked[parked.ticket] = parked
+        return before
+
+    def stand_up(self, parked: Parked) -> bool:
+        """Leaves the seat; False if it is another's by now."""
+        if self._parked.get(parked.ticket) is not parked:
+            return False
+        del self._parked[parked.ticket]
+        return True
+
+    def tell(self, ticket: str, body: dict[str, Any]) -> None:
+        """Answers whoever is parked on the ticket."""
+        if parked := self._parked.pop(ticket, None):
+            parked.tell(body)
+
+    def refuse(self, ticket: str, problem: Exception) -> None:
+        """Answers whoever is parked on the ticket with an error."""
+        if parked := self._parked.pop(ticket, None):
+            parked.refuse(problem)
+
+    def refuse_all(self, problem: Exception) -> None:
+        """Answers everybody with an error."""
+        for parked in self._parked.values():
+            parked.refuse(problem)
+        self._parked.clear()
+
+
 StreamItem = tuple[str, Any]
 
 

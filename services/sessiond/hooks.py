@@ -6,8 +6,9 @@ import gevent
 
 from sessiond.settings import Settings
 
-POINTS: Final = ("before-turn", "turn-accepted")
-"""before-turn: a turn is asked for, the loop has not seen it; turn-accepted: committed, nothing written."""
+POINTS: Final = ("before-turn", "turn-accepted", "question")
+"""before-turn: a turn is asked for, the loop has not seen it; turn-accepted: committed, nothing written;
+question: the agent asks for permission, and has no answer yet (the loop itself goes on)."""
 
 
 def hold(settings: Settings, point: str) -> None:

@@ -75,12 +75,21 @@ def _gunicorn(settings: Settings) -> dict[str, Any]:
         "http_parser": "python",
         "accesslog": None,
         "logger_class": "sessiond.main.Quiet",
-        "when_ready": lambda _: faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True),
+        "when_ready": lambda _: _tell_stacks(),
         "post_worker_init": _after_init,
         "worker_int": _stop,
         "worker_exit": _exit,
         "proc_name": "sessiond",
     }
+
+
+def _tell_stacks() -> None:
+    """SIGUSR1 writes the stacks to stderr, through the C handler: it also speaks when the hub is stuck.
+
+    Registered anew: what a parent registered is inherited as done, though gunicorn has since set a handler of its own.
+    """
+    faulthandler.unregister(signal.SIGUSR1)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 _RUNNING: list[Any] = []
@@ -102,8 +111,7 @@ def _after_init(worker: Any) -> None:
     """Signals of the worker: USR1 dumps stacks, TERM first answers everybody who is parked."""
     import gevent
 
-    # Through the C handler: it also speaks when the hub is stuck.
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    _tell_stacks()
     before = signal.getsignal(signal.SIGTERM)
     # By then everybody was answered; what is still open is idle keep-alive. The master keeps its longer patience.
     worker.cfg.set("graceful_timeout", 1)

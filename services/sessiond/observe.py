@@ -1,16 +1,12 @@
 """From committed steps to metrics. Reads what a step did; decides nothing."""
 
 import time
-from typing import Final
 
 from sessiond import metrics
 from sessiond.agent import state as st
 from sessiond.composition import Plan
 from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond.lock.state import Lock
-
-LONG_WAIT: Final = 30.0
-"""Seconds; a hang must leave a trace."""
 
 
 class Observer:
@@ -23,8 +19,8 @@ class Observer:
         self._told: dict[str, float] = {}
         self._last_kind = "nobody"
 
-    def step(self, lock: Lock, plan: Plan) -> None:
-        """Counts one committed step. `lock` is the state after it."""
+    def step(self, plan: Plan) -> None:
+        """Counts one committed step."""
         now = time.monotonic()
         for event, data in plan.ledger:
             if event == "taken":
@@ -42,15 +38,16 @@ class Observer:
                 metrics.RECOVERIES.labels(reason=str(output.data["reason"])).inc()
         if plan.ledger:
             for kind in Kind:
-                waiting = sum(t.kind is kind for t in lock.queue)
+                waiting = sum(t.kind is kind for t in plan.lock.queue)
                 metrics.QUEUE.labels(session=self._session, kind=kind.value).set(waiting)
 
-    def long_waits(self, lock: Lock) -> list[tuple[str, float]]:
-        """Tickets that somebody waits on for `LONG_WAIT` seconds and more, each told again as often: (id, seconds)."""
+    def long_waits(self, lock: Lock, seconds: float) -> list[tuple[str, float]]:
+        """Tickets that somebody waits on for `seconds` and more, each told again as often: (id, seconds so far)."""
         now, found = time.monotonic(), []
         for ticket in lock.queue:
-            since = self._since.get(ticket.id, now)
-            if ticket.present and now - max(since, self._told.get(ticket.id, 0.0)) >= LONG_WAIT:
+            # A ticket that was there before this owner counts from its first look.
+            since = self._since.setdefault(ticket.id, now)
+            if ticket.present and now - max(since, self._told.get(ticket.id, 0.0)) >= seconds:
                 self._told[ticket.id] = now
                 found.append((ticket.id, now - since))
         self._told = {t: at for t, at in self._told.items() if t in lock.tickets}

@@ -145,6 +145,10 @@ class Owners:
         """Every session that was ever owned here. Raises Away."""
         return sorted(self._link.call("SMEMBERS", SESSIONS_KEY))
 
+    def knows(self, name: str) -> bool:
+        """Whether anybody ever owned the session. Raises Away."""
+        return bool(self._link.call("SISMEMBER", SESSIONS_KEY, name))
+
     def close(self) -> None:
         """Ends connections and the file lock."""
         self._link.close()

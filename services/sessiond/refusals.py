@@ -14,6 +14,16 @@ def superseded() -> Problem:
     return Problem("superseded", 409, "Another holder waits on this ticket; this one's place is gone for good")
 
 
+def no_ticket() -> Problem:
+    """404: never taken here."""
+    return Problem("not-found", 404, "There is no such ticket")
+
+
+def no_turn() -> Problem:
+    """404: never accepted here, or longer ago than turns are kept."""
+    return Problem("not-found", 404, "There is no such turn")
+
+
 def away() -> Problem:
     """503 for whatever must be committed while Redis cannot be reached."""
     return Problem("redis-away", 503, "Redis cannot be reached; nothing was lost, ask again")
@@ -29,5 +39,5 @@ def problem_of(refused: ev.Refused) -> Problem:
         case ev.KindMismatch():
             return Problem("kind-mismatch", 409, "The key belongs to a ticket of the other kind")
         case ev.NoTicket():
-            return Problem("not-found", 404, "There is no such ticket")
+            return no_ticket()
     return Problem("not-held", 409, "No lease lives under this fence")

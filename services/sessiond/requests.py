@@ -1,9 +1,8 @@
 """What HTTP may ask of an owned session. Every change is a call into the owner loop.
 
-All methods raise problems.Problem. Views read the loop's state as it stands between two steps.
+All methods raise problems.Problem.
 """
 
-import hmac
 import time
 import uuid
 from dataclasses import dataclass
@@ -11,16 +10,16 @@ from typing import Any
 
 from sessiond import record, views
 from sessiond.agent import state as st
-from sessiond.agent.machine import backoff
+from sessiond.agent.ending import backoff
 from sessiond.desk import Parked, TurnStream
 from sessiond.hooks import hold
 from sessiond.lock import events as ev
 from sessiond.lock.rules import Kind, QueueFull, rank_of
 from sessiond.lock.state import Lease
+from sessiond.looking import SessionLook
 from sessiond.problems import Problem
-from sessiond.refusals import away, superseded
-from sessiond.session import Session
-from sessiond.store import Away
+from sessiond.refusals import away, no_turn, superseded
+from sessiond.standing import conversation_of
 from sessiond.turnbook import digest, now_text
 
 
@@ -35,12 +34,8 @@ class TurnRequest:
     raw: bool = False
 
 
-class SessionDoor:
-    """The calls of one session's HTTP table."""
-
-    def __init__(self, session: Session) -> None:
-        self._s = session
-        self.name = session.name
+class SessionDoor(SessionLook):
+    """The calls of one session's HTTP table: its looks, and its changes."""
 
     # ---- tickets -----------------------------------------------------------------------------
 
@@ -48,52 +43,38 @@ class SessionDoor:
         """A place in the queue: (ticket view, whether it is new)."""
         ticket = f"tk-{uuid.uuid4().hex}"
         rank = rank_of(kind, priority)
-        answer: tuple[dict[str, Any], bool] = self._s.call(lambda: self._take(ticket, kind, rank, key))
+        answer: tuple[dict[str, Any], bool] = self._s.ask(lambda: self._take(ticket, kind, rank, key))
         return answer
 
     def _take(self, ticket: str, kind: Kind, rank: int, key: str | None) -> tuple[dict[str, Any], bool]:
         s = self._s
-        for known in s.lock.tickets.values():
+        for known in s.standing.lock.tickets.values():
             if key is not None and known.key == key and known.kind is kind:
                 return self._view(known.id), False
-        s.taken[ticket] = now_text()
+        s.standing.taken[ticket] = now_text()
         try:
-            s.step(ev.Take(ticket, kind, rank, key))
+            s.steps.step(ev.Take(ticket, kind, rank, key))
         except QueueFull as error:
             raise Problem("queue-full", 503, str(error)) from error
         return self._view(ticket), True
 
     def park(self, ticket: str, holder: str) -> Parked:
         """Is present and waits."""
-        return self._s.park(ticket, holder)
-
-    def ticket(self, ticket: str) -> dict[str, Any]:
-        """Looks, changes nothing."""
-        self._s._living(ticket)
-        return self._view(ticket)
-
-    def _view(self, ticket: str) -> dict[str, Any]:
-        return views.ticket_view(self._s.lock, self._s.lock.tickets[ticket], self._s.taken.get(ticket, ""))
+        return self._s.waits.park(ticket, holder)
 
     def withdraw(self, ticket: str, holder: str | None) -> None:
         """The demand is gone, or its current holder gives it up."""
 
         def work() -> None:
-            self._s._living(ticket)
-            known = self._s.lock.tickets[ticket]
+            self._s.waits.living(ticket)
+            known = self._s.standing.lock.tickets[ticket]
             if holder is not None and holder in known.superseded:
                 raise superseded()
-            self._s.step(ev.Withdraw(ticket, holder))
+            self._s.steps.step(ev.Withdraw(ticket, holder))
 
-        self._s.call(work)
+        self._s.ask(work)
 
     # ---- the lease ---------------------------------------------------------------------------
-
-    def _own(self, secret: str) -> Lease | None:
-        lease, extras = self._s.lock.lease, self._s.secret
-        if lease is None or extras is None:
-            return None
-        return lease if hmac.compare_digest(extras.secret.encode(), secret.encode()) else None
 
     def _past(self, secret: str) -> dict[str, Any]:
         past = self._s.turns.read(record.past_suffix(secret))
@@ -109,44 +90,44 @@ class SessionDoor:
         """The lease gets its full ttl again."""
 
         def work() -> dict[str, Any]:
-            lease = self._own(secret)
+            lease = self._s.standing.lease_of(secret)
             if lease is None:
                 raise self._lost(secret)
             if time.monotonic() - self._s.commits.sure_at > self._s.settings.times.owner_doubt:
                 raise away()
-            self._s.step(ev.Claim(lease.fence))
-            self._s.deadlines.renew(("lock", ev.Timer("lease", str(lease.fence))))
-            return {"expires_at": self._s.expires_at()}
+            self._s.steps.step(ev.Claim(lease.fence))
+            self._s.lease_time.renewed()
+            return {"expires_at": self._s.lease_time.expires_at()}
 
-        answer: dict[str, Any] = self._s.call(work)
+        answer: dict[str, Any] = self._s.ask(work)
         return answer
 
     def release(self, secret: str) -> None:
         """The holder is done; with a lost lease's secret the ticket ends unless another holder waits."""
 
         def work() -> None:
-            lease = self._own(secret)
+            lease = self._s.standing.lease_of(secret)
             if lease is not None:
-                self._s.step(ev.Release(lease.fence))
+                self._s.steps.step(ev.Release(lease.fence))
                 return
             past = self._past(secret)
             if past["reason"] != "released":
-                self._s.step(ev.GiveUp(past["ticket"], past["holder"]))
+                self._s.steps.step(ev.GiveUp(past["ticket"], past["holder"]))
                 raise self._lost(secret)
 
-        self._s.call(work)
+        self._s.ask(work)
 
     # ---- turns -------------------------------------------------------------------------------
 
     def start_turn(self, secret: str, request: TurnRequest) -> TurnStream:
         """One turn of the lease's holder: its events. `turn` of what is returned is the turn's id."""
         hold(self._s.settings, "before-turn")
-        stream: TurnStream = self._s.call(lambda: self._start_turn(secret, request))
+        stream: TurnStream = self._s.ask(lambda: self._start_turn(secret, request))
         return stream
 
     def _start_turn(self, secret: str, request: TurnRequest) -> TurnStream:
         s = self._s
-        lease = self._own(secret)
+        lease = self._s.standing.lease_of(secret)
         if lease is None:
             raise self._lost(secret)
         attempt = 1
@@ -156,14 +137,14 @@ class SessionDoor:
             if stored is not None:
                 return stored
             attempt = int(before["attempt"]) + 1
-        if s.lock.turn is not None:
-            raise Problem("turn-open", 409, "The lease's turn is still open", turn=s.lock.turn)
-        if s.agent.phase is st.Phase.BROKEN:
+        if s.standing.lock.turn is not None:
+            raise Problem("turn-open", 409, "The lease's turn is still open", turn=s.standing.lock.turn)
+        if s.standing.agent.phase is st.Phase.BROKEN:
             raise self._broken()
         return self._accept(lease, request, attempt)
 
     def _broken(self) -> Problem:
-        agent = self._s.agent
+        agent = self._s.standing.agent
         left = self._s.deadlines.left(("agent", ("backoff", str(agent.fails))))
         return Problem(
             "agent-broken", 503, f"The agent cannot run: {agent.why}", reason=agent.why,
@@ -190,101 +171,51 @@ class SessionDoor:
         book = {
             "id": turn.id, "turn": turn.id, "key": request.key, "attempt": attempt, "state": "accepted",
             "fence": lease.fence, "ticket": lease.ticket, "kind": lease.kind.value, "uuid": turn.uuid,
-            "model": turn.model, "prompt_sha256": digest(request.prompt), "conversation": s._conversation(),
-            "accepted_at": now_text(),
+            "model": turn.model, "prompt_sha256": digest(request.prompt), "accepted_at": now_text(),
+            "conversation": conversation_of(s.standing.agent),
         }  # fmt: skip
         entry = {n: book[n] for n in ("fence", "ticket", "kind", "key", "attempt")}
         commands = s.turns.accept(book)
         stream = s.turns.opening
-        s.step(
+        s.steps.step(
             ev.AcceptTurn(lease.fence, turn.id), st.Begin(turn),
             ledger=[("turn-accepted", {"turn": turn.id, **entry})], commands=commands,
         )  # fmt: skip
         return stream
 
-    def turn(self, turn: str) -> dict[str, Any]:
-        """What became of a turn."""
-        return self._turn_view(self._s.turns.find(turn))
-
-    def turn_by_key(self, key: str) -> dict[str, Any]:
-        """The last attempt under this key."""
-        return self._turn_view(self._s.turns.find_key(key))
-
-    def _turn_view(self, found: dict[str, Any] | None) -> dict[str, Any]:
-        if found is None:
-            raise Problem("not-found", 404, "There is no such turn")
-        return views.turn_view(found)
-
     def cancel_turn(self, turn: str, secret: str | None) -> None:
         """Ends a turn, keeps the lease. A closed turn is left as it is. `secret` None: an operator."""
 
         def work() -> None:
-            if secret is not None and self._own(secret) is None:
+            if secret is not None and self._s.standing.lease_of(secret) is None:
                 raise self._lost(secret)
-            if self._s.lock.turn == turn:
-                self._s.step(st.Cancel(turn, "cancelled"))
+            if self._s.standing.lock.turn == turn:
+                self._s.steps.step(st.Cancel(turn, "cancelled"))
             elif self._s.turns.find(turn) is None:
-                raise Problem("not-found", 404, "There is no such turn")
+                raise no_turn()
 
-        self._s.call(work)
-
-    # ---- looking -----------------------------------------------------------------------------
-
-    def view(self) -> dict[str, Any]:
-        """Holder, queue in order with why, the agent's state."""
-        s = self._s
-        agent = s.agent
-        return {
-            "session": s.name,
-            "epoch": s.commits.epoch,
-            "version": s.commits.version,
-            "owner": {"instance": s.settings.instance, "url": s.settings.url},
-            "holder": views.holder_view(s.lock, s.expires_at()),
-            "draining": s.lock.drain and {"fence": s.lock.drain.fence, "why": s.lock.drain.why.value},
-            "queue": [self._view(t.id) for t in s.lock.queue],
-            "turn": s.lock.turn,
-            "agent": {
-                "state": agent.phase.value, "why": agent.why or None, "tasks": sorted(agent.tasks),
-                "pid": (s.link.guard or {}).get("agent_pid"), "conversation": s._conversation(),
-            },
-        }  # fmt: skip
-
-    def ledger_after(self, after: str | None, count: int) -> list[dict[str, Any]]:
-        """At most `count` entries behind the id `after` (None: from the first)."""
-        try:
-            return self._s.store.ledger(after, count)
-        except Away as error:
-            raise away() from error
-
-    def wait_ledger(self, after: str | None, seconds: float) -> list[dict[str, Any]]:
-        """The same, waiting at most `seconds` for the first."""
-        try:
-            return self._s.store.ledger_wait(after, int(seconds * 1000))
-        except Away as error:
-            raise away() from error
+        self._s.ask(work)
 
     # ---- operators ---------------------------------------------------------------------------
 
     def force_release(self, fence: int, reason: str, by: str) -> None:
         """Ends the lease with this fence, once; never the next holder's."""
         entry: ev.Entry = ("force-release", {"fence": fence, "why": reason, "by": by})
-        self._s.call(lambda: self._s.step(ev.ForceRelease(fence), ledger=[entry]))
+        self._s.ask(lambda: self._s.steps.step(ev.ForceRelease(fence), ledger=[entry]))
 
     def restart_agent(self, by: str) -> None:
         """Stops the agent; the next turn resumes the conversation. Ends `broken`."""
-        self._s.call(lambda: self._s.step(st.Stop("restart"), ledger=[("agent-restart", {"by": by})]))
+        self._s.ask(lambda: self._s.steps.step(st.Stop("restart"), ledger=[("agent-restart", {"by": by})]))
 
     def new_conversation(self, by: str) -> dict[str, Any]:
         """A fresh conversation, from the next turn on. 409 `turn-open` while one runs."""
 
         def work() -> dict[str, Any]:
             s = self._s
-            if s.lock.turn is not None:
-                raise Problem("turn-open", 409, "A turn is still open", turn=s.lock.turn)
-            ledger: list[ev.Entry] = []
-            s._fresh_conversation(f"asked by {by}", ledger)
-            s.step(st.Stop("conversation"), ledger=ledger)
-            return s._conversation()
+            if s.standing.lock.turn is not None:
+                raise Problem("turn-open", 409, "A turn is still open", turn=s.standing.lock.turn)
+            s.steps.step(st.Afresh(str(uuid.uuid4()), f"asked by {by}"), st.Stop("conversation"))
+            return conversation_of(s.standing.agent)
 
-        answer: dict[str, Any] = self._s.call(work)
+        answer: dict[str, Any] = self._s.ask(work)
         return answer

@@ -11,9 +11,11 @@ import gevent
 import structlog
 from gevent.lock import RLock
 
+from sessiond.looking import SessionLook, Unseen
 from sessiond.owner import OtherOwner, Owners
 from sessiond.problems import Problem
 from sessiond.redis_link import Away, Broken
+from sessiond.refusals import away
 from sessiond.requests import SessionDoor
 from sessiond.session import Session
 from sessiond.settings import Settings
@@ -56,6 +58,20 @@ class Sessions:
             session = self._claim(name)
         return SessionDoor(session)
 
+    def look(self, name: str) -> SessionLook | Unseen:
+        """The session for a call that changes nothing: one that nobody ever used is not made by it.
+
+        Raises Problem: not-owner, redis-away, stopping.
+        """
+        return self._seen(name) or Unseen(name, lambda: self._seen(name))
+
+    def _seen(self, name: str) -> SessionLook | None:
+        try:
+            seen = name in self._owned or self._stopping or self._owners.knows(name)
+        except (Away, Broken) as error:
+            raise away() from error
+        return self.get(name) if seen else None
+
     def _claim(self, name: str) -> Session:
         with self._locks.setdefault(name, RLock()):
             session = self._owned.get(name)
@@ -68,7 +84,7 @@ class Sessions:
                     "not-owner", 421, "Another instance owns the session", owner_url=other.url or None
                 ) from other
             except (Away, Broken) as error:
-                raise Problem("redis-away", 503, "Redis cannot be reached; ask again") from error
+                raise away() from error
 
     def _open(self, name: str) -> Session:
         owned = self._owners.acquire(name)

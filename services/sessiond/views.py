@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sessiond.lock.machine import handler_waits, waited_for
+from sessiond.lock.reading import handler_waits, waited_for
 from sessiond.lock.rules import Kind, priority_of
 from sessiond.lock.state import Lock, Ticket
 

@@ -3,11 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import redis
+import structlog
+
 from webhook import events, metrics
 from webhook.demand import UNANSWERED, Demand
 from webhook.demands import Accepted, Demands
 from webhook.taskdoor import TaskDoor
 from webhook.tickets import Tickets
+
+log = structlog.get_logger("webhook.delivering")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,10 @@ class Delivering:
         """Durable when this returns. Raises redis.RedisError, or what the task store raises: then it is not sure."""
         match intent:
             case events.Demanded(comment):
+                # A task that is stuck goes on after the next comment in its thread. Waking twice is harmless, and a
+                # delivery that is remembered as seen has woken.
+                if not self._demands.delivered(delivery):
+                    self._tasks.wake(comment.session, comment.number)
                 return _outcome(self._demands.accept(delivery, comment))
             case events.RefusedDemand(comment, reason):
                 return _outcome(self._demands.accept(delivery, comment, refuse=reason))
@@ -57,9 +66,19 @@ class Delivering:
         """Takes or withdraws the tickets that the outcome asks for, best effort. Raises nothing of sessiond's."""
         for one in outcome.withdrawn:
             metrics.TICKETS.labels(outcome="withdrawn" if self._tickets.withdraw(one) else "not-withdrawn").inc()
+        try:
+            return self._place(outcome)
+        except redis.RedisError as error:  # what was accepted stays so
+            log.warning("no ticket: Redis is away", error=repr(error))
+            return outcome
+
+    def _place(self, outcome: Outcome) -> Outcome:
         demand = outcome.demand
         if demand is None or demand.ticket is not None or demand.state not in UNANSWERED:
             return outcome
+        # Places are in the comments' order, also when another process is only about to take the earlier one's.
+        for earlier in self._demands.without_ticket_before(demand):
+            self._tickets.take(earlier)
         taken = self._tickets.take(demand)
         metrics.TICKETS.labels(outcome="taken" if taken is not None else "missing").inc()
         return outcome if taken is None else replace(outcome, demand=taken)

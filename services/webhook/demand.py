@@ -91,6 +91,8 @@ class Note:
     url: str | None = None
     shown: str | None = None
     """The SHA-256 of the body that stands there."""
+    begun: float | None = None
+    """When its creation was begun, while `id` is None: Redis's clock, epoch seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +160,19 @@ def put_back(demand: Demand, holder: str, now: str) -> Demand:
     return replace(moved(demand, Move.PUT_BACK, now, holder=holder), holder=None, fence=None)
 
 
-def answered(demand: Demand, holder: str, revision: int, text: str, task: str | None, now: str) -> Demand:
+def answered(demand: Demand, holder: str, revision: int, text: str, now: str) -> Demand:
     """The answer is there. Raises Edited too; a blank text is no answer (ValueError)."""
     after = moved(demand, Move.ANSWER, now, holder=holder)
     if revision != demand.revision:
         raise Edited(demand.key)
     if not text.strip():
         raise ValueError("an answer must not be empty")
-    return replace(after, text=text, task=task)
+    return replace(after, text=text)
+
+
+def promising(demand: Demand, task: str) -> Demand:
+    """The answer promises this task."""
+    return replace(demand, task=task)
 
 
 def refused(demand: Demand, reason: str, now: str, *, tell: bool) -> Demand:

@@ -6,6 +6,7 @@
     webhook:closed:{session}#{number}  when that pull request was closed last
     webhook:withdrawals       ended demands whose tickets are still to be withdrawn
     webhook:posts:{thread}    keys whose note is to be brought up to date, in order; webhook:threads, threads with such
+    webhook:posts-job:{thread} the rq job that was to wake a poster last (the rest of posting: posts.py)
 
 Nothing is remembered as seen before it is safe: delivery, record and rq job are written together, or not at all.
 Everything raises redis.RedisError when Redis is away.
@@ -67,8 +68,20 @@ class Demands:
 
     def unanswered(self, session: str) -> list[Demand]:
         """Open and answering demands of a session, in order."""
-        keys = [text(k) for k in cast(list[bytes], self.redis.zrange(open_key(session), 0, -1))]
-        return [found for found in map(self.get, keys) if found is not None]
+        return self._records(texts(cast(list[bytes], self.redis.zrange(open_key(session), 0, -1))))
+
+    def without_ticket_before(self, demand: Demand, most: int = 8) -> list[Demand]:
+        """Unanswered demands that came before this one and have no ticket yet, in order; at most the nearest few."""
+        top = f"({demand.order}"
+        found = self.redis.zrange(open_key(demand.session), top, "-inf", desc=True, byscore=True, offset=0, num=most)
+        earlier = self._records(texts(cast(list[bytes], found))[::-1])
+        return [one for one in earlier if one.ticket is None]
+
+    def _records(self, keys: list[str]) -> list[Demand]:
+        if not keys:
+            return []
+        found = cast(list[bytes | None], self.redis.mget([demand_key(key) for key in keys]))
+        return [record.load(data) for data in found if data is not None]
 
     def sessions(self) -> list[str]:
         """Sessions with unanswered demands."""
@@ -102,11 +115,11 @@ class Demands:
                 reason = d.CLOSED
             if reason is not None:
                 refused = d.refused(fresh, reason, now_text(), tell=True)
-                self._save(pipe, refused)
+                self.save(pipe, refused)
                 self.stage_post(pipe, refused)
                 return self._noted(pipe, delivery, Accepted("refused", refused))
             fresh = self.stage_wake(pipe, fresh)
-            self._save(pipe, fresh)
+            self.save(pipe, fresh)
             self.stage_post(pipe, fresh)
             return self._noted(pipe, delivery, Accepted("accepted", fresh))
 
@@ -130,7 +143,7 @@ class Demands:
                 after = d.edited(known, comment, now_text())
             except d.NotNow:
                 return self._noted(pipe, delivery, Accepted("late", known))
-            self._save(pipe, after)
+            self.save(pipe, after)
             return self._noted(pipe, delivery, Accepted("unchanged" if after is known else "edited", after))
 
         return self.transact(work, delivery_key(delivery), demand_key(comment.key), early_key(comment.key))
@@ -183,7 +196,7 @@ class Demands:
             after = d.refused(known, reason, now_text(), tell=tell)
         except d.NotNow:
             return Accepted("late")
-        self._save(pipe, after)
+        self.save(pipe, after)
         pipe.sadd(WITHDRAWALS, after.key)
         if after.tell:
             self.stage_post(pipe, after)
@@ -211,6 +224,14 @@ class Demands:
         pipe.set(delivery_key(delivery), accepted.outcome.encode(), ex=DELIVERY_TTL)
         return accepted
 
+    @staticmethod
+    def read(pipe: Any, key: str) -> Demand:
+        """The record, within a transaction that watches it. Raises KeyError."""
+        found = _read(pipe, key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
     # ---- changing ----------------------------------------------------------------------------
 
     def change(
@@ -225,13 +246,11 @@ class Demands:
         """
 
         def work(pipe: Any) -> Demand:
-            known = _read(pipe, key)
-            if known is None:
-                raise KeyError(key)
+            known = self.read(pipe, key)
             after = move(known)
             pipe.multi()
             if after is not known:
-                self._save(pipe, after)
+                self.save(pipe, after)
                 if stage is not None:
                     stage(pipe, after)
             return after
@@ -247,7 +266,7 @@ class Demands:
             if known is None or known.state not in d.UNANSWERED:
                 return None
             woken = self.stage_wake(pipe, known)
-            self._save(pipe, woken)
+            self.save(pipe, woken)
             return woken
 
         return self.transact(work, demand_key(key))
@@ -257,13 +276,15 @@ class Demands:
         return replace(demand, job=self.jobs.enqueue(DEMANDS, ANSWER_JOB, demand.session, demand.key, pipeline=pipe))
 
     def stage_post(self, pipe: Any, demand: Demand) -> None:
-        """Within a MULTI: the demand's note is to be brought up to date, behind its thread's others."""
+        """Within a MULTI: the demand's note is to be brought up to date, behind those of earlier comments."""
         thread = demand.comment.thread
-        pipe.zadd(posts_key(thread), {demand.key: datetime.now(UTC).timestamp()}, nx=True)
+        # By arrival of the comment, not by when its post came to be: else an answer that takes the place of
+        # its own waiting "seen" would overtake the answer to an earlier comment.
+        pipe.zadd(posts_key(thread), {demand.key: demand.order})
         pipe.sadd(THREADS, thread)
-        self.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe)
+        pipe.set(post_job_key(thread), self.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe), ex=EARLY_TTL)
 
-    def _save(self, pipe: Any, demand: Demand) -> None:
+    def save(self, pipe: Any, demand: Demand) -> None:
         """The record, and the index that follows from its state."""
         ended = demand.state in d.ENDED
         pipe.set(demand_key(demand.key), record.dump(demand), ex=ENDED_TTL if ended else None)
@@ -298,6 +319,10 @@ def open_key(session: str) -> str:
 
 def posts_key(thread: str) -> str:
     return f"webhook:posts:{thread}"
+
+
+def post_job_key(thread: str) -> str:
+    return f"webhook:posts-job:{thread}"
 
 
 def delivery_key(delivery: str) -> str:

@@ -117,4 +117,4 @@ def _promise(found: object) -> Promise | None:
     title, instructions = found.get("title"), found.get("instructions")
     if not (isinstance(title, str) and isinstance(instructions, str) and instructions.strip()):
         return None
-    return Promise(title.strip()[:200] or "A promise", instructions.strip())
+    return Promise(title.strip()[:200] or "A promise", instructions.strip()[:100_000])

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import redis
 import structlog
@@ -20,15 +20,17 @@ import structlog
 from base.env import SettingsError
 from base.hooks import hold
 from base.jobs import DEMANDS, Jobs, connect
-from base.process import Stopping, fail, leaving_at_once, serve
+from base.process import Stopped, broken_off, fail, serve
 from sessiond import client as sessiond
 from webhook import demand as d
-from webhook.answering import Answer, NoAnswer, Turns
+from webhook.answering import NoAnswer, Turns
+from webhook.answers import Answers
 from webhook.demand import Demand
 from webhook.demands import Demands, now_text
 from webhook.handler_settings import HandlerSettings, from_env
-from webhook.promises import Promises
 from webhook.runs import Runs
+from webhook.tickets import Tickets
+from worker.tasks import Tasks
 
 log = structlog.get_logger("webhook.handler")
 _T = TypeVar("_T")
@@ -40,19 +42,12 @@ FINAL: Final = frozenset({"forced", "hold-limit", "lost-thrice", "too-old"})
 """Ends of a ticket or lease after which nobody tries again: the person is told."""
 
 
-class Tasks(Protocol):
-    """Where a promise becomes a task, within the transaction that stores the answer."""
-
-    def task_of(self, demand: Demand) -> str: ...
-
-    def stage(self, pipe: object, demand: Demand, answer: Answer) -> None: ...
-
-
 class Run:
     """One run: at most one demand, from claim to answer."""
 
-    def __init__(self, settings: HandlerSettings, client: sessiond.Client, demands: Demands, tasks: Tasks) -> None:
-        self._settings, self._client, self._demands, self._tasks = settings, client, demands, tasks
+    def __init__(self, settings: HandlerSettings, client: sessiond.Client, demands: Demands, answers: Answers) -> None:
+        self._settings, self._client, self._demands, self._answers = settings, client, demands, answers
+        self._tickets = Tickets(demands, client)
         self._runs = Runs(demands, settings.runs_per_session, settings.run_ttl)
         self._turns = Turns(client, settings.turn_timeout, settings.broken_patience)
         self.holder = sessiond.new_holder()
@@ -71,6 +66,7 @@ class Run:
 
     def _one(self, demand: Demand) -> None:
         try:
+            self._tickets_in_order(demand)
             self._check_ticket(demand)
             while not self._under_lease(demand):
                 self._check_ticket(demand)
@@ -78,12 +74,18 @@ class Run:
             self._no_answer(demand, reason)
         except (d.NotHolder, d.NotNow, KeyError, sessiond.Superseded) as error:
             log.info("no longer this run's", why=str(error))
-        except Stopping:
+        except Stopped:
             log.info("left for another: this process stops")
             self._put_back(demand)
         except sessiond.SessiondError as error:
             log.warning("left for another run", error=str(error))
             self._put_back(demand, wake=False)
+
+    def _tickets_in_order(self, demand: Demand) -> None:
+        """Comments that came while sessiond was down have no tickets yet: theirs are taken in the comments' order."""
+        if demand.ticket is None:
+            for one in (*self._demands.without_ticket_before(demand), demand):
+                self._tickets.take(one)
 
     def _check_ticket(self, demand: Demand) -> None:
         """A ticket that ended for good must not be taken anew under its key. Raises NoAnswer."""
@@ -102,7 +104,7 @@ class Run:
     def _under_lease(self, demand: Demand) -> bool:
         """One lease. True when the demand is answered; False when the lease was lost and the place stands."""
         with ExitStack() as stack:
-            with leaving_at_once():
+            with broken_off():
                 lease = stack.enter_context(self._client.lease(
                     demand.session, kind="handler", key=demand.key, holder=self.holder,
                     lease_ttl=self._settings.lease_ttl,
@@ -138,7 +140,7 @@ class Run:
                 return
             hold("handler-answered")
             try:
-                self._durably(partial(self._store, now, answer))
+                self._durably(partial(self._answers.store, now, self.holder, answer))
                 hold("handler-stored")
                 log.info("answered", fence=lease.fence)
                 return
@@ -146,22 +148,6 @@ class Run:
                 log.info("edited meanwhile", fence=lease.fence)
                 now = self._demands.get(key) or now
         self._no_answer(now, NoAnswer("edited-too-often"))
-
-    def _store(self, demand: Demand, answer: Answer) -> Demand:
-        """The answer, what it promises, and the wish to post it: one transaction."""
-        task = self._tasks.task_of(demand) if answer.promise is not None else None
-
-        def move(known: Demand) -> Demand:
-            if known.state is d.State.ANSWERED and known.holder == self.holder:
-                return known  # a call whose answer was lost had been done
-            return d.answered(known, self.holder, demand.revision, answer.text, task, now_text())
-
-        def stage(pipe: object, after: Demand) -> None:
-            if answer.promise is not None:
-                self._tasks.stage(pipe, after, answer)
-            self._demands.stage_post(pipe, after)
-
-        return self._demands.change(demand.key, move, stage)
 
     def _no_answer(self, demand: Demand, reason: NoAnswer) -> None:
         log.warning("no answer", reason=str(reason))
@@ -200,9 +186,10 @@ def run(session: str, key: str) -> None:
     settings = from_env()
     connection = connect(settings.redis_url)
     jobs = Jobs(connection)
+    demands = Demands(connection, jobs)
     client = sessiond.connect(settings.sessiond_url, settings.sessiond_key)
     try:
-        Run(settings, client, Demands(connection, jobs), Promises(connection, jobs)).go(session)
+        Run(settings, client, demands, Answers(demands, Tasks(connection, jobs))).go(session)
     finally:
         client.close()
         connection.close()

@@ -24,7 +24,7 @@ def load(data: bytes | str) -> Demand:
         found = orjson.loads(data)
         found["comment"] = comment_of(found["comment"])
         found["state"] = State(found["state"])
-        found["note"] = Note(**found["note"]) if found["note"] else None
+        found["note"] = Note(**_known(Note, found["note"])) if found["note"] else None
         return Demand(**_known(Demand, found))
     except (KeyError, TypeError, ValueError) as error:
         raise BadRecord(f"a demand's record: {error}") from error

@@ -35,6 +35,8 @@ class IngressSettings:
     """Of bodies, in each process."""
     ticket_seconds: float = 1.0
     sweep_seconds: float = 30.0
+    runs_per_session: int = 2
+    """As the handlers have it: the sweep wakes no more."""
     log_format: str = "console"
 
 
@@ -57,6 +59,7 @@ def from_env(environ: Mapping[str, str] = os.environ) -> IngressSettings:
         bytes_in_flight=env.count("WEBHOOK_BYTES_IN_FLIGHT", 256 * 2**20),
         ticket_seconds=env.seconds("WEBHOOK_TICKET_SECONDS", 1.0),
         sweep_seconds=env.seconds("SWEEP_SECONDS", 30.0),
+        runs_per_session=env.count("RUNS_PER_SESSION", 2),
         log_format=env.one_of("WEBHOOK_LOG_FORMAT", ("console", "json"), "console"),
     )
 

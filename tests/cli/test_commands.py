@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers import SERVICES, TESTS, Model, Sessiond, eventually, free_port, scripted_env
+from servers import SERVICES, TESTS, Model, Sessiond, alive, answers, eventually, free_port, scripted_env
 
 SESSION = "octo/hello"
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL"))}
@@ -52,6 +52,10 @@ def test_following_and_forcing(sessiond: Start) -> None:
         released = ctl(service, "release", SESSION, "--force", "--reason", "the test's")
         assert (released.returncode, released.stdout) == (0, f"ended the lease with fence {lease.fence}\n")
         lease.abandon()
+    with client.lease(SESSION, key="again") as lease:
+        released = ctl(service, "release", SESSION, "--force", "--reason", "the test's", "--json")
+        assert (released.returncode, json.loads(released.stdout)) == (0, {"released": lease.fence})
+        lease.abandon()
     assert follower.stdout is not None
     for line in follower.stdout:
         if json.loads(line).get("reason") == "forced":
@@ -63,7 +67,17 @@ def test_following_and_forcing(sessiond: Start) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("nothing",), ("queue",), ("queue", "noslash"), ("release", SESSION, "--reason", "x"), ("ask", SESSION)],
+    [
+        (),
+        ("nothing",),
+        ("queue",),
+        ("queue", "noslash"),
+        ("release", SESSION, "--reason", "x"),
+        ("ask", SESSION),
+        ("status", "--url", "ftp://x"),
+        ("ask", SESSION, "x", "--priority", "10"),
+        ("ledger", "a/b/c", "--json"),
+    ],
 )
 def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...]) -> None:
     done = ctl(None, *words)
@@ -91,7 +105,9 @@ def test_sessiond_refuses_bad_settings_in_one_line(env: dict[str, str], tmp_path
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
+def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(
+    tmp_path: Path, figures: Callable[[str], None]
+) -> None:
     port = free_port()
     env = {
         **ENV,
@@ -112,41 +128,43 @@ def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(tmp_path: Pa
     eventually(answers, 20)
     asked_at = time.monotonic()
     asked = ctl(None, "ask", SESSION, "hello", SESSIOND_URL=url, SESSIOND_KEY=key.read_text().strip())
-    print(f"ready after {asked_at - begun:.1f} s; ask ended after {time.monotonic() - asked_at:.1f} s: {asked.stderr}")
+    took = time.monotonic() - asked_at
+    figures(f"ready after {asked_at - begun:.1f} s; ask ended after {took:.1f} s: {asked.stderr.strip()}")
     assert asked.returncode == 1 and "Not logged in" in asked.stderr and asked.stderr.count("\n") == 1
     assert time.monotonic() - asked_at < 20
     family = psutil.Process(up.pid).children(recursive=True)
     assert len(family) >= 3
     up.send_signal(signal.SIGINT)
     assert up.wait(20) == 0
-    eventually(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 5)
+    eventually(lambda: not [p for p in family if alive(p)], 5)
     log.close()
     said = (tmp_path / "log").read_text()
     assert "no model key" in said and said.rstrip().endswith("up: stopped")
 
 
 def test_up_that_is_killed_takes_everything_along(tmp_path: Path, model: Model) -> None:
+    port = free_port()
     env = {
         **ENV,
         "PYTHONPATH": str(SERVICES),
         "SESSIOND_STATE_DIR": str(tmp_path / "s"),
-        "SESSIOND_PORT": str(free_port()),
+        "SESSIOND_PORT": str(port),
     }
     up = subprocess.Popen([sys.executable, "-m", "ops.up"], env=env, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    eventually(lambda: len(psutil.Process(up.pid).children(recursive=True)) >= 3, 20)
+    eventually(lambda: answers(f"http://127.0.0.1:{port}"), 20)
     family = psutil.Process(up.pid).children(recursive=True)
     up.kill()
     up.wait()
-    eventually(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 20)
+    eventually(lambda: not [p for p in family if alive(p)], 20)
 
 
-def test_the_demo_tells_its_story() -> None:
+def test_the_demo_tells_its_story(figures: Callable[[str], None]) -> None:
     env = {**ENV, "PYTHONPATH": f"{SERVICES}:{TESTS}"}
     done = subprocess.run(
         [sys.executable, str(TESTS / "demo.py")], env=env, capture_output=True, text=True, timeout=100
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
+    figures(done.stdout.splitlines()[-1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert found["order"] == ["worker", "A", "B", "C", "worker"]
     assert (found["inversions"], found["answers"], found["preemptions"], found["worker_continued"]) == (0, 3, 1, True)

@@ -29,15 +29,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessiond]:
 
 @pytest.fixture(scope="module")
 def ask(service: Sessiond) -> Callable[..., Any]:
+    return asker(service)
+
+
+def asker(service: Sessiond) -> Callable[..., Any]:
     pool = urllib3.PoolManager(retries=False)
 
-    def call(method: str, path: str, body: Any = None, *, role: str | None = "admin", **headers: str) -> Any:
+    def call(
+        method: str, path: str, body: Any = None, *, role: str | None = "admin", stream: bool = False, **headers: str
+    ) -> Any:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if role is not None:
             sent["Authorization"] = f"Bearer {service.keys[role]}"
+        more: dict[str, Any] = {"headers": sent, "preload_content": not stream}
         if isinstance(body, bytes):
-            return pool.request(method, service.url + path, body=body, headers=sent)
-        return pool.request(method, service.url + path, json=body, headers=sent)
+            return pool.request(method, service.url + path, body=body, **more)
+        return pool.request(method, service.url + path, json=body, **more)
 
     return call
 
@@ -115,13 +122,59 @@ def test_leases_and_tickets_that_are_over(ask: Callable[..., Any]) -> None:
     assert over["reason"] == "forced"
 
 
+def test_who_is_superseded_and_turns_that_cannot_be(ask: Callable[..., Any]) -> None:
+    ahead = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "ahead"}).json()["id"]
+    held = ask("POST", f"{S}/tickets/{ahead}/wait", {"holder": "h", "wait": 5}).json()["lease"]["secret"]
+    ticket = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "turns"}).json()["id"]
+    for holder in ("first", "second"):
+        assert ask("POST", f"{S}/tickets/{ticket}/wait", {"holder": holder, "wait": 0}).json()["state"] == "waiting"
+    assert ask("DELETE", f"{S}/lease", Lease_Secret=held).status == 204
+    lease = ask("POST", f"{S}/tickets/{ticket}/wait", {"holder": "second", "wait": 5}).json()
+    problem(ask("POST", f"{S}/tickets/{ticket}/wait", {"holder": "first", "wait": 0}), "superseded")
+    problem(ask("DELETE", f"{S}/tickets/{ticket}", {"holder": "first"}), "superseded")
+    secret = lease["lease"]["secret"]
+    done = ask("POST", f"{S}/turns", {"prompt": "#say one", "key": "t"}, Lease_Secret=secret)
+    assert done.headers["Content-Type"].startswith("text/event-stream") and b'"completed"' in done.data
+    problem(ask("POST", f"{S}/turns", {"prompt": "#say two", "key": "t"}, Lease_Secret=secret), "key-reused")
+    long = ask("POST", f"{S}/turns", {"prompt": "#tokens 100000\n#pace 5ms"}, Lease_Secret=secret, stream=True)
+    problem(ask("POST", f"{S}/turns", {"prompt": "#say two"}, Lease_Secret=secret), "turn-open")
+    problem(ask("POST", f"{S}/turns", {"prompt": "x", "raw": True}, role="handler", Lease_Secret=secret), "forbidden")
+    assert ask("DELETE", f"{S}/turns/{long.headers['Turn-Id']}", Lease_Secret=secret).status == 204
+    assert b'"cancelled"' in long.data
+    assert ask("DELETE", f"{S}/lease", Lease_Secret=secret).status == 204
+
+
+def test_what_the_service_cannot_do_just_now(tmp_path: Path) -> None:
+    """503 with Retry-After: a broken agent, Redis away; 421 with the owner's url."""
+    redis = Redis()
+    first = Sessiond(redis.url, tmp_path / "a", scripted_env("exit-start=3"))
+    second = Sessiond(redis.url, tmp_path / "b", scripted_env())
+    try:
+        ask, other = asker(first), asker(second)
+        ticket = ask("POST", f"{S}/tickets", {"kind": "handler"}).json()["id"]
+        assert problem(other("POST", f"{S}/tickets", {"kind": "handler"}), "not-owner")["owner_url"] == first.url
+        lease = ask("POST", f"{S}/tickets/{ticket}/wait", {"holder": "h", "wait": 5}).json()["lease"]
+        assert b"exited with 3" in ask("POST", f"{S}/turns", {"prompt": "x"}, Lease_Secret=lease["secret"]).data
+        broken = problem(ask("POST", f"{S}/turns", {"prompt": "x"}, Lease_Secret=lease["secret"]), "agent-broken")
+        assert "exited with 3" in broken["reason"]
+        redis.kill9()
+        problem(ask("POST", f"{S}/tickets", {"kind": "handler"}), "redis-away")
+        problem(ask("GET", "/readyz", role=None), "redis-away")
+        problem(ask("GET", "/v1/sessions/octo/never-seen"), "redis-away")
+        redis.start()
+    finally:
+        first.close()
+        second.close()
+        redis.close()
+
+
 def test_the_open_paths_need_no_key(ask: Callable[..., Any]) -> None:
     for path in ("/healthz", "/readyz", "/openapi.json", "/metrics"):
         assert ask("GET", path, role=None).status == 200
     assert b"sessiond_lock_wait_seconds" in ask("GET", "/metrics", role=None).data
 
 
-def test_the_served_document_holds_what_it_promises(service: Sessiond) -> None:
+def test_the_served_document_holds_what_it_promises(service: Sessiond, figures: Callable[[str], None]) -> None:
     """A schemathesis run over the served OpenAPI document finds nothing."""
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", f"{service.url}/openapi.json",
@@ -134,4 +187,4 @@ def test_the_served_document_holds_what_it_promises(service: Sessiond) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     tried = re.search(r"(\d+) generated", done.stdout)
     assert tried is not None and int(tried[1]) > 300, done.stdout[-2000:]
-    print(done.stdout[-400:])
+    figures(f"schemathesis: {tried[0]}")

@@ -1,20 +1,19 @@
-"""Every state that the lock's machine can reach, breadth first, within a budget of faults; each step is judged.
+"""Every state that the lock's machine can reach, breadth first, within a budget of counted faults; each step is judged.
 
 The judge shares nothing with the machine: it recounts from the tickets' scores, the event and the
 ledger entries. Timers may run out at any moment at which the state asks for them.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from sessiond.lock import events as ev
-from sessiond.lock import machine
+from sessiond.lock import machine, reading
 from sessiond.lock.rules import Kind, Presence, Times, rank_of
 from sessiond.lock.state import Lock, Ticket
 
 Decide = Callable[[Lock, ev.Event], ev.Step]
-Budget = dict[str, int]
 
 
 class Violation(AssertionError):
@@ -25,136 +24,197 @@ class Violation(AssertionError):
         self.name = name
 
 
+Player = tuple[Kind, int]
+"""A ticket's kind and priority."""
+
+COUNTED = frozenset({"supersede", "pause", "lapse", "loss", "tasks"})
+"""Faults that leave a mark in the state for good or multiply the states; the others are as frequent as can be."""
+
+
 @dataclass(frozen=True)
 class Cast:
-    """Who plays: the tickets' kinds and priorities, and how many faults of each kind and in all."""
+    """Who plays, which counted faults happen (each as often as given), and how many of them together."""
 
-    tickets: dict[str, tuple[Kind, int]]
-    each: dict[str, int]
-    faults: int
+    players: tuple[Player, ...]
+    faults: Mapping[str, int] = field(default_factory=dict)
+    together: int = 1
     turns: bool = True
 
 
-@dataclass(frozen=True)
-class Node:
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The lock, and who has not taken a ticket yet."""
+
     lock: Lock
-    taken: frozenset[str] = frozenset()
-    spent: tuple[tuple[str, int], ...] = ()
+    untaken: tuple[Player, ...]
 
-    def left(self, cast: Cast, fault: str) -> bool:
-        spent = dict(self.spent)
-        return spent.get(fault, 0) < cast.each.get(fault, 0) and sum(spent.values()) < cast.faults
-
-    def pay(self, fault: str) -> tuple[tuple[str, int], ...]:
-        spent = dict(self.spent)
-        spent[fault] = spent.get(fault, 0) + 1
-        return tuple(sorted(spent.items()))
+    def take(self, player: Player, lock: Lock) -> "Scene":
+        left = list(self.untaken)
+        left.remove(player)
+        return Scene(lock, tuple(left))
 
 
-def canonical(node: Node) -> object:
-    """The same for states that differ in numbers only: fences and scores count by their order."""
-    lock = node.lock
-    order = {t.id: n for n, t in enumerate(sorted(lock.tickets.values(), key=lambda t: t.score))}
-    tickets = tuple(sorted((t.id, order[t.id], replace(t, score=0)) for t in lock.tickets.values()))
-    lease = lock.lease and replace(lock.lease, fence=0, restarts=0)
-    drain = lock.drain and replace(lock.drain, fence=0)
-    return tickets_key(tickets), lease, drain, lock.turn, lock.tasks, node.taken, node.spent
+Key = tuple[tuple[int, ...], tuple[Player, ...]]
+PRESENCE = {Presence.ABSENT: 0, Presence.GRACE: 1, Presence.WAITING: 2}
 
 
-def tickets_key(tickets: tuple[tuple[str, int, Ticket], ...]) -> tuple[object, ...]:
-    return tuple((i, n, t.holder, t.superseded, t.presence, t.passed, t.lapsed, t.losses) for i, n, t in tickets)
+def canonical(scene: Scene) -> Key:
+    """The same for states of which one is the other with its tickets, scores and fences renamed.
+
+    Tickets count by their order in the queue, holders as first or second; the machine knows names only as names.
+    What only the ledger and the agent are told of (a drain's reason, how often a lease saw a restart) is left out.
+    """
+    lock, lease, drain = scene.lock, scene.lock.lease, scene.lock.drain
+    key = [(0 if drain is None else 1 + drain.forced) * 4 + (lock.turn is not None) * 2 + lock.tasks]
+    for ticket in sorted(lock.tickets.values(), key=score):
+        key.append(
+            (ticket.score >> 42) << 12 | nth(ticket.holder) << 10 | PRESENCE[ticket.presence] << 8
+            | ticket.passed << 7 | ticket.lapsed << 6 | ticket.losses << 4
+        )  # fmt: skip
+        if lease is not None and lease.ticket == ticket.id:
+            key[-1] |= nth(lease.holder) << 1 | lease.claimed | 8
+    return tuple(key), scene.untaken
+
+
+def score(ticket: Ticket) -> int:
+    return ticket.score
+
+
+def nth(holder: str | None) -> int:
+    return 0 if holder is None else int(holder[-1])
+
+
+class Budget:
+    """Counted faults that were spent, as bits: the n-th fault of a kind is one bit, so fewer faults are a subset."""
+
+    def __init__(self, cast: Cast) -> None:
+        self.together = cast.together
+        marks = [(fault, n) for fault in sorted(cast.faults) for n in range(cast.faults[fault])]
+        self.bits = {fault: [1 << i for i, mark in enumerate(marks) if mark[0] == fault] for fault in COUNTED}
+
+    def pay(self, spent: int, fault: str) -> int | None:
+        """What is spent after one more of this kind; None when it may not happen any more."""
+        if fault not in COUNTED:
+            return spent
+        if spent.bit_count() < self.together:
+            for bit in self.bits[fault]:
+                if not spent & bit:
+                    return spent | bit
+        return None
 
 
 @dataclass
 class Explorer:
-    """One exploration. `decide` may be a broken machine: then `run` raises Violation."""
+    """One exploration. `decide` may be a broken machine: then `run` raises Violation.
+
+    Each state of the lock is judged once, however it was reached. Breadth first by the number of counted faults: a
+    state reached again with more faults than before has nothing new to show and is left.
+    """
 
     cast: Cast
     decide: Decide = machine.decide
     states: int = 0
+    """States of the lock, each with all its transitions judged."""
     transitions: int = 0
-    seen: set[object] = field(default_factory=set)
+    _moves: dict[tuple[Key, str], tuple[Key, ...]] = field(default_factory=dict)
+    _scenes: dict[Key, Scene] = field(default_factory=dict)
+    _seen: dict[Key, list[int]] = field(default_factory=dict)
+    _served: set[Key] = field(default_factory=set)
 
     def run(self) -> None:
-        first = Node(Lock(fence=1_000))
-        todo = deque([first])
-        self.seen.add(canonical(first))
-        while todo:
-            node = todo.popleft()
-            self.states += 1
-            self.refusals(node)
-            self.served(node)
-            for event, after in self.moves(node):
-                self.transitions += 1
-                if event is not None:
-                    after = replace(after, lock=self.step(node.lock, event))
-                key = canonical(after)
-                if key not in self.seen:
-                    self.seen.add(key)
-                    todo.append(after)
+        budget, first = Budget(self.cast), self.known(Scene(Lock(fence=1_000), self.cast.players))
+        layer = [(first, 0)]
+        while layer:
+            todo, layer = deque(layer), []
+            while todo:
+                key, spent = todo.popleft()
+                if any(less & ~spent == 0 for less in self._seen.get(key, ())):
+                    continue
+                self._seen.setdefault(key, []).append(spent)
+                todo.extend((after, spent) for after in self.expanded(key, ""))
+                for fault in COUNTED:
+                    paid = budget.pay(spent, fault)
+                    if paid is not None:
+                        layer.extend((after, paid) for after in self.expanded(key, fault))
+
+    def known(self, scene: Scene) -> Key:
+        key = canonical(scene)
+        self._scenes.setdefault(key, scene)
+        return key
+
+    def expanded(self, key: Key, fault: str) -> Iterable[Key]:
+        """Every step out of a state by this counted fault, or ("") by all the others, judged: where it leads."""
+        found = self._moves.get((key, fault))
+        if found is None:
+            scene = self._scenes[key]
+            if not fault:
+                self.states += 1
+                self.refusals(scene.lock)
+                self.served(scene)
+            found = self._moves[key, fault] = tuple(dict.fromkeys(self.moves(scene, fault)))
+        return found
 
     # ---- what can happen ---------------------------------------------------------------------
 
-    def moves(self, node: Node) -> Iterator[tuple[ev.Event | None, Node]]:
-        lock = node.lock
-        for name, (kind, priority) in self.cast.tickets.items():
-            if name not in node.taken:
-                yield ev.Take(name, kind, rank_of(kind, priority), name), replace(node, taken=node.taken | {name})
+    def moves(self, scene: Scene, fault: str) -> Iterator[Key]:
+        lock = scene.lock
+        for kind, event in (*self.of_tickets(lock), *self.of_lease(lock), *self.of_timers(lock)):
+            if (kind if kind in COUNTED else "") == fault:
+                yield self.known(Scene(self.step(lock, event), scene.untaken))
+        if fault:
+            return
+        for player in dict.fromkeys(scene.untaken):
+            name = f"t{lock.arrivals}"
+            after = self.step(lock, ev.Take(name, player[0], rank_of(*player), name))
+            yield self.known(scene.take(player, after))
+        # An open turn is lost with its agent, when the recorded guard is gone: an event of its own.
+        yield self.known(Scene(machine.restarted(lock), scene.untaken))
+
+    # Each event with the fault that it is; "" for none.
+
+    def of_tickets(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
         for ticket in lock.tickets.values():
-            yield from self.of_ticket(node, ticket)
-        yield from self.of_lease(node)
-        for timer in machine.timers(lock, Times()):
-            fault = {"lease": "loss", "claim": "loss", "absence": "lapse", "ticket-ttl": "old", "hold": "hold"}
-            name = fault.get(timer.name)
-            if name is None:
-                yield ev.Due(timer), node
-            elif node.left(self.cast, name):
-                yield ev.Due(timer), replace(node, spent=node.pay(name))
-        if node.left(self.cast, "restart"):
-            begun = machine.restarted(lock)
-            # An open turn is lost with its agent, when the recorded guard is gone: an event of its own.
-            yield None, replace(node, lock=begun, spent=node.pay("restart"))
-
-    def of_ticket(self, node: Node, ticket: Ticket) -> Iterator[tuple[ev.Event, Node]]:
-        first, second = f"{ticket.id}-1", f"{ticket.id}-2"
-        if ticket.holder in (None, first):
-            yield ev.Wait(ticket.id, first), node
-        if ticket.holder == second:
-            yield ev.Wait(ticket.id, second), node
-        elif ticket.holder == first and node.left(self.cast, "supersede"):
-            yield ev.Wait(ticket.id, second), replace(node, spent=node.pay("supersede"))
-        if ticket.presence is Presence.WAITING and ticket.holder is not None:
-            if node.left(self.cast, "pause"):
-                yield ev.WaitOver(ticket.id, ticket.holder), replace(node, spent=node.pay("pause"))
-            if node.left(self.cast, "hang-up"):
-                yield ev.HangUp(ticket.id, ticket.holder), replace(node, spent=node.pay("hang-up"))
-        if node.left(self.cast, "withdraw"):
-            paid = replace(node, spent=node.pay("withdraw"))
-            yield ev.Withdraw(ticket.id), paid
+            first, second = f"{ticket.id}-1", f"{ticket.id}-2"
+            if ticket.holder != second:
+                yield "", ev.Wait(ticket.id, first)
             if ticket.holder is not None:
-                yield ev.Withdraw(ticket.id, ticket.holder), paid
-        if ticket.losses and ticket.holder is not None:
-            yield ev.GiveUp(ticket.id, ticket.holder), node
+                yield "supersede" if ticket.holder == first else "", ev.Wait(ticket.id, second)
+            if ticket.presence is Presence.WAITING:
+                yield "pause", ev.WaitOver(ticket.id, str(ticket.holder))
+            if ticket.present:
+                yield "hang-up", ev.HangUp(ticket.id, str(ticket.holder))
+            yield "withdraw", ev.Withdraw(ticket.id)
+            if ticket.holder is not None:
+                yield "withdraw", ev.Withdraw(ticket.id, ticket.holder)
+            if ticket.losses and ticket.holder is not None:
+                yield "", ev.GiveUp(ticket.id, ticket.holder)
 
-    def of_lease(self, node: Node) -> Iterator[tuple[ev.Event, Node]]:
-        lock = node.lock
+    def of_lease(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
         if lock.lease is not None:
-            yield ev.Claim(lock.lease.fence), node
-            yield ev.Release(lock.lease.fence), node
+            yield "", ev.Claim(lock.lease.fence)
+            yield "", ev.Release(lock.lease.fence)
             if self.cast.turns and lock.turn is None:
-                yield ev.AcceptTurn(lock.lease.fence, "turn"), node
-            if node.left(self.cast, "force"):
-                yield ev.ForceRelease(lock.lease.fence), replace(node, spent=node.pay("force"))
-        if lock.drain is not None and not lock.drain.forced and node.left(self.cast, "force"):
-            yield ev.ForceRelease(lock.drain.fence), replace(node, spent=node.pay("force"))
+                yield "", ev.AcceptTurn(lock.lease.fence, "turn")
+            yield "force", ev.ForceRelease(lock.lease.fence)
+            yield "tasks", ev.TasksChanged(True)
+        if lock.drain is not None and not lock.drain.forced:
+            yield "force", ev.ForceRelease(lock.drain.fence)
+        if lock.tasks:
+            yield "", ev.TasksChanged(False)
         if lock.turn is not None:
-            yield ev.TurnClosed(lock.turn), node
-            if node.left(self.cast, "reaped"):
-                yield ev.Reaped(), replace(node, spent=node.pay("reaped"))
+            yield "", ev.TurnClosed(lock.turn)
+        if lock.open:
+            yield "reaped", ev.Reaped()
+
+    def of_timers(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
+        names = {"lease": "loss", "claim": "loss", "absence": "lapse"}
+        for timer in reading.timers(lock, Times()):
+            yield names.get(timer.name, timer.name), ev.Due(timer)
 
     # ---- the judge ---------------------------------------------------------------------------
 
     def step(self, old: Lock, event: ev.Event) -> Lock:
+        self.transitions += 1
         try:
             step = self.decide(old, event)
         except ev.InvariantBroken as broken:
@@ -164,9 +224,8 @@ class Explorer:
         judge(old, event, step)
         return step.lock
 
-    def refusals(self, node: Node) -> None:
+    def refusals(self, lock: Lock) -> None:
         """What must be refused is."""
-        lock = node.lock
         for ticket in lock.tickets.values():
             for gone in ticket.superseded:
                 must_refuse(self.decide, lock, ev.Wait(ticket.id, gone), "supersede_is_one_way")
@@ -177,23 +236,28 @@ class Explorer:
         if lock.lease is None:
             must_refuse(self.decide, lock, ev.AcceptTurn(lock.fence, "turn"), "nothing_outlives_its_lease")
 
-    def served(self, node: Node) -> None:
+    def served(self, scene: Scene) -> None:
         """From here, with no new arrivals and holders that end, every present ticket is served: a walk that ends."""
-        lock = node.lock
+        walked: list[Key] = []
         for _ in range(40):
-            if not any(t.present for t in lock.queue):
+            key = canonical(scene)
+            if key in self._served or not any(t.present for t in scene.lock.queue):
+                self._served.update(walked)
                 return
-            lock = self.step(lock, calm(lock))
-        raise Violation("every_present_ticket_is_served", f"stuck: {lock}")
+            walked.append(key)
+            scene = Scene(self.step(scene.lock, calm(scene.lock)), scene.untaken)
+        raise Violation("every_present_ticket_is_served", f"stuck: {scene.lock}")
 
 
 def calm(lock: Lock) -> ev.Event:
     """What surely happens next when nobody new comes."""
     if lock.turn is not None:
         return ev.TurnClosed(lock.turn)
+    if lock.tasks and lock.lease is None:
+        return ev.TasksChanged(False)
     if lock.lease is not None:
         return ev.Release(lock.lease.fence)
-    wanted = machine.timers(lock, Times())
+    wanted = reading.timers(lock, Times())
     for name in ("head-wait", "absence"):
         for timer in wanted:
             if timer.name == name:
@@ -235,7 +299,7 @@ def judge_grant(
 ) -> None:
     if new.lease is None or data["fence"] != new.lease.fence or new.lease.fence <= old.fence:
         raise Violation("fence_grows", f"{event}: {data['fence']} follows {old.fence}")
-    closing = isinstance(event, (ev.TurnClosed, ev.Reaped))
+    closing = isinstance(event, (ev.TurnClosed, ev.TasksChanged, ev.Reaped))
     if (old.drain is not None and "drained" not in said) or (old.turn is not None and not closing):
         raise Violation("no_grant_while_draining", f"{event}: {data['ticket']}")
     ticket = new.tickets[new.lease.ticket]

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from sessiond.lock import events as ev
-from sessiond.lock.machine import decide, restarted, timers
+from sessiond.lock.machine import decide, restarted
+from sessiond.lock.reading import timers
 from sessiond.lock.rules import ARRIVALS, Kind, QueueFull, Times, rank_of, score_of
 from sessiond.lock.state import Lock
 

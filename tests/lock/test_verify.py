@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sessiond.lock import events as ev
-from sessiond.lock.machine import decide, timers
+from sessiond.lock.machine import decide
+from sessiond.lock.reading import timers
 from sessiond.lock.rules import Kind, Times, rank_of
 from sessiond.lock.state import Lock
 from sessiond.verify import verify

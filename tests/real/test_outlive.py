@@ -14,7 +14,7 @@ TOOL = "while true; do echo x >> {file}; sleep 0.1; done"
 
 
 def test_kill_9_three_times_while_a_tool_appends(
-    sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path
+    sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     service = sessiond(claude_env(model))
     client = service.client()
@@ -37,7 +37,7 @@ def test_kill_9_three_times_while_a_tool_appends(
         killed = time.monotonic()
         eventually(lambda: not service.left(), 2.5, f"no child left: {service.left()}")
         size = file.stat().st_size
-        print(f"round {number}: the tree was gone after {(time.monotonic() - killed) * 1000:.0f} ms")
+        figures(f"round {number}: the tree was gone after {(time.monotonic() - killed) * 1000:.0f} ms")
         service.start()
         after = client.view(SESSION)
         assert file.stat().st_size == size

@@ -38,7 +38,7 @@ def everything(client: Client) -> list[dict[str, Any]]:
 
 
 def test_flurries_are_served_in_the_exact_order_of_their_scores(
-    sessiond: Callable[..., Sessiond], caller: Callable[..., Caller]
+    sessiond: Callable[..., Sessiond], caller: Callable[..., Caller], figures: Callable[[str], None]
 ) -> None:
     service = sessiond(scripted_env())
     client, dice = service.client(), random.Random(7)
@@ -60,7 +60,7 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
     report = verify(entries)
     grants = sum(e["event"] == "granted" and e["kind"] == "handler" for e in entries)
     taken = sum(e["event"] == "taken" and e["kind"] == "handler" for e in entries)
-    print(f"{FLURRIES} flurries, {grants} handler grants, {report.preemptions} preemptions, {report.entries} entries")
+    figures(f"{FLURRIES} flurries, {grants} handler grants, {report.preemptions} preemptions, {report.entries} entries")
     assert grants == taken > 2 * FLURRIES
     assert report.preemptions >= FLURRIES - 1
     assert not [e for e in entries if e["event"] in ("passed-over", "lapsed", "recovery", "refused")]

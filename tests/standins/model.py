@@ -60,15 +60,26 @@ def blocks(content: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
 
 
+SURFACED = re.compile(r"The user sent a new message while you were working:\n(.*?)\n\nThis is how", re.DOTALL)
+"""How claude hands over a prompt that came during a turn: inside the next tool result."""
+
+
 def prompt_of(messages: list[dict[str, Any]]) -> str:
-    """The last text that a person wrote; what claude adds in tags is passed over."""
+    """The last text that a person wrote; what claude adds in tags is passed over, a prompt within it is not."""
     for message in reversed(messages):
         if message["role"] == "user":
-            texts = [b["text"] for b in blocks(message["content"]) if b.get("type") == "text"]
-            texts = [t for t in texts if not t.lstrip().startswith("<")]
+            texts = [text for block in blocks(message["content"]) for text in written(block)]
             if texts:
-                return str(texts[-1])
+                return texts[-1]
     return ""
+
+
+def written(block: dict[str, Any]) -> list[str]:
+    """What a person wrote in this block."""
+    if block.get("type") == "tool_result":
+        return [text for part in blocks(block.get("content")) for text in SURFACED.findall(part.get("text", ""))]
+    text = str(block.get("text", ""))
+    return SURFACED.findall(text) or ([text] if text and not text.lstrip().startswith("<") else [])
 
 
 def last(text: str, name: str) -> str | None:

@@ -2,8 +2,10 @@
 
     python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
 
-Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #history, #ask TOOL {json}, #bg 2s,
-#cmd TEXT, #error N (the first N turns fail).
+Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #history, #ask TOOL {json}, #bg 2s,
+#cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD. `#script FILE` takes them from the
+file's first line, after a completed turn from its next one (`say=x;tokens=5`, the last line again and again); a prompt
+without any goes on with the conversation's last script.
 The conversation is kept in $CLAUDE_CONFIG_DIR, so that a resumed one knows its prompts.
 Faults: no-ack, late-ack=ms, ack-only, no-result, no-lifecycle, two-results, foreign-idle=ms, foreign-first,
 garbage, half-line, exit-start=code, exit-turn=code, exit-drain=code, endless, retries, deaf, long-line,
@@ -47,6 +49,7 @@ class Agent:
         self.lock = threading.Lock()
         self.tasks = {}
         self.cost = 0.0
+        self.script = None
 
     def out(self, **line):
         with self.lock:
@@ -75,8 +78,8 @@ class Agent:
             }  # fmt: skip
             print(json.dumps(line), flush=True)
 
-    def result(self, uid, text, reason="completed", error=False, origin=None):
-        self.cost += 0.001
+    def result(self, uid, text, reason="completed", error=False, origin=None, cost=0.001):
+        self.cost += cost
         self.out(
             type="result", subtype="success", is_error=error, terminal_reason=reason, result=text,
             user_message_uuids=[uid] if uid else None, origin=origin and {"kind": origin}, num_turns=1,
@@ -182,12 +185,13 @@ class Agent:
             time.sleep(3600)
         self.init()
         self.remember(prompt)
+        self.failing, self.price = False, 0.001
         reason, text = self.live(uid, prompt)
         self.exit("exit-turn")
         if "no-close" in self.faults:
             time.sleep(3600)
         if "no-result" not in self.faults:
-            self.result(uid, text, reason, error=reason == "api_error")
+            self.result(uid, text, reason, error=self.failing, cost=self.price)
             if "two-results" in self.faults:
                 self.result(uid, "the second", reason)
         self.life(uid, "completed" if reason == "completed" else "cancelled")
@@ -223,12 +227,23 @@ class Agent:
             if text.strip().startswith("#"):
                 name, _, arg = text.strip()[1:].partition(" ")
                 found[name] = arg
+        if "script" in found or not found:
+            self.script = found.get("script", self.script)
+            found |= self.scripted()
         return found
 
     def seen(self, words):
         """How many prompts of this conversation hold these words."""
         with open(self.file) as file:
             return sum(words in json.loads(line) for line in file)
+
+    def scripted(self):
+        if self.script is None:
+            return {}
+        done = f"{self.script}.done"
+        at = len(open(done).readlines()) if os.path.exists(done) else 0
+        lines = open(self.script).read().splitlines()
+        return dict(one.split("=", 1) for one in lines[min(at, len(lines) - 1)].split(";"))
 
     def live(self, uid, prompt):
         """(terminal reason, text)"""
@@ -237,10 +252,14 @@ class Agent:
             return "aborted_streaming", ""
         if "bg" in asked:
             self.background(float(asked["bg"].rstrip("s")))
+        self.price = float(asked.get("cost", 0.001))
         text = asked.get("say", "scripted answer")
+        if "lines" in asked:
+            text = asked["lines"].replace("|", "\n")
         if "history" in asked:
             text = json.dumps([json.loads(line) for line in open(self.file)])
         if "error" in asked and self.seen("#error") <= int(asked["error"] or 10**6):
+            self.failing = True
             return "api_error", "API Error: 529"
         if "ask" in asked:
             text = self.ask(*asked["ask"].partition(" ")[::2])
@@ -252,8 +271,17 @@ class Agent:
                 self.out(type="stream_event", event={"type": "content_block_delta", "n": word})
             if self.stopped(pace):
                 return "aborted_streaming", ""
+        if "fail" in asked:
+            self.failing, text = True, asked["fail"]
+        elif self.script is not None and ("script" in asked or not self.own(prompt)):
+            with open(f"{self.script}.done", "a") as file:
+                file.write("completed\n")
         self.out(type="assistant", message={"content": [{"type": "text", "text": text}]}, user_message_uuid=uid)
         return "completed", text
+
+    @staticmethod
+    def own(prompt):
+        return any(line.strip().startswith("#") for line in prompt.splitlines())
 
     def stopped(self, seconds):
         """Lives on for so long; True when an interrupt came."""

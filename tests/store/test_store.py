@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from servers import Redis
-from sessiond import record
+from sessiond import changes, record
 from sessiond.lock.rules import Kind
 from sessiond.lock.state import Drain, Lease, Lock, Ticket
 from sessiond.store import Ahead, Away, Behind, Deposed, NotHead, Outcome, Step, Store
@@ -136,11 +136,11 @@ def test_a_lock_is_loaded_as_it_was_stored_but_for_presence(store: Store) -> Non
     leased = Ticket("tk-2", Kind.WORKER, 99, None, "w")
     lock = Lock(7, 12, {"tk-1": queued, "tk-2": leased}, Lease(12, "tk-2", Kind.WORKER, "w", True), None, "tu-1")
     extras = record.Extras(record.LeaseExtras("secret", 9.5, "then"), {"id": "tu-1"}, {"tk-1": "taken"})
-    store.commit(step(0, "s1", *record.diff(Lock(), lock, extras)))
+    store.commit(step(0, "s1", *changes.diff(Lock(), lock, extras)))
     stored = store.read_state()
     assert stored.lock == lock
     assert stored.extras.lease == extras.lease and stored.extras.taken["tk-1"] == "taken"
     assert stored.open == {"id": "tu-1", "turn": "tu-1"}
     drained = Lock(7, 12, {"tk-1": queued}, None, Drain(12, "tk-2", Kind.WORKER, record.LeaseEnd.FORCED), "tu-1")
-    store.commit(step(1, "s2", *record.diff(lock, drained, extras)))
+    store.commit(step(1, "s2", *changes.diff(lock, drained, extras)))
     assert store.read_state().lock == drained

@@ -14,6 +14,7 @@ from servers import Redis, Sessiond, eventually, scripted_env
 from webhook.comment import Comment, Person, Source
 from webhook.demand import Demand, State
 from webhook.demands import Demands
+from worker.tasks import Tasks
 
 AT = "2026-01-01T00:00:00Z"
 TIMES = {"lease_ttl": 3.0, "claim_window": 1.0, "head_wait": 0.5, "poll_grace": 0.5, "drain_deadline": 3.0}
@@ -154,7 +155,7 @@ def test_a_turn_that_failed_is_asked_again_and_says_so(stage: Stage) -> None:
     stage.comes("IC_1", "Say it.\n#error 1\n#history")
     found = stage.becomes("IC_1", State.ANSWERED)
     first, second, third = json.loads(found.text or "")
-    assert "cut off" not in first and "cut off (failed" in second and "cut off" not in third
+    assert [t for t in (first, second, third) if "that turn was cut off (failed" in t] == [second]
     assert "Now answer it" in third
 
 
@@ -196,3 +197,18 @@ def test_a_handler_that_is_stopped_in_a_turn_finishes_it(stage: Stage) -> None:
     assert handler.stop() == 0
     found = stage.demands.get("IC_1")
     assert found is not None and found.state is State.ANSWERED, handler.log()
+
+
+def test_a_promised_task_is_durable_with_the_answer_that_promises_it(stage: Stage) -> None:
+    handler = stage.handler()
+    handler.hold("handler-stored")
+    promise = '{"promise": {"title": "Mend it", "instructions": "Mend the parser, with a test."}}'
+    stage.comes("IC_1", f"Say it.\n#lines I will mend it.|{promise}")
+    handler.reached("handler-stored")
+    found = stage.demands.get("IC_1")
+    assert found is not None and found.text == "I will mend it." and found.task is not None
+    task = Tasks(stage.demands.redis).get(found.task)
+    assert (task.title, task.session, task.source.demand) == ("Mend it", "octo/hello", "IC_1")
+    assert task.instructions == "Mend the parser, with a test."
+    assert stage.demands.jobs.live(task.job)
+    handler.let_go("handler-stored")

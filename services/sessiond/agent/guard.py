@@ -1,10 +1,11 @@
 """The guard: the small process between owner and agent that ends the agent's whole tree when the owner dies.
 
-Run as `python -I -S guard.py LIFELINE REPORT COMMAND…`; standard library only, so that it starts in 20 ms.
+Run as `python -I -S guard.py LIFELINE REPORT TRACE COMMAND…`; standard library only, so that it starts in 20 ms.
 
 - `LIFELINE` is the read end of a pipe whose other end only the owner has: its end-of-file is the owner's death, or
   its wish to stop. It cannot be missed, unlike a death signal, which follows the thread that spawned.
 - `REPORT` gets one line, `agent PID` or `error TEXT`, and is closed.
+- `TRACE` gets the guard's stack on SIGUSR1: its own stderr is the agent's.
 - The agent has the guard's stdin, stdout, stderr, directory and environment, and `SESSIOND_GUARD` on top, by which
   what is left of a tree can be found although its guard was killed.
 
@@ -14,6 +15,7 @@ only when it has no child left, with the agent's status (128 + n after signal n)
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import select
 import signal
@@ -83,16 +85,17 @@ def send(targets: list[Process], number: int) -> None:
 class Guard:
     """One agent's tree, from its start until nothing of it is left."""
 
-    def __init__(self, lifeline: int, report: int) -> None:
+    def __init__(self, lifeline: int, report: int, trace: int) -> None:
         self._lifeline = lifeline
         self._report = report
+        self._trace = trace
         self._agent = 0
         self._status = 0
         self._asked = False
 
     def run(self, command: list[str]) -> int:
         """Starts the agent, waits for its end or the owner's, ends the tree. Returns the agent's exit code."""
-        for inherited in (self._lifeline, self._report):
+        for inherited in (self._lifeline, self._report, self._trace):
             os.set_inheritable(inherited, False)
         if os.getsid(0) != os.getpid():
             os.setsid()
@@ -111,6 +114,7 @@ class Guard:
 
     def _watch_signals(self) -> int:
         readable, writable = os.pipe()
+        faulthandler.register(signal.SIGUSR1, file=self._trace)
         os.set_blocking(readable, False)
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
@@ -215,8 +219,8 @@ def _become(command: list[str], environ: dict[str, str], guard: int, failure: in
 
 
 def main() -> NoReturn:
-    lifeline, report = int(sys.argv[1]), int(sys.argv[2])
-    sys.exit(Guard(lifeline, report).run(sys.argv[3:]))
+    lifeline, report, trace = map(int, sys.argv[1:4])
+    sys.exit(Guard(lifeline, report, trace).run(sys.argv[4:]))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,16 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import gevent
 from gevent.event import Event
 from gevent.os import make_nonblocking, nb_read, nb_write
-from gevent.socket import wait_read
 from gevent.subprocess import Popen
 
 from sessiond.agent import guard as guarding
+from sessiond.agent.guards import SWEEP_SECONDS, GuardId, boot_id, guard_alive, sweep
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ UNWRITTEN_LIMIT = 16 * 2**20
 STDERR_KEPT = 4096
 REPORT_SECONDS = 10.0
 """How long a guard may take to report its agent (20-50 ms are usual)."""
-SWEEP_SECONDS = 2.0
 EOF_SECONDS = 5.0
 """How long after the guard's end a pipe may stay open; only what left the tree can hold it."""
 
@@ -44,17 +42,6 @@ class SpawnError(Exception):
 
 class InputFull(Exception):
     """The agent has not read its stdin for so long that `UNWRITTEN_LIMIT` is reached. Nothing was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuardId:
-    """Names a guard for ever, also over a restart of the machine."""
-
-    pid: int
-    start_time: int
-    """Clock ticks since boot, field 22 of /proc/PID/stat."""
-    boot_id: str
-    agent_pid: int
 
 
 class AgentProcess:
@@ -195,7 +182,7 @@ class _Pipes:
 
     def start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> "Popen[bytes]":
         """Starts the guard and closes the ends that are its."""
-        ends = (self._lifeline, self._reported)
+        ends = (self._lifeline, self._reported, os.dup(2))
         command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), *argv]
         try:
             return Popen(
@@ -310,57 +297,3 @@ class _Lines:
             if self._size > LINE_LIMIT:
                 raise ValueError(f"a line of more than {LINE_LIMIT} bytes")
         return lines
-
-
-def boot_id() -> str:
-    """The kernel's name for this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def guard_alive(guard: GuardId) -> bool:
-    """Whether this guard still runs here. False also for another machine's: ask whether the record is of this one."""
-    found = guarding.process(guard.pid)
-    alive = found is not None and not found.dead and found.start_time == guard.start_time
-    return alive and guard.boot_id == boot_id()
-
-
-def wait_guard_gone(guard: GuardId, seconds: float) -> bool:
-    """Waits, at most `seconds`, until this guard (anybody's, not only a child) and all that it guarded is gone.
-
-    Returns whether it is. A killed guard's remains are ended here.
-    """
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(guard.pid)
-        try:
-            if guard_alive(guard):
-                wait_read(descriptor, timeout=seconds, timeout_exc=TimeoutError)
-        except TimeoutError:
-            return False
-        finally:
-            os.close(descriptor)
-    return sweep(guard, SWEEP_SECONDS)
-
-
-def sweep(guard: GuardId, seconds: float) -> bool:
-    """SIGKILL to what carries the mark of a guard that is gone, until nothing does. Returns whether nothing is left.
-
-    A guard leaves nothing behind unless it was killed itself; then its agent dies by a death signal, but not the
-    tools in sessions of their own.
-    """
-    if guard.boot_id != boot_id():
-        return True
-    mark = f"{guarding.MARK}={guard.pid}-{guard.start_time}".encode()
-    for _ in range(max(1, int(seconds / 0.02))):
-        left = [one for one in guarding.processes() if not one.dead and mark in _environ(one.pid)]
-        if not left:
-            return True
-        guarding.send(left, signal.SIGKILL)
-        gevent.sleep(0.02)
-    return False
-
-
-def _environ(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []

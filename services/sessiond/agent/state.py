@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sessiond.agent.protocol import Message, Result
+from sessiond.agent.protocol import Message, Question, Result
 from sessiond.lock.rules import Kind
 
 
@@ -56,6 +56,8 @@ class Agent:
     """One session's agent. Everything below `phase` but the conversation is of the living process."""
 
     conversation: str
+    generation: int = 1
+    """Grows whenever history was lost."""
     known: bool = False
     """claude has this conversation on disk: start with --resume."""
     cwd: str = "/"
@@ -72,6 +74,8 @@ class Agent:
     count: int = 0
     tasks: frozenset[str] = frozenset()
     stopped_tasks: frozenset[str] = frozenset()
+    questions: Mapping[str, Question] = field(default_factory=dict)
+    """Permissions that it asked for and has no answer to: request id to question."""
     foreign: bool = False
     dirty: bool = False
     """Something that no holder sent ran; nothing is sent or granted before idle and fence."""
@@ -147,13 +151,28 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer the question with this request id, unless it was taken back."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class Afresh:
+    """The history is lost or given up: the next process begins this conversation."""
+
+    conversation: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Due:
     """A timer of `machine.timers` ran out."""
 
     name: str
 
 
-Event = Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Garbage | Exited | Stop | Due
+Event = Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Garbage | Exited | Stop | Answer | Afresh | Due
 
 
 # ---- outputs ---------------------------------------------------------------------------------
@@ -223,10 +242,10 @@ class Acked:
 
 
 @dataclass(frozen=True, slots=True)
-class Renamed:
-    """claude changed the conversation's id unasked."""
+class Asked:
+    """The agent asks for a permission: an Answer must follow."""
 
-    conversation: str
+    request: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,4 +256,4 @@ class Note:
     data: Mapping[str, Any]
 
 
-Output = Launch | Write | Kill | TurnStarted | TurnOver | Forward | Busy | Gone | Acked | Renamed | Note
+Output = Launch | Write | Kill | TurnStarted | TurnOver | Forward | Busy | Gone | Acked | Asked | Note

@@ -36,7 +36,8 @@ from sessiond.client.errors import (
     Unavailable,
 )
 from sessiond.client.lease import LEASE_TTL, Lease
-from sessiond.client.transport import Backoff, Transport, now, session_name
+from sessiond.client.patience import Backoff, now
+from sessiond.client.transport import Transport, session_name
 from sessiond.client.turns import AgentEvent, Event, Gap, Turn, TurnResult
 
 DEFAULT_URL: Final = "http://127.0.0.1:8420"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sessiond.client.errors import LeaseLost, LeaseSuspended, SessiondError, Unavailable
-from sessiond.client.transport import Backoff, Transport, now
+from sessiond.client.patience import Backoff, now
+from sessiond.client.transport import Transport
 from sessiond.client.turns import Turn, TurnResult
 
 LEASE_TTL: Final = 30.0
@@ -83,6 +84,13 @@ class Lease:
             self._lose(lost.reason)
             raise
         return Turn(self._transport, self.session, stream, self._told)
+
+    def cancel_turn(self, turn: str) -> None:
+        """Cancels the turn with this id and keeps the lease; a closed turn is left as it is.
+
+        Returns when the cancel is decided, not when the turn is closed. Raises LeaseLost, Unavailable, ProblemError.
+        """
+        self._transport.call("DELETE", f"/turns/{turn}", session=self.session, secret=self._secret)
 
     def abandon(self) -> None:
         """The lease is left to expire on leaving the `with` block, so that the ticket keeps its place."""

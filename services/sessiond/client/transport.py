@@ -1,24 +1,21 @@
 """HTTP to sessiond: one request and its answer, as JSON or as server-sent events.
 
 Nothing here repeats a request, but for one 421 that names the owner. Whoever may safely ask again
-does so through `Backoff`, by hand: only the caller of a request knows whether it may run twice.
+does so through `patience.Backoff`, by hand: only the caller of a request knows whether it may run twice.
 """
 
-import random
 import re
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 from urllib.parse import quote, urlencode
 
 import orjson
 import urllib3
 from urllib3.connection import HTTPConnection
 
-from sessiond.client.errors import BadName, SessiondError, Timeout, Unavailable, from_problem
+from sessiond.client.answers import Answer, Stream, decode, failure_of, faults
+from sessiond.client.errors import BadName, Unavailable
 
 CONNECT_TIMEOUT: Final = 5.0
 READ_TIMEOUT: Final = 15.0
@@ -26,16 +23,6 @@ STREAM_TIMEOUT: Final = 35.0
 """Seconds of silence that end a stream: the server writes a comment every 10."""
 
 _NAME: Final = re.compile(r"[a-z0-9._-]{1,100}/[a-z0-9._-]{1,100}")
-_SLICE: Final = 65_536
-
-if hasattr(time, "CLOCK_BOOTTIME"):
-
-    def now() -> float:
-        """Seconds on a clock that never jumps and also counts while the machine sleeps."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-else:
-    now = time.monotonic
 
 
 def session_name(name: str) -> str:
@@ -44,139 +31,6 @@ def session_name(name: str) -> str:
     if not _NAME.fullmatch(folded) or {".", ".."} & set(folded.split("/")):
         raise BadName(f"a session is named owner/repo, of letters, digits and ._- : {name!r}")
     return folded
-
-
-@dataclass(slots=True)
-class Backoff:
-    """Waits between attempts: doubling, with jitter, `Retry-After` honoured.
-
-    `patience` is the longest unbroken time, in seconds, that the server may be away; `deadline` the
-    moment (on `now()`) at which the caller wants no more attempts, whatever happens.
-    """
-
-    patience: float
-    deadline: float | None = None
-    first: float = 0.05
-    most: float = 3.0
-    _failures: int = field(default=0, init=False)
-    _since: float = field(default=0.0, init=False)
-
-    def reset(self) -> None:
-        """The server answered."""
-        self._failures = 0
-
-    def left(self) -> float | None:
-        """Seconds until the deadline, or None. Raises Timeout when there are none."""
-        if self.deadline is None:
-            return None
-        left = self.deadline - now()
-        if left <= 0:
-            raise Timeout("not granted in time")
-        return left
-
-    def wait(self, failure: SessiondError) -> None:
-        """Sleeps before the next attempt. Raises `failure` itself once patience is spent."""
-        if not self._failures:
-            self._since = now()
-        pause = min(self.most, self.first * 2**self._failures) * random.uniform(0.5, 1.0)
-        if isinstance(failure, Unavailable) and failure.retry_after is not None:
-            # Spread too: everybody was told the same number of seconds.
-            pause = max(pause, failure.retry_after * random.uniform(1.0, 1.1))
-        self._failures += 1
-        if now() + pause - self._since > self.patience:
-            raise failure
-        left = self.left()
-        time.sleep(pause if left is None else min(pause, left))
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A good answer. `date` is the server's own clock (seconds, whole), None if it sent none."""
-
-    status: int
-    body: Any
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
-    """One server-sent event. `data` is as it came, undecoded."""
-
-    event: str
-    data: bytes
-    id: str | None
-
-
-class Stream:
-    """An open answer. Iterate for its events; None stands for a sign of life without one.
-
-    Raises Unavailable when it breaks. An end without a break just ends the iteration.
-    """
-
-    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
-        self._response = response
-        self.headers: Mapping[str, str] = response.headers
-
-    @property
-    def is_events(self) -> bool:
-        return self.headers.get("Content-Type", "").startswith("text/event-stream")
-
-    def body(self) -> Any:
-        """The whole answer as JSON, for a server that did not stream after all."""
-        with _faults():
-            return _decode(self._response.read())
-
-    def __iter__(self) -> Iterator[ServerEvent | None]:
-        lines: list[bytes] = []
-        for line in self._lines():
-            if line is None:
-                yield None
-            elif line:
-                lines.append(line)
-            elif lines:
-                event = _event(lines)
-                lines = []
-                if event is not None:
-                    yield event
-
-    def _lines(self) -> Iterator[bytes | None]:
-        """Lines without their end; None after a read that completed none.
-
-        Pieces of a long line are joined once: an answer of the agent can be megabytes in one line.
-        """
-        parts: list[bytes] = []
-        while True:
-            with _faults():
-                piece = self._response.read1(_SLICE)
-            if not piece:
-                return
-            *whole, rest = piece.split(b"\n")
-            if not whole:
-                yield None
-            for line in whole:
-                parts.append(line)
-                yield b"".join(parts).removesuffix(b"\r")
-                parts = []
-            if rest:
-                parts.append(rest)
-
-    def close(self) -> None:
-        """Hangs up. Safe to call twice."""
-        self._response.close()
-
-
-def _event(lines: list[bytes]) -> ServerEvent | None:
-    name, ident, data = "message", None, []
-    for line in lines:
-        label, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if label == b"event":
-            name = value.decode()
-        elif label == b"id":
-            ident = value.decode()
-        elif label == b"data":
-            data.append(value)
-    return ServerEvent(name, b"\n".join(data), ident) if data else None
 
 
 class Transport:
@@ -219,9 +73,9 @@ class Transport:
         Raises Unavailable (no answer, 502-504), NotOwner (a second 421), or the problem's exception.
         """
         response = self._ask(method, path, session, body, query, secret, timeout, "application/json")
-        with _faults():
+        with faults():
             data = response.read()
-        return Answer(response.status, _decode(data), response.headers)
+        return Answer(response.status, decode(data), response.headers)
 
     def stream(
         self,
@@ -263,7 +117,7 @@ class Transport:
         limits = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=timeout)
 
         def once(base: str) -> urllib3.BaseHTTPResponse:
-            with _faults():
+            with faults():
                 return self._pool.request(
                     method,
                     base + target,
@@ -287,7 +141,7 @@ class Transport:
             self._owners.pop(session, None)
             raise
         if response.status == 421:
-            failure = _failure(response)
+            failure = failure_of(response)
             owner = getattr(failure, "owner_url", None)
             self._owners.pop(session, None)
             if base != self.url:
@@ -298,38 +152,5 @@ class Transport:
             if response.status < 300:
                 self._owners[session] = owner.rstrip("/")
         if response.status >= 300:
-            raise _failure(response)
+            raise failure_of(response)
         return response
-
-
-@contextmanager
-def _faults() -> Iterator[None]:
-    """urllib3's faults as Unavailable. Whether the request was sent is known only for a refused connection."""
-    try:
-        yield
-    except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
-        raise Unavailable("unreachable", str(error), sent=False) from error
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Unavailable("unreachable", f"the connection broke: {error}") from error
-
-
-def _decode(data: bytes) -> Any:
-    if not data:
-        return None
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise Unavailable("unreachable", f"an answer that is not JSON: {error}") from error
-
-
-def _failure(response: urllib3.BaseHTTPResponse) -> SessiondError:
-    """The exception for an error answer, whatever its body is."""
-    with _faults():
-        data = response.read()
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        body = {}
-    after = response.headers.get("Retry-After", "")
-    retry_after = float(after) if re.fullmatch(r"\d{1,6}", after) else None
-    return from_problem(response.status, body if isinstance(body, dict) else {}, retry_after)

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import orjson
 
+from sessiond.client.answers import Stream
 from sessiond.client.errors import SessiondError, Unavailable
-from sessiond.client.transport import Backoff, Stream, Transport
+from sessiond.client.patience import Backoff
+from sessiond.client.transport import Transport
 
 LOOK_SECONDS: Final = 0.5
 PATIENCE: Final = 120.0

@@ -16,7 +16,7 @@ _FORCE: Final = {"fence": number(1, 2**53, whole=True), "reason": text(REASON_LI
 
 def view(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
     """GET /"""
-    return json_response(sessions.get(name).view())
+    return json_response(sessions.look(name).view())
 
 
 def ledger(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
@@ -24,12 +24,12 @@ def ledger(sessions: Directory, name: str, caller: Caller, request: Request) -> 
     after = query_entry(request, "after")
     seconds = query_number(request, "wait", 0, 60, 0)
     count = int(query_number(request, "count", 1, 5_000, 500))
-    door = sessions.get(name)
+    look = sessions.look(name)
     if "text/event-stream" in request.headers.get("Accept", ""):
-        return ledger_response(door, after)
-    entries = door.ledger_after(after, count)
+        return ledger_response(look, after)
+    entries = look.ledger_after(after, count)
     if not entries and seconds:
-        entries = door.wait_ledger(after, seconds)
+        entries = look.wait_ledger(after, seconds)
     return json_response({"entries": entries, "next": entries[-1]["id"] if entries else after})
 
 

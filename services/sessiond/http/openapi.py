@@ -14,6 +14,7 @@ def _param(name: str, where: str, schema: dict[str, Any], required: bool = True)
     return {"name": name, "in": where, "required": required, "schema": schema}
 
 
+_LOOK = "Looks at a session; one that nobody has used yet has an empty view, and is not made by it"
 _PATH = [_param("owner", "path", _NAME), _param("repo", "path", _NAME)]
 _TICKET = _param("ticket", "path", {"type": "string"})
 _TURN = _param("turn", "path", {"type": "string"})
@@ -86,7 +87,9 @@ def _paths() -> dict[str, Any]:
     key = _param("key", "query", _KEY)
     one = [_TICKET]
     return {
-        _SESSION: {"get": _call(_answer(200, "Holder, queue and agent"), summary="Looks at a session")},
+        _SESSION: {
+            "get": _call(_answer(200, "Holder, queue and agent; of an unused session an empty view"), summary=_LOOK)
+        },
         f"{_SESSION}/tickets": {
             "post": _call(
                 {**_answer(201, "A new ticket"), **_answer(200, "The key's ticket")},

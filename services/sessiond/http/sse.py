@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from flask import Response
 
-from sessiond.http.ports import Door, Stream
+from sessiond.http.ports import Look, Stream
 from sessiond.problems import Problem
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -31,15 +31,15 @@ def _turn(stream: Stream) -> Iterator[bytes]:
         yield b": beat\n\n" if name == "beat" else event(name, data)
 
 
-def ledger_response(door: Door, after: str | None) -> Response:
+def ledger_response(look: Look, after: str | None) -> Response:
     """The ledger from behind `after`, for ever."""
-    return Response(_ledger(door, after), mimetype="text/event-stream", headers=HEADERS)
+    return Response(_ledger(look, after), mimetype="text/event-stream", headers=HEADERS)
 
 
-def _ledger(door: Door, after: str | None) -> Iterator[bytes]:
+def _ledger(look: Look, after: str | None) -> Iterator[bytes]:
     while True:
         try:
-            entries = door.wait_ledger(after, LEDGER_BEAT)
+            entries = look.wait_ledger(after, LEDGER_BEAT)
         except Problem as problem:
             yield event("problem", problem.body())
             return

@@ -55,7 +55,7 @@ def wait(sessions: Directory, name: str, caller: Caller, request: Request, ticke
 
 def look(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
     """GET /tickets/{id}"""
-    return json_response(sessions.get(name).ticket(thing_id(ticket, "ticket")))
+    return json_response(sessions.look(name).ticket(thing_id(ticket, "ticket")))
 
 
 def withdraw(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:

@@ -31,7 +31,7 @@ def start(sessions: Directory, name: str, caller: Caller, request: Request) -> R
 
 def look(sessions: Directory, name: str, caller: Caller, request: Request, turn: str) -> Response:
     """GET /turns/{id}"""
-    return json_response(sessions.get(name).turn(thing_id(turn, "turn")))
+    return json_response(sessions.look(name).turn(thing_id(turn, "turn")))
 
 
 def find(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
@@ -39,7 +39,7 @@ def find(sessions: Directory, name: str, caller: Caller, request: Request) -> Re
     key = request.args.get("key")
     if key is None:
         raise bad("key", "is missing")
-    return json_response(sessions.get(name).turn_by_key(text(KEY_LIMIT)("key", key)))
+    return json_response(sessions.look(name).turn_by_key(text(KEY_LIMIT)("key", key)))
 
 
 def cancel(sessions: Directory, name: str, caller: Caller, request: Request, turn: str) -> Response:

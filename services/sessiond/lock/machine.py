@@ -1,8 +1,8 @@
-"""The lock's machine: `decide(lock, event)` gives the step, `timers(lock)` the deadlines.
+"""The lock's machine: `decide(lock, event)` gives the step.
 
 Two rules make this file. First: it decides and does nothing else; no clock, no I/O. Time comes
-as `Due(timer)`, for the timers that the state itself asks for, so that an explorer can let any
-of them run out at any moment. Second: every step ends in `_settle`, which holds the level rules
+as `Due(timer)`, for the timers that the state itself asks for (`reading.timers`), so that an explorer
+can let any of them run out at any moment. Second: every step ends in `_settle`, which holds the level rules
 (preemption, head first, no free lock while somebody can have it); no event grants by itself.
 
     FREE --grant--> HELD --end, nothing open--> FREE (or HELD by the next, in the same step)
@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any
 
 from sessiond.lock import events as ev
+from sessiond.lock import reading
 from sessiond.lock.rules import (
     LOSSES_ALLOWED,
     Kind,
@@ -70,61 +71,6 @@ def phase(lock: Lock) -> Phase:
     if lock.lease is not None:
         return Phase.HELD
     return Phase.DRAINING if lock.drain is not None else Phase.FREE
-
-
-# ---- what the state says ---------------------------------------------------------------------
-
-
-def handler_waits(lock: Lock) -> bool:
-    """Rule 3: a handler's ticket that has not lapsed is in the queue. The set is the count."""
-    return any(t.kind is Kind.HANDLER and not t.lapsed for t in lock.queue)
-
-
-def could_have(lock: Lock, ticket: Ticket) -> bool:
-    """Whether a present ticket could have the lock, the absent ones ahead of it left aside."""
-    return ticket.present and (ticket.kind is Kind.HANDLER or not handler_waits(lock))
-
-
-def grantable(lock: Lock) -> tuple[Ticket, frozenset[str]] | None:
-    """Rule 2: the head, and the tickets ahead that were passed over or lapsed; None to wait."""
-    skipped: set[str] = set()
-    for ticket in lock.queue:
-        if ticket.present:
-            return (ticket, frozenset(skipped)) if could_have(lock, ticket) else None
-        if not (ticket.passed or ticket.lapsed):
-            return None
-        skipped.add(ticket.id)
-    return None
-
-
-def waited_for(lock: Lock) -> list[Ticket]:
-    """Absent tickets whose `head_wait` runs: a present one that could have the free lock is behind."""
-    if not lock.free:
-        return []
-    queue = lock.queue
-    last = max((i for i, t in enumerate(queue) if could_have(lock, t)), default=-1)
-    return [t for t in queue[: max(last, 0)] if not (t.present or t.passed or t.lapsed)]
-
-
-def timers(lock: Lock, times: Times) -> dict[ev.Timer, float]:
-    """Every deadline that this state asks for, in seconds from when it first asked."""
-    found = {ev.Timer("head-wait", t.id): times.head_wait for t in waited_for(lock)}
-    handler_holds = lock.lease is not None and lock.lease.kind is Kind.HANDLER
-    for t in lock.tickets.values():
-        if t.presence is Presence.GRACE:
-            found[ev.Timer("grace", t.id)] = times.poll_grace
-        if lock.lease is not None and lock.lease.ticket == t.id:
-            continue
-        if not t.present:
-            found[ev.Timer("ticket-ttl", t.id)] = times.ticket_ttl
-        if t.kind is Kind.HANDLER and not t.lapsed and t.presence is not Presence.WAITING and not handler_holds:
-            found[ev.Timer("absence", t.id)] = times.absence
-    if lock.lease is not None:
-        name, ttl = ("lease", times.lease_ttl) if lock.lease.claimed else ("claim", times.claim_window)
-        found[ev.Timer(name, str(lock.lease.fence))] = ttl
-        if handler_holds:
-            found[ev.Timer("hold", str(lock.lease.fence))] = times.max_hold
-    return found
 
 
 # ---- a step in the making --------------------------------------------------------------------
@@ -182,9 +128,9 @@ def decide(lock: Lock, event: ev.Event) -> ev.Step:
 
 def _settle(d: _Draft) -> None:
     lease = d.lock.lease
-    if lease is not None and lease.kind is Kind.WORKER and handler_waits(d.lock):
+    if lease is not None and lease.kind is Kind.WORKER and reading.handler_waits(d.lock):
         _end_lease(d, LeaseEnd.PREEMPTED)
-    if d.lock.free and not d.lock.open and (found := grantable(d.lock)):
+    if d.lock.free and not d.lock.open and (found := reading.grantable(d.lock)):
         _grant(d, *found)
 
 
@@ -372,7 +318,7 @@ def _reaped(d: _Draft, _: ev.Reaped) -> None:
 
 def _due(d: _Draft, e: ev.Due) -> None:
     """A timer that the state no longer asks for is late, not wrong: nothing happens."""
-    if e.timer in timers(d.lock, Times()):
+    if e.timer in reading.timers(d.lock, Times()):
         _DUE[e.timer.name](d, e.timer.subject)
 
 

@@ -74,6 +74,8 @@ class Times:
     owner_ttl: float = 15.0
     owner_renew: float = 5.0
     owner_doubt: float = 10.0
+    long_wait: float = 30.0
+    """A wait for the lock that is logged, and logged again as often: a hang must leave a trace."""
 
 
 class QueueFull(ValueError):

@@ -1,0 +1,127 @@
+"""How things end: a turn by a cancel or a failure, the process by a stop, and what its end leaves. Pure.
+
+A prompt that was written is never sent again; one that was not may still be.
+"""
+
+from typing import Final
+
+from sessiond.agent import protocol as wire
+from sessiond.agent import state as st
+from sessiond.agent.moves import ALIVE, Draft, Move
+from sessiond.agent.outcome import outcome_of, says_no_login
+from sessiond.agent.state import Outcome, Phase, Turn
+from sessiond.lock.rules import Kind
+
+FAILS_ALLOWED: Final = 3
+FATAL: Final = frozenset({"no-login", "missing-capability"})
+FAILED_START: Final = frozenset({"start-deadline", "not-taken", "initialize-refused"})
+
+
+def backoff(fails: int) -> float:
+    """Seconds that a broken agent rests, after so many failures in a row."""
+    return float(min(300, 2 ** max(1, fails)))
+
+
+# ---- of a turn -------------------------------------------------------------------------------
+
+
+def cancel(d: Draft, e: st.Cancel) -> None:
+    """A cancel names its turn; for another one it is dropped. A line that is not written yet never is."""
+    turn = d.agent.turn
+    if turn is None or turn.id != e.turn or turn.cancel is not None:
+        return
+    d.turn(cancel=e.why)
+    if not turn.written:
+        fail(d, e.why, Outcome.FAILED if e.why == "timeout" else Outcome.CANCELLED)
+    elif d.agent.phase is Phase.IN_TURN:
+        d.note("interrupt", turn=turn.id, why=e.why)
+        d.ask("interrupt", wire.interrupt)
+
+
+def fail(d: Draft, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
+    """The open turn is over without a result."""
+    turn = d.agent.turn
+    if turn is not None:
+        d.set(turn=None)
+        d.out.append(st.TurnOver(turn.id, outcome, reason=reason))
+
+
+def close(d: Draft, turn: Turn) -> None:
+    """The open turn is closed: its outcome is told."""
+    outcome, reason = outcome_of(turn)
+    result, cost = turn.result, None
+    if result is not None and result.cost_usd is not None:
+        cost = max(0.0, result.cost_usd - d.agent.cost)
+        d.set(cost=result.cost_usd)
+    d.set(turn=None, fenced=False)
+    if d.agent.phase is Phase.IN_TURN:
+        d.go(Move.CLOSED)
+    if outcome is Outcome.COMPLETED:
+        d.set(fails=0)
+    text = result.text if result is not None and outcome is Outcome.COMPLETED else ""
+    usage = result.usage if result is not None else {}
+    d.out.append(st.TurnOver(turn.id, outcome, text, reason, usage, cost))
+    if result is not None and says_no_login(result):
+        stop(d, st.Stop("no-login"))
+
+
+# ---- of the process --------------------------------------------------------------------------
+
+
+def stop(d: Draft, e: st.Stop) -> None:
+    """Ends the process, if one lives; an operator's restart also ends `broken`."""
+    if d.agent.phase in ALIVE:
+        d.go(Move.STOP, e.why)
+        d.note("agent-stopping", why=e.why)
+        d.out.append(st.Kill(e.why))
+    elif d.agent.phase is Phase.BROKEN and e.why == "restart":
+        d.set(fails=0)
+        d.go(Move.RESTED)
+
+
+def recover(d: Draft, reason: str) -> None:
+    """Ends a process that is not used any further; the next turn resumes the conversation."""
+    if d.agent.phase in ALIVE:
+        d.note("recovery", reason=reason)
+        stop(d, st.Stop(reason))
+
+
+def exited(d: Draft, e: st.Exited) -> None:
+    """The tree is gone, and whatever was the process's own is forgotten."""
+    why, turn = d.agent.why, d.agent.turn
+    expected = d.agent.phase is Phase.STOPPING
+    d.note("agent-reaped", exit=e.status, why=why if expected else "died", stderr=e.stderr[-300:])
+    reason = why if expected else f"agent exited with {e.status}: {_last_line(e.stderr)}".rstrip(": ")
+    failed = not expected or why in FAILED_START or why in FATAL
+    fails = d.agent.fails + failed
+    broken = why in FATAL or fails >= FAILS_ALLOWED
+    d.set(
+        said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), questions={}, foreign=False,
+        dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False,
+    )  # fmt: skip
+    d.go(Move.GONE_BAD if broken else Move.GONE, reason if broken else "")
+    if broken:
+        d.note("agent-broken", why=reason, rest_seconds=backoff(fails))
+    keep = turn is not None and not turn.written and not broken and why not in ("start-deadline", "shutdown")
+    if keep:
+        d.out.append(st.Busy(False))
+        return
+    if turn is not None:
+        _reap(d, turn, reason)
+    d.out.append(st.Gone())
+
+
+def _reap(d: Draft, turn: Turn, reason: str) -> None:
+    if turn.result is not None:
+        close(d, turn)
+    elif turn.written and turn.cancel == "preempted" and turn.kind is Kind.WORKER:
+        fail(d, reason, Outcome.CANCELLED)
+    elif turn.written and reason not in FATAL:
+        fail(d, reason, Outcome.LOST)
+    else:
+        fail(d, reason)
+
+
+def _last_line(stderr: str) -> str:
+    lines = stderr.strip().splitlines()
+    return lines[-1][:200] if lines else ""

@@ -1,0 +1,79 @@
+"""Guards by name: this owner's, and a predecessor's that must be gone before anybody starts an agent."""
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import gevent
+from gevent.socket import wait_read
+
+from sessiond.agent import guard as guarding
+
+SWEEP_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuardId:
+    """Names a guard for ever, also over a restart of the machine."""
+
+    pid: int
+    start_time: int
+    """Clock ticks since boot, field 22 of /proc/PID/stat."""
+    boot_id: str
+    agent_pid: int
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def guard_alive(guard: GuardId) -> bool:
+    """Whether this guard still runs here. False also for another machine's: ask whether the record is of this one."""
+    found = guarding.process(guard.pid)
+    alive = found is not None and not found.dead and found.start_time == guard.start_time
+    return alive and guard.boot_id == boot_id()
+
+
+def wait_guard_gone(guard: GuardId, seconds: float) -> bool:
+    """Waits, at most `seconds`, until this guard (anybody's, not only a child) and all that it guarded is gone.
+
+    Returns whether it is. A killed guard's remains are ended here.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(guard.pid)
+        try:
+            if guard_alive(guard):
+                wait_read(descriptor, timeout=seconds, timeout_exc=TimeoutError)
+        except TimeoutError:
+            return False
+        finally:
+            os.close(descriptor)
+    return sweep(guard, SWEEP_SECONDS)
+
+
+def sweep(guard: GuardId, seconds: float) -> bool:
+    """SIGKILL to what carries the mark of a guard that is gone, until nothing does. Returns whether nothing is left.
+
+    A guard leaves nothing behind unless it was killed itself; then its agent dies by a death signal, but not the
+    tools in sessions of their own.
+    """
+    if guard.boot_id != boot_id():
+        return True
+    mark = f"{guarding.MARK}={guard.pid}-{guard.start_time}".encode()
+    for _ in range(max(1, int(seconds / 0.02))):
+        left = [one for one in guarding.processes() if not one.dead and mark in _environ(one.pid)]
+        if not left:
+            return True
+        guarding.send(left, signal.SIGKILL)
+        gevent.sleep(0.02)
+    return False
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []

@@ -1,0 +1,161 @@
+"""What each of the agent's lines does to its state. Pure.
+
+A result is ours only if it names our uuid; what no holder sent goes to the ledger and to nobody.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sessiond.agent import protocol as wire
+from sessiond.agent import state as st
+from sessiond.agent.ending import fail, recover, stop
+from sessiond.agent.moves import ALIVE, Draft, Move
+from sessiond.agent.permissions import refusal
+from sessiond.lock.rules import Kind
+
+NEEDED: Final = frozenset({"interrupt_cancel_queued_v1", "msg_lifecycle_v1"})
+"""Capabilities without which a binary is refused."""
+
+
+def read(d: Draft, e: st.Got) -> None:
+    """One line; of a process that was asked to end, none counts."""
+    if d.agent.phase in ALIVE:
+        _LINES.get(type(e.message), _other)(d, e.message)
+
+
+def _forward(d: Draft) -> None:
+    turn = d.agent.turn
+    if turn is not None and turn.taken and turn.result is None:
+        d.out.append(st.Forward())
+
+
+def _other(d: Draft, _: Any) -> None:
+    _forward(d)
+
+
+def _state(d: Draft, m: wire.StateChanged) -> None:
+    d.set(said=m.state)
+    if m.state == "idle":
+        d.set(foreign=False)
+        return
+    d.set(fenced=False)
+    turn = d.agent.turn
+    if m.state == "running" and (turn is None or not turn.written) and not d.agent.foreign:
+        # Nobody sent anything: a turn that claude began by itself. It is interrupted, and fenced.
+        d.set(foreign=True, dirty=True)
+        d.note("foreign", origin="unasked", state="running")
+        d.ask("interrupt", wire.interrupt)
+
+
+def _lifecycle(d: Draft, m: wire.Lifecycle) -> None:
+    turn = d.agent.turn
+    if turn is None or turn.uuid != m.uuid:
+        return
+    d.turn(lifecycle=m.state, taken=turn.taken or m.state == "started")
+
+
+def _init(d: Draft, m: wire.Init) -> None:
+    missing = NEEDED - m.capabilities
+    if missing:
+        d.note("fault", what="missing-capability", missing=sorted(missing), version=m.version)
+        stop(d, st.Stop("missing-capability"))
+        return
+    turn = d.agent.turn
+    if turn is None or not turn.taken:
+        d.set(dirty=True, foreign=True)
+        return
+    if m.session_id != d.agent.conversation:
+        d.note("fault", what="session-id-changed", conversation=m.session_id)
+        d.set(conversation=m.session_id, generation=d.agent.generation + 1)
+    if not turn.started:
+        d.turn(started=True)
+        d.out.append(st.TurnStarted(turn.id))
+    _forward(d)
+
+
+def _result(d: Draft, m: wire.Result) -> None:
+    turn = d.agent.turn
+    unnamed = not m.uuids and m.origin is None and turn is not None and turn.taken
+    if turn is None or not (turn.uuid in m.uuids or unnamed):
+        d.set(dirty=True)
+        d.note("foreign", origin=m.origin, state="result", text_chars=len(m.text), is_error=m.is_error)
+    elif turn.result is not None:
+        d.note("fault", what="second-result", turn=turn.id)
+    else:
+        _forward(d)
+        d.turn(result=m, taken=True)
+
+
+def _response(d: Draft, m: wire.Response) -> None:
+    what = d.agent.requests.get(m.request_id)
+    if what is None:
+        d.note("fault", what="unknown-response")
+        return
+    d.set(requests={k: v for k, v in d.agent.requests.items() if k != m.request_id})
+    name, _, value = what.partition(":")
+    if name == "initialize":
+        _initialized(d, m)
+    elif name == "fence":
+        # A fence with something written behind it is none: a cancel may come while it is on its way.
+        d.set(fenced=d.agent.said == "idle" and m.request_id == d.last_request)
+    elif name == "interrupt":
+        d.out.append(st.Acked())
+    elif name in ("rules", "model") and not m.ok:
+        fail(d, f"{name}-refused: {m.error}")
+        if name == "rules":
+            # Never a turn under the last holder's rules: the process is not used any further.
+            recover(d, "rules-refused")
+    elif name == "rules":
+        d.set(rules=Kind(value))
+    elif name == "model":
+        d.set(model=value)
+
+
+def _initialized(d: Draft, m: wire.Response) -> None:
+    if m.ok:
+        d.go(Move.READY)
+    else:
+        recover(d, "initialize-refused")
+
+
+def _question(d: Draft, m: wire.Question) -> None:
+    d.set(questions={**d.agent.questions, m.request_id: m})
+    d.out.append(st.Asked(m.request_id))
+
+
+def _question_cancelled(d: Draft, m: wire.QuestionCancelled) -> None:
+    d.set(questions={rid: q for rid, q in d.agent.questions.items() if rid != m.request_id})
+
+
+def answer(d: Draft, e: st.Answer) -> None:
+    """Answers a question that is still open: denied once its turn is being cancelled."""
+    question, turn = d.agent.questions.get(e.request), d.agent.turn
+    if question is None or d.agent.phase not in ALIVE:
+        return
+    _question_cancelled(d, wire.QuestionCancelled(e.request))
+    if turn is None or not turn.taken or turn.cancel is not None:
+        why: str | None = "the turn is over"
+    else:
+        why = refusal(turn.kind, question.tool, question.input, d.agent.cwd)
+    if why is None:
+        d.out.append(st.Write("allow", wire.allow(e.request, question.input)))
+    else:
+        d.note("denied", tool=question.tool, why=why[:200])
+        d.out.append(st.Write("deny", wire.deny(e.request, why)))
+
+
+def _tasks(d: Draft, m: wire.Tasks) -> None:
+    d.set(tasks=m.ids)
+    _forward(d)
+
+
+_LINES: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
+    wire.StateChanged: _state,
+    wire.Lifecycle: _lifecycle,
+    wire.Init: _init,
+    wire.Result: _result,
+    wire.Response: _response,
+    wire.Question: _question,
+    wire.Tasks: _tasks,
+    wire.QuestionCancelled: _question_cancelled,
+}

@@ -1,0 +1,84 @@
+"""The agent's one table of states, and a step in the making. Pure.
+
+ASLEEP -> STARTING -> IDLE -> IN_TURN -> IDLE     any -> STOPPING(why) -> ASLEEP | BROKEN(why)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from enum import Enum
+from typing import Any, Final
+
+from sessiond.agent import state as st
+from sessiond.agent.state import Agent, Phase
+
+
+class Move(Enum):
+    """The only ways between the states."""
+
+    WANTED = "a turn is wanted"
+    READY = "initialize is answered"
+    SENT = "a prompt is written"
+    CLOSED = "the turn is closed"
+    STOP = "it is stopped"
+    GONE = "its tree is gone"
+    GONE_BAD = "its tree is gone and it cannot run"
+    RESTED = "it rested, or an operator restarts it"
+
+
+_ENDS: Final = {Move.STOP: Phase.STOPPING, Move.GONE: Phase.ASLEEP, Move.GONE_BAD: Phase.BROKEN}
+
+MOVES: Final[Mapping[Phase, Mapping[Move, Phase]]] = {
+    Phase.ASLEEP: {Move.WANTED: Phase.STARTING},
+    Phase.STARTING: {Move.READY: Phase.IDLE, **_ENDS},
+    Phase.IDLE: {Move.SENT: Phase.IN_TURN, **_ENDS},
+    Phase.IN_TURN: {Move.CLOSED: Phase.IDLE, **_ENDS},
+    Phase.STOPPING: {Move.GONE: Phase.ASLEEP, Move.GONE_BAD: Phase.BROKEN},
+    Phase.BROKEN: {Move.RESTED: Phase.ASLEEP},
+}
+
+ALIVE: Final = frozenset({Phase.STARTING, Phase.IDLE, Phase.IN_TURN})
+"""A process runs, or is being started, and nobody has asked it to end."""
+
+
+class BadMove(ValueError):
+    """A move that the table does not have; the text names event, move and state."""
+
+
+class Draft:
+    """The one mutable thing: the step while it is decided."""
+
+    def __init__(self, agent: Agent, event: object) -> None:
+        self.agent = agent
+        self.out: list[st.Output] = []
+        self._event = type(event).__name__
+
+    def set(self, **changes: Any) -> None:
+        """Changes fields of the agent; never its phase."""
+        self.agent = replace(self.agent, **changes)
+
+    def turn(self, **changes: Any) -> None:
+        """Changes fields of the open turn, if there is one."""
+        if self.agent.turn is not None:
+            self.set(turn=replace(self.agent.turn, **changes))
+
+    def go(self, move: Move, why: str = "") -> None:
+        """Makes a move of the table. Raises BadMove."""
+        after = MOVES[self.agent.phase].get(move)
+        if after is None:
+            raise BadMove(f"agent: {self._event}: {move.value}, in {self.agent.phase.value} {self.agent.why}".rstrip())
+        self.agent = replace(self.agent, phase=after, why=why)
+
+    def note(self, event: str, **data: Any) -> None:
+        """A ledger entry."""
+        self.out.append(st.Note(event, data))
+
+    def ask(self, what: str, encode: Callable[[str], bytes]) -> None:
+        """A control request; what was fenced before it no longer is."""
+        self.set(count=self.agent.count + 1, fenced=False)
+        self.set(requests={**self.agent.requests, self.last_request: what})
+        self.out.append(st.Write(what, encode(self.last_request)))
+
+    @property
+    def last_request(self) -> str:
+        """The id of the control request that was written last."""
+        return f"r{self.agent.count}"

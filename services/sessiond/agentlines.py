@@ -1,0 +1,79 @@
+"""What comes from the agent, made into steps: its start, its lines, its end, and the questions that it asks."""
+
+import uuid
+
+import gevent
+
+from sessiond.agent import machine as agent_machine
+from sessiond.agent import protocol
+from sessiond.agent import state as st
+from sessiond.agentlink import AgentLink, FromAgent
+from sessiond.hooks import hold
+from sessiond.inbox import Inbox
+from sessiond.settings import Settings
+from sessiond.standing import Standing
+from sessiond.steps import Steps
+from sessiond.turnbook import TurnBook
+
+YIELD_EVERY = 64
+
+
+class AgentLines:
+    """One session's. Used by the owner loop only."""
+
+    def __init__(
+        self, settings: Settings, standing: Standing, inbox: Inbox, link: AgentLink, steps: Steps, turns: TurnBook
+    ) -> None:
+        self._settings, self._standing, self._inbox = settings, standing, inbox
+        self._link, self._steps, self._turns = link, steps, turns
+
+    def take(self, item: FromAgent) -> None:
+        """Steps for all that `item` says; what an earlier process said is dropped."""
+        if not self._link.accepts(item):
+            return
+        if item.lines is not None:
+            self._lines(item.lines)
+        elif isinstance(item.event, st.Spawned):
+            self._steps.step(item.event, ledger=[("agent-started", {"guard": self._link.guard})])
+        elif isinstance(item.event, st.Exited):
+            lost = "No conversation found" in item.event.stderr
+            afresh = [st.Afresh(str(uuid.uuid4()), "history-lost")] if lost else []
+            self._steps.step(*afresh, item.event)
+
+    def _lines(self, batch: list[bytes]) -> None:
+        for number, text in enumerate(batch, 1):
+            if not text.strip():
+                continue
+            try:
+                line = protocol.parse(text)
+            except protocol.ProtocolError as error:
+                self._steps.step(st.Garbage(str(error)))
+                continue
+            self._line(line)
+            if number % YIELD_EVERY == 0:
+                gevent.sleep(0)
+        self._link.flow()
+
+    def _line(self, line: protocol.Line) -> None:
+        """Most lines are only forwarded: no step is made for them."""
+        agent, outputs = agent_machine.decide(self._standing.agent, st.Got(line.message))
+        if any(isinstance(o, st.Forward) for o in outputs):
+            self._turns.feed(line.raw)
+        if agent is self._standing.agent and all(isinstance(o, st.Forward) for o in outputs):
+            return
+        plan = self._steps.step(st.Got(line.message))
+        for output in plan.outputs:
+            if isinstance(output, st.Asked):
+                self._judge(output.request)
+
+    def _judge(self, request: str) -> None:
+        """Answers the question at once; only a test's hook keeps it open, outside of the loop."""
+
+        def held() -> None:
+            hold(self._settings, "question")
+            self._inbox.post(lambda: self._steps.step(st.Answer(request)))
+
+        if self._settings.hooks_dir is None:
+            self._steps.step(st.Answer(request))
+        else:
+            gevent.spawn(held)

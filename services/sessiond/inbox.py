@@ -1,0 +1,134 @@
+"""The owner loop's inbox: what requests ask and what the agent says, in the order in which they came.
+
+Request greenlets put calls in and wait; the loop takes them out one by one and answers each once.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult
+from gevent.queue import Empty, Queue
+
+from sessiond.agentlink import FromAgent
+from sessiond.commits import NotApplied
+from sessiond.desk import Parked
+from sessiond.lock import events as ev
+from sessiond.problems import Problem
+from sessiond.refusals import away, problem_of
+
+
+class Answered(Exception):
+    """The caller was told already; the step is dropped."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A request in the inbox: what to do in the loop, and where its answer goes."""
+
+    work: Callable[[], Any]
+    reply: "AsyncResult[Any]"
+    at: float
+    parked: Parked | None = None
+
+    def refuse(self, problem: Exception) -> None:
+        """Answers with an error, once."""
+        if self.parked is not None:
+            self.parked.refuse(problem)
+        if not self.reply.ready():
+            self.reply.set_exception(problem)
+
+
+Item = Call | FromAgent | None
+"""None only wakes the loop."""
+
+
+class Inbox:
+    """One session's inbox."""
+
+    def __init__(self) -> None:
+        self._queue: Queue[Item] = Queue()
+        self._serving: Call | None = None
+        self.closed: Problem | None = None
+        """Why nothing is taken any more."""
+        self.away = False
+        """Redis cannot be reached: nothing is taken until it is back."""
+
+    # ---- for request greenlets ---------------------------------------------------------------
+
+    def ask(self, work: Callable[[], Any]) -> Any:
+        """Runs `work` in the owner loop and returns its answer. Raises Problem."""
+        self.door()
+        return self.post(work).reply.get()
+
+    def door(self) -> None:
+        """Raises Problem while nothing is taken."""
+        if self.closed is not None:
+            raise self.closed
+        if self.away:
+            raise away()
+
+    def post(self, work: Callable[[], Any], parked: Parked | None = None) -> Call:
+        """Has the owner loop run `work`, whatever the door says. Never blocks."""
+        call = Call(work, AsyncResult(), time.monotonic(), parked)
+        self._queue.put(call)
+        return call
+
+    def put(self, item: FromAgent) -> None:
+        """What comes from the agent. Never blocks."""
+        self._queue.put(item)
+
+    def wake(self) -> None:
+        """Has the loop look around. Never blocks."""
+        self._queue.put(None)
+
+    # ---- for the loop ------------------------------------------------------------------------
+
+    def take(self, seconds: float) -> Item:
+        """The next item; None too when none came in time."""
+        try:
+            return self._queue.get(timeout=max(0.0, seconds))
+        except Empty:
+            return None
+
+    @property
+    def serving(self) -> bool:
+        """Whether a request's call is being run."""
+        return self._serving is not None
+
+    def serve(self, call: Call) -> None:
+        """Runs the call and answers it. Raises what no caller can be told: a step that must not be."""
+        self._serving = call
+        try:
+            answer = call.work()
+        except (Answered, NotApplied):
+            return
+        except Problem as problem:
+            call.refuse(problem)
+        except ev.Refused as refused:
+            call.refuse(problem_of(refused))
+        except BaseException:
+            call.refuse(Problem("internal", 500, "The owner loop refused the step"))
+            raise
+        else:
+            # The waiter, told inside the step, runs before the releaser.
+            gevent.sleep(0)
+            call.reply.set(answer)
+        finally:
+            self._serving = None
+
+    def refuse_calls(self, problem: Problem) -> None:
+        """Refuses the call that is being run and all that wait here; what the agent said stays."""
+        if self._serving is not None:
+            self._serving.refuse(problem)
+        kept: list[FromAgent] = []
+        while not self._queue.empty():
+            item = self._queue.get()
+            if isinstance(item, Call):
+                item.refuse(problem)
+            elif item is not None:
+                kept.append(item)
+        for one in kept:
+            self._queue.put(one)

@@ -1,0 +1,124 @@
+"""What HTTP may see of a session. Nothing here changes anything.
+
+Views read the loop's state as it stands between two steps. All methods raise problems.Problem.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+import gevent
+
+from sessiond import views
+from sessiond.agent.state import Phase
+from sessiond.refusals import away, no_ticket, no_turn
+from sessiond.session import Session
+from sessiond.standing import conversation_of
+from sessiond.store import Away
+
+UNSEEN_POLL: Final = 0.5
+
+
+class SessionLook:
+    """The reading half of an owned session's HTTP table."""
+
+    def __init__(self, session: Session) -> None:
+        self._s = session
+        self.name = session.name
+
+    def view(self) -> dict[str, Any]:
+        """Holder, queue in order with why, the agent's state."""
+        s = self._s
+        lock, agent = s.standing.lock, s.standing.agent
+        return {
+            "session": s.name,
+            "epoch": s.commits.epoch,
+            "version": s.commits.version,
+            "owner": {"instance": s.settings.instance, "url": s.settings.url},
+            "holder": views.holder_view(lock, s.lease_time.expires_at()),
+            "draining": lock.drain and {"fence": lock.drain.fence, "why": lock.drain.why.value},
+            "queue": [self._view(t.id) for t in lock.queue],
+            "turn": lock.turn,
+            "agent": {
+                "state": agent.phase.value, "why": agent.why or None, "tasks": sorted(agent.tasks),
+                "pid": (s.link.guard or {}).get("agent_pid"), "conversation": conversation_of(agent),
+            },
+        }  # fmt: skip
+
+    def ticket(self, ticket: str) -> dict[str, Any]:
+        """One ticket."""
+        self._s.waits.living(ticket)
+        return self._view(ticket)
+
+    def _view(self, ticket: str) -> dict[str, Any]:
+        now = self._s.standing
+        return views.ticket_view(now.lock, now.lock.tickets[ticket], now.taken.get(ticket, ""))
+
+    def turn(self, turn: str) -> dict[str, Any]:
+        """What became of a turn."""
+        return _turn_view(self._s.turns.find(turn))
+
+    def turn_by_key(self, key: str) -> dict[str, Any]:
+        """The last attempt under this key."""
+        return _turn_view(self._s.turns.find_key(key))
+
+    def ledger_after(self, after: str | None, count: int) -> list[dict[str, Any]]:
+        """At most `count` entries behind the id `after` (None: from the first)."""
+        try:
+            return self._s.store.ledger(after, count)
+        except Away as error:
+            raise away() from error
+
+    def wait_ledger(self, after: str | None, seconds: float) -> list[dict[str, Any]]:
+        """The same, waiting at most `seconds` for the first."""
+        try:
+            return self._s.store.ledger_wait(after, int(seconds * 1000))
+        except Away as error:
+            raise away() from error
+
+
+class Unseen:
+    """A session on which nobody has taken a ticket yet: looking at it does not make it."""
+
+    def __init__(self, name: str, seen: Callable[[], SessionLook | None]) -> None:
+        self.name = name
+        self._seen = seen
+
+    def view(self) -> dict[str, Any]:
+        """The view of nothing: epoch and version 0, no owner, nobody waits."""
+        agent: dict[str, Any] = {"state": Phase.ASLEEP.value, "why": None, "tasks": []}
+        return {
+            "session": self.name, "epoch": 0, "version": 0, "owner": None, "holder": None, "draining": None,
+            "queue": [], "turn": None, "agent": {**agent, "pid": None, "conversation": None},
+        }  # fmt: skip
+
+    def ticket(self, ticket: str) -> NoReturn:
+        """There is none."""
+        raise no_ticket()
+
+    def turn(self, turn: str) -> NoReturn:
+        """There is none."""
+        raise no_turn()
+
+    def turn_by_key(self, key: str) -> NoReturn:
+        """There is none."""
+        raise no_turn()
+
+    def ledger_after(self, after: str | None, count: int) -> list[dict[str, Any]]:
+        """There are none."""
+        return []
+
+    def wait_ledger(self, after: str | None, seconds: float) -> list[dict[str, Any]]:
+        """Waits at most `seconds` for somebody to take the first ticket, then for the first entry."""
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            if found := self._seen():
+                return found.wait_ledger(after, left)
+            gevent.sleep(min(UNSEEN_POLL, left))
+        return []
+
+
+def _turn_view(found: dict[str, Any] | None) -> dict[str, Any]:
+    if found is None:
+        raise no_turn()
+    return views.turn_view(found)

@@ -1,0 +1,119 @@
+"""One step of a session: the machines decide, one script commits, then lines are written and callers told.
+
+What the commit refuses was never done. Used by the owner loop only.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sessiond import record, views
+from sessiond.acts import Acts
+from sessiond.agent import machine as agent_machine
+from sessiond.agent import state as st
+from sessiond.commits import Commits, NotApplied
+from sessiond.composition import Plan, compose
+from sessiond.deadlines import Deadlines
+from sessiond.hooks import hold
+from sessiond.inbox import Answered, Inbox
+from sessiond.lock import events as ev
+from sessiond.lock import reading
+from sessiond.outages import Outages
+from sessiond.settings import Settings
+from sessiond.standing import LeaseTime, Standing
+from sessiond.turnbook import TurnBook
+from sessiond.writes import Writes
+
+SNAPSHOT_EVERY = 500
+
+
+class Steps:
+    """Makes the steps of one session, one at a time."""
+
+    def __init__(
+        self, settings: Settings, standing: Standing, inbox: Inbox, turns: TurnBook, deadlines: Deadlines,
+        lease_time: LeaseTime, writes: Writes, commits: Commits, outages: Outages, acts: Acts,
+    ) -> None:  # fmt: skip
+        self._settings, self._standing, self._inbox, self._turns = settings, standing, inbox, turns
+        self._deadlines, self._lease_time = deadlines, lease_time
+        self._writes, self._commits, self._outages, self._acts = writes, commits, outages, acts
+        self._snapshot_at = 0
+
+    def step(
+        self, *events: ev.Event | st.Event, ledger: Sequence[ev.Entry] = (), commands: Sequence[record.Command] = ()
+    ) -> Plan:
+        """Decides, commits, acts. Raises events.Refused (nothing happened) and Answered (Redis was away).
+
+        What comes from the agent or a timer is decided anew after an outage; a request's step is dropped.
+        """
+        while True:
+            plan = self.decide(*events)
+            plan.ledger[:0] = ledger
+            try:
+                self.commit(plan, commands)
+                return plan
+            except NotApplied:
+                if self._inbox.serving:
+                    raise Answered from None
+
+    def decide(self, *events: ev.Event | st.Event) -> Plan:
+        """What these events make of the present state. Raises as `composition.compose` does."""
+        return compose(self._standing.lock, self._standing.agent, events)
+
+    def commit(self, plan: Plan, commands: Sequence[record.Command] = (), *, must: bool = False) -> None:
+        """Commits and acts; a plan that writes nothing is committed only if it `must`. Raises as Commits.push does."""
+        old = self._standing.lock
+        written = self._writes.of(plan)
+        was_away = False
+        if written.commands or commands or plan.ledger or must:
+            self._snapshot(plan)
+            was_away = self._push([*written.commands, *commands], plan, written.grant)
+        self._standing.extras = written.extras
+        self._adopt(plan, must)
+        if plan.lock.turn is not None and old.turn is None:
+            hold(self._settings, "turn-accepted")
+        self._acts.act(plan)
+        if was_away:
+            self.back()
+
+    def _push(self, commands: list[record.Command], plan: Plan, grant: tuple[str, frozenset[str]] | None) -> bool:
+        try:
+            return self._commits.push(commands, plan.ledger, grant, self._outages.wait)
+        except NotApplied:
+            self._turns.unstage()
+            self.back()
+            raise
+        except BaseException:
+            self._turns.unstage()
+            raise
+
+    def back(self) -> None:
+        """After an outage nobody is present, and every deadline has its full time again (`max_hold` what was left)."""
+        left = self._lease_time.hold_left()
+        # If Redis goes away again meanwhile, that outage has its own end.
+        with contextlib.suppress(NotApplied):
+            self.commit(self._outages.absences(self._standing))
+        self._lease_time.restart(left)
+
+    def _snapshot(self, plan: Plan) -> None:
+        if self._commits.version - self._snapshot_at >= SNAPSHOT_EVERY:
+            plan.ledger.append(("snapshot", views.snapshot(plan.lock)))
+        if any(event == "snapshot" for event, _ in plan.ledger):
+            self._snapshot_at = self._commits.version
+
+    def _adopt(self, plan: Plan, must: bool) -> None:
+        now = self._standing
+        if plan.agent.phase is not now.agent.phase:
+            now.idle_since = time.monotonic()
+        changed = must or plan.lock is not now.lock or plan.agent is not now.agent
+        now.lock, now.agent = plan.lock, plan.agent
+        self._writes.committed(plan)
+        if changed:
+            self._deadlines.want(self._timers())
+
+    def _timers(self) -> dict[Any, float]:
+        times, now = self._settings.times, self._standing
+        found: dict[Any, float] = {("lock", t): s for t, s in reading.timers(now.lock, times).items()}
+        found.update({("agent", t): s for t, s in agent_machine.timers(now.agent, times).items()})
+        return found

@@ -1,0 +1,64 @@
+"""Waits on tickets: a holder is present while it is parked, and answered once."""
+
+from sessiond import views
+from sessiond.desk import Desk, Parked
+from sessiond.inbox import Inbox
+from sessiond.lock import events as ev
+from sessiond.refusals import away, ended, no_ticket, superseded
+from sessiond.standing import Standing
+from sessiond.steps import Steps
+from sessiond.turnbook import TurnBook
+
+
+class Waits:
+    """One session's. `park` is for request greenlets; the rest runs in the owner loop."""
+
+    def __init__(self, standing: Standing, inbox: Inbox, desk: Desk, steps: Steps, turns: TurnBook) -> None:
+        self._standing, self._inbox, self._desk, self._steps, self._turns = standing, inbox, desk, steps, turns
+
+    def park(self, ticket: str, holder: str) -> Parked:
+        """Makes `holder` present on the ticket; the answer comes through what is returned. Raises Problem."""
+        self._inbox.door()
+        parked = Parked(ticket, holder, self._leave)
+        self._inbox.post(lambda: self._wait(parked), parked)
+        return parked
+
+    def living(self, ticket: str) -> None:
+        """Raises the Problem of a ticket that has ended or never was."""
+        if ticket in self._standing.lock.tickets:
+            return
+        found = self._turns.read(f"ended:{ticket}")
+        if found is None:
+            raise no_ticket()
+        raise ended(str(found["reason"]))
+
+    def _leave(self, parked: Parked, gone: bool) -> None:
+        self._inbox.post(lambda: self._left(parked, gone))
+
+    def _wait(self, parked: Parked) -> None:
+        """A newer wait of the same holder replaces an older one, whose caller is answered `waiting`."""
+        self.living(parked.ticket)
+        plan = self._steps.decide(ev.Wait(parked.ticket, parked.holder))
+        before = self._desk.sit(parked)
+        if before is not None and before.holder == parked.holder:
+            before.tell(self._waiting(parked.ticket))
+        elif before is not None:
+            before.refuse(superseded())
+        # Who sat there was told; the effect would now reach the new one.
+        plan.effects = [e for e in plan.effects if not isinstance(e, ev.Displaced)]
+        self._steps.commit(plan)
+
+    def _left(self, parked: Parked, gone: bool) -> None:
+        if not self._desk.stand_up(parked):
+            if parked.open:
+                parked.refuse(away())
+            return
+        event = ev.HangUp if gone else ev.WaitOver
+        self._steps.step(event(parked.ticket, parked.holder))
+        if parked.ticket in self._standing.lock.tickets:
+            parked.tell(self._waiting(parked.ticket))
+        else:
+            parked.refuse(ended("withdrawn"))
+
+    def _waiting(self, ticket: str) -> dict[str, object]:
+        return views.waiting(self._standing.lock, self._standing.lock.tickets[ticket])

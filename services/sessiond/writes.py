@@ -1,0 +1,112 @@
+"""What a step writes into Redis: the plan of a step as commands. It decides nothing."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sessiond import changes, record, views
+from sessiond.agent import state as st
+from sessiond.composition import Plan
+from sessiond.lock import events as ev
+from sessiond.lock.rules import Kind
+from sessiond.lock.state import Lock
+from sessiond.standing import LeaseTime, Standing, conversation_of
+from sessiond.store import Store
+from sessiond.turnbook import TurnBook, now_text
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one step writes. `extras` are the living lease's after it; `grant` is (ticket, those skipped)."""
+
+    commands: list[record.Command]
+    extras: record.LeaseExtras | None
+    grant: tuple[str, frozenset[str]] | None
+
+
+class Writes:
+    """Turns plans into commands, for one session."""
+
+    def __init__(
+        self, standing: Standing, turns: TurnBook, store: Store, lease_time: LeaseTime, max_hold: float,
+        guard: Callable[[], dict[str, Any] | None],
+    ) -> None:  # fmt: skip
+        self._standing, self._turns, self._store = standing, turns, store
+        self._lease_time, self._max_hold, self._guard = lease_time, max_hold, guard
+        self._stored_agent: dict[str, Any] | None = None
+
+    def of(self, plan: Plan) -> Written:
+        """What `plan` writes; stages the records of its turns and adds their entries to its ledger."""
+        old, extras = self._standing.lock, self._standing.extras
+        granted = _granted_now(old, plan)
+        if granted is not None:
+            extras = self._fresh_lease(plan)
+        commands = [*self._ends(plan), *self._turn_commands(plan)]
+        stored = extras
+        if granted is None and extras is not None and (left := self._lease_time.hold_left()) is not None:
+            stored = replace(extras, hold_left=round(left, 1))
+        commands += changes.diff(old, plan.lock, self._extras(stored))
+        agent = self._agent(plan.agent)
+        if agent != self._stored_agent:
+            commands.append(record.put("agent", agent))
+        grant = (granted.ticket, granted.skipped) if granted is not None else None
+        return Written(commands, extras if plan.lock.lease is not None else None, grant)
+
+    def committed(self, plan: Plan) -> None:
+        """What `of` gave for this plan is in Redis."""
+        self._stored_agent = self._agent(plan.agent)
+
+    def everything(self) -> tuple[list[record.Command], list[ev.Entry]]:
+        """The whole state, for a Redis that lost some of it."""
+        now = self._standing
+        commands = changes.full(now.lock, self._extras(now.extras), self._agent(now.agent))
+        return commands + self._store.recent_commands(), [("snapshot", views.snapshot(now.lock))]
+
+    def _fresh_lease(self, plan: Plan) -> record.LeaseExtras:
+        worker = plan.lock.lease is not None and plan.lock.lease.kind is Kind.WORKER
+        return record.LeaseExtras(secrets.token_urlsafe(24), None if worker else self._max_hold, now_text())
+
+    def _ends(self, plan: Plan) -> list[record.Command]:
+        commands: list[record.Command] = []
+        for effect in plan.effects:
+            match effect:
+                case ev.LeaseOver(fence=fence, ticket=ticket, holder=holder, reason=reason) if self._standing.extras:
+                    past = {"fence": fence, "ticket": ticket, "holder": holder, "reason": reason.value}
+                    commands.append(record.keep(record.past_suffix(self._standing.extras.secret), past))
+                case ev.TicketOver(ticket=ticket, reason=reason):
+                    commands.append(record.keep(f"ended:{ticket}", {"reason": reason.value}))
+        return commands
+
+    def _turn_commands(self, plan: Plan) -> list[record.Command]:
+        commands: list[record.Command] = []
+        conversation, told = conversation_of(plan.agent), False
+        for output in plan.outputs:
+            match output:
+                case st.TurnStarted():
+                    commands += self._turns.started(plan.ledger)
+                case st.TurnOver():
+                    commands += self._turns.over(output, plan.ledger, conversation)
+                    told = True
+                case st.Gone() if not told and self._turns.open is not None and plan.lock.turn is None:
+                    why = self._standing.agent.why or "reaped"
+                    lost = st.TurnOver(self._turns.open["id"], st.Outcome.LOST, reason=why)
+                    commands += self._turns.over(lost, plan.ledger, conversation)
+        return commands
+
+    def _extras(self, lease: record.LeaseExtras | None) -> record.Extras:
+        return record.Extras(lease=lease, turn=self._turns.current or {}, taken=self._standing.taken)
+
+    def _agent(self, agent: st.Agent) -> dict[str, Any]:
+        return {
+            "conversation": agent.conversation, "generation": agent.generation, "known": agent.known,
+            "guard": self._guard(),
+        }  # fmt: skip
+
+
+def _granted_now(old: Lock, plan: Plan) -> ev.Granted | None:
+    """The grant of this step; an answer that is only repeated is none."""
+    lease = plan.lock.lease
+    if lease is None or (old.lease is not None and old.lease.fence == lease.fence):
+        return None
+    return plan.grant

@@ -1,0 +1,63 @@
+"""Looking at a session that nobody has used yet: an empty view, and nothing changes."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis as redis_library
+
+from servers import Redis, Sessiond, eventually, scripted_env
+from sessiond.client import ProblemError
+
+SESSION = "octo/ghost"
+Start = Callable[..., Sessiond]
+
+
+def stored(server: Redis) -> set[str]:
+    return {key.decode() for key in redis_library.Redis.from_url(server.url).keys("*")}
+
+
+def test_looking_makes_no_session(sessiond: Start, redis_server: Redis) -> None:
+    client = sessiond(scripted_env()).client()
+    before = stored(redis_server)
+    view = client.view(SESSION)
+    assert (view["session"], view["epoch"], view["owner"], view["holder"]) == (SESSION, 0, None, None)
+    assert (view["queue"], view["turn"], view["agent"]["state"]) == ([], None, "asleep")
+    assert client.ledger(SESSION) == client.ledger(SESSION, wait=0.1) == []
+    for look in (
+        lambda: client.ticket(SESSION, "tk-" + "0" * 32),
+        lambda: client.turn(SESSION, "tu-" + "0" * 32),
+        lambda: client.turn_by_key(SESSION, "none"),
+    ):
+        with pytest.raises(ProblemError, match="not-found"):
+            look()
+    assert client.sessions() == []
+    assert stored(redis_server) == before
+
+
+def test_its_view_has_the_shape_of_a_used_ones(sessiond: Start) -> None:
+    client = sessiond(scripted_env()).client()
+    unused = client.view(SESSION)
+    client.take(SESSION)
+    used = client.view(SESSION)
+    assert list(unused) == list(used) and sorted(unused["agent"]) == sorted(used["agent"])
+
+
+def test_who_follows_it_sees_its_first_entry(sessiond: Start) -> None:
+    service = sessiond(scripted_env())
+    heard: list[dict[str, Any]] = []
+
+    def follow() -> None:
+        for entry in service.client("viewer").follow_ledger(SESSION):
+            heard.append(entry)
+            if entry["event"] == "taken":
+                return
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    client = service.client()
+    assert client.ledger(SESSION) == []
+    client.take(SESSION)
+    thread.join(10)
+    eventually(lambda: [e["event"] for e in heard] == ["epoch", "snapshot", "taken"])

@@ -1,0 +1,74 @@
+"""The poster's rows of the crash matrix: kill -9 at each named step, and exactly one comment each time."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+from posting import Bench, Poster, a_comment
+
+from servers import Github, eventually
+
+STEPS = ("claimed", "creation-begun", "created", "recorded")
+VICTIMS = ("work-horse", "parent", "both")
+AFTERWARDS = ("answered", "seen, then answered")
+Row = Callable[..., None]
+
+
+def kill(started: Poster, victim: str, horse: int) -> None:
+    started.remember()
+    if victim == "work-horse":
+        os.kill(horse, signal.SIGKILL)
+    elif victim == "parent":
+        started.kill9(horse=False)
+    else:
+        started.kill9()
+
+
+@pytest.mark.parametrize("when", AFTERWARDS)
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("step", STEPS)
+def test_one_comment_whoever_dies(
+    bench: Bench, github: Github, poster: Callable[..., Poster], matrix: Row, step: str, victim: str, when: str
+) -> None:
+    started = poster(github.env())
+    point = f"poster-{step}"
+    started.hold(point)
+    key = bench.ask(a_comment())
+    if when == "answered":
+        bench.answer(key)
+    horse = started.reached(point)
+    kill(started, victim, horse)
+    started.let_go(point)
+    if when != "answered":
+        bench.answer(key)
+    if victim != "work-horse":
+        poster(github.env(), name="next")
+    bench.posted(key, seconds=30, sweep=True)
+    eventually(lambda: not bench.posts.threads(), 10, "nothing pending")
+    created = [one for one in github.log() if one["did"] == "created"]
+    body = github.log()[-1]["body"].split("\n")[0]
+    matrix("posting", victim=victim, step=step, then=when, comments=len(created), ends="posted", reads=body)
+    assert len(created) == 1
+    assert body == "It is a test."
+
+
+def test_a_parent_that_dies_leaves_its_work_horse_to_finish(
+    bench: Bench, github: Github, poster: Callable[..., Poster]
+) -> None:
+    """While it does, no other poster comes between: the claim is its own, and it renews it."""
+    started = poster(github.env())
+    started.hold("poster-creation-begun")
+    key = bench.ask(a_comment())
+    bench.answer(key)
+    started.reached("poster-creation-begun")
+    kill(started, "parent", 0)
+    poster(github.env(), name="next")
+    thread = bench.get(key).comment.thread
+    for _ in range(40):
+        bench.posts.wake(thread)
+        eventually(lambda: not bench.posts.awake(thread), 10)
+    assert bench.posts.claimed(thread) and github.log() == []
+    started.let_go("poster-creation-begun")
+    bench.posted(key)
+    assert [one["did"] for one in github.log()] == ["created"]
