@@ -45,8 +45,12 @@ def assemble(settings: IngressSettings) -> Parts:
     jobs = Jobs(connection)
     demands = Demands(connection, jobs)
     client = connect_sessiond(settings.sessiond_url, settings.sessiond_key)
-    too_long = TookTooLong(f"no answer within {settings.ticket_seconds:g} s")
-    tickets = Tickets(demands, client, bound=lambda: gevent.Timeout(settings.ticket_seconds, too_long))
+
+    def bound() -> gevent.Timeout:
+        # A new exception each time: one that is raised again and again keeps every traceback it ever had.
+        return gevent.Timeout(settings.ticket_seconds, TookTooLong(f"no answer within {settings.ticket_seconds:g} s"))
+
+    tickets = Tickets(demands, client, bound=bound)
     ingress = Ingress(
         settings.secrets,
         settings.rules,
@@ -56,12 +60,15 @@ def assemble(settings: IngressSettings) -> Parts:
     )
     runs = Runs(demands, settings.runs_per_session)
     sweeper = Sweeper(demands, runs, tickets, partial(sweep_posts, demands), settings.sweep_seconds)
-    return Parts(ingress, sweeper.sweep, partial(_warm, settings, ingress, demands, client))
+    return Parts(ingress, sweeper.sweep, partial(_warm, settings, ingress, demands, client, bound))
 
 
-def _warm(settings: IngressSettings, ingress: Ingress, demands: Demands, client: Client) -> None:
+def _warm(
+    settings: IngressSettings, ingress: Ingress, demands: Demands, client: Client, bound: Callable[[], gevent.Timeout]
+) -> None:
     """What a process does once (imports, connections, the server's version) is not for the first delivery to wait
-    for: two comments at two processes keep their order better. Nothing depends on it, and nothing is changed."""
+    for: two comments at two processes keep their order better. Nothing depends on it, nothing is changed, and a
+    sessiond that hangs must not keep the process from its start."""
     ingress.app().test_client().get("/healthz")
     signature.valid(settings.secrets, None, b"")
     events.read("ping", {}, settings.rules)
@@ -69,5 +76,5 @@ def _warm(settings: IngressSettings, ingress: Ingress, demands: Demands, client:
         demands.get("")
         for queue in (DEMANDS, POSTS, TASKS):
             demands.jobs.enqueue(queue, "nobody", pipeline=never_executed)
-    with contextlib.suppress(SessiondError):
+    with contextlib.suppress(SessiondError, TookTooLong), bound():
         client.sessions()

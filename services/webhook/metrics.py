@@ -23,7 +23,8 @@ SECONDS = Histogram(
 OTHER: Final = "other"
 EVENTS: Final = frozenset({
     "branch_protection_configuration", "branch_protection_rule", "check_run", "check_suite", "code_scanning_alert",
-    "commit_comment", "create", "custom_property", "custom_property_values", "delete", "dependabot_alert",
+    "cache_sync", "commit_comment", "content_reference", "enterprise", "user",
+    "create", "custom_property", "custom_property_values", "delete", "dependabot_alert",
     "deploy_key", "deployment", "deployment_protection_rule", "deployment_review", "deployment_status", "discussion",
     "discussion_comment", "fork", "github_app_authorization", "gollum", "installation", "installation_repositories",
     "installation_target", "issue_comment", "issue_dependencies", "issues", "label", "marketplace_purchase", "member",

@@ -93,7 +93,9 @@ class _Server(BaseApplication):  # type: ignore[misc]
     def _signals(self, worker: Any) -> None:
         import gevent
 
-        # Through the C handler: it also speaks when the hub is stuck.
+        # Through the C handler: it also speaks when the hub is stuck. The master's registration came along with the
+        # fork, but gunicorn has put its own handler over it since: without this, registering again would do nothing.
+        faulthandler.unregister(signal.SIGUSR1)
         faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
         before = signal.getsignal(signal.SIGTERM)
 
