@@ -1,5 +1,6 @@
 """Fixtures: real servers, ended after each test, with a check that nothing of them is left."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 import pytest
 
 from servers import Caller, Model, Redis, Sessiond
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Run in a shell's background: every process started here would be deaf to Ctrl-C as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Figures = Callable[[str], None]
 

@@ -7,6 +7,10 @@ process stood still, nobody is punished for time in which the owner could not ha
 
 import time
 from collections.abc import Hashable, Mapping
+from typing import Final
+
+GIVEN: Final = float("inf")
+"""Has run out, and was given to the machine."""
 
 
 class Deadlines:
@@ -34,8 +38,11 @@ class Deadlines:
         self._due = {key: now + kept.get(key, seconds) for key, seconds in self._wanted.items()}
 
     def left(self, key: Hashable) -> float | None:
-        """Seconds until it runs out; None if it does not run."""
-        return self._due[key] - time.monotonic() if key in self._due else None
+        """Seconds until it runs out, 0 if it has; None if it does not run."""
+        if key not in self._due:
+            return None
+        at = self._due[key]
+        return 0.0 if at == GIVEN else max(0.0, at - time.monotonic())
 
     def until_next(self, at_most: float) -> float:
         """Seconds until the next one runs out."""
@@ -48,5 +55,5 @@ class Deadlines:
         now = time.monotonic()
         found = sorted((key for key, at in self._due.items() if at <= now), key=self._due.__getitem__)
         for key in found:
-            self._due[key] = float("inf")
+            self._due[key] = GIVEN
         return found

@@ -1,0 +1,17 @@
+"""Deadlines, on the process's own clock."""
+
+from servers import eventually
+from sessiond.deadlines import Deadlines
+
+
+def test_one_that_has_run_out_is_given_once_and_has_nothing_left() -> None:
+    """Also while the step that it causes is being committed: a view of the lease may be asked for just then."""
+    deadlines = Deadlines()
+    deadlines.want({"lease": 0.01, "hold": 60.0})
+    assert eventually(deadlines.pop_due) == ["lease"]
+    assert (deadlines.left("lease"), deadlines.left("none")) == (0.0, None)
+    assert 50 < (deadlines.left("hold") or 0) <= 60 and deadlines.until_next(1.0) == 1.0
+    assert deadlines.pop_due() == []
+    deadlines.restart(keep={"hold": 5.0})
+    assert 0 < (deadlines.left("hold") or 0) <= 5
+    assert eventually(deadlines.pop_due) == ["lease"]
