@@ -1,5 +1,6 @@
 """Fixtures: real servers, ended after each test, with a check that nothing of them is left."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 from servers import Caller, Github, Model, Redis, Sessiond, Webhook
 
 pytest_plugins = ["summary"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Run in a shell's background: every process started here would be deaf to Ctrl-C as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

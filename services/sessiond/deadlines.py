@@ -5,9 +5,12 @@ asked for. `restart` gives all of them their full time again: after Redis was aw
 process stood still, nobody is punished for time in which the owner could not have listened.
 """
 
-import math
 import time
 from collections.abc import Hashable, Mapping
+from typing import Final
+
+GIVEN: Final = float("inf")
+"""Has run out, and was given to the machine."""
 
 
 class Deadlines:
@@ -35,11 +38,11 @@ class Deadlines:
         self._due = {key: now + kept.get(key, seconds) for key, seconds in self._wanted.items()}
 
     def left(self, key: Hashable) -> float | None:
-        """Seconds until it runs out, 0 if it has and its step is not committed yet; None if it does not run."""
-        due = self._due.get(key)
-        if due is None:
+        """Seconds until it runs out, 0 if it has; None if it does not run."""
+        if key not in self._due:
             return None
-        return 0.0 if due == math.inf else due - time.monotonic()
+        at = self._due[key]
+        return 0.0 if at == GIVEN else max(0.0, at - time.monotonic())
 
     def until_next(self, at_most: float) -> float:
         """Seconds until the next one runs out."""
@@ -52,5 +55,5 @@ class Deadlines:
         now = time.monotonic()
         found = sorted((key for key, at in self._due.items() if at <= now), key=self._due.__getitem__)
         for key in found:
-            self._due[key] = math.inf
+            self._due[key] = GIVEN
         return found

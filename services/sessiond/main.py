@@ -58,7 +58,24 @@ def _serve(settings: Settings, keys: Keys) -> None:
             return _application(settings, keys)
 
     faulthandler.enable()
+    _tell_stacks()
+    _keep_sigterm_for_workers()
     Server().run()
+
+
+def _keep_sigterm_for_workers() -> None:
+    """A worker is forked with SIGTERM blocked, until it has handlers for it (`_after_init`).
+
+    Before that it has the master's, which would swallow the signal: stopping just after a start would take the
+    master's whole patience.
+    """
+    master = os.getpid()
+
+    def masked(how: int) -> None:
+        if os.getpid() == master:
+            signal.pthread_sigmask(how, {signal.SIGTERM})
+
+    os.register_at_fork(before=lambda: masked(signal.SIG_BLOCK), after_in_parent=lambda: masked(signal.SIG_UNBLOCK))
 
 
 def _gunicorn(settings: Settings) -> dict[str, Any]:
@@ -120,6 +137,7 @@ def _after_init(worker: Any) -> None:
         gevent.spawn(_stop_then, before, number, frame)
 
     signal.signal(signal.SIGTERM, term)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _stop_then(before: Any, number: int, frame: Any) -> None:

@@ -142,6 +142,27 @@ def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(
     assert "no model key" in said and said.rstrip().endswith("up: stopped")
 
 
+def test_ctrl_c_just_after_the_start_is_not_lost(tmp_path: Path) -> None:
+    """The worker has been forked and has no handlers yet: without care its master would wait for it in vain."""
+    env = {
+        **ENV,
+        "PYTHONPATH": str(SERVICES),
+        "SESSIOND_STATE_DIR": str(tmp_path / "s"),
+        "SESSIOND_PORT": str(free_port()),
+    }
+    up = subprocess.Popen([sys.executable, "-m", "sessiond.up"], env=env, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    family = eventually(lambda: three_below(up.pid), 20)
+    up.send_signal(signal.SIGINT)
+    assert up.wait(9) == 0
+    eventually(lambda: not [p for p in family if alive(p)], 5)
+
+
+def three_below(pid: int) -> list[psutil.Process]:
+    """Redis, sessiond and its worker, as soon as all three are there."""
+    found = psutil.Process(pid).children(recursive=True)
+    return found if len(found) >= 3 else []
+
+
 def test_up_that_is_killed_takes_everything_along(tmp_path: Path, model: Model) -> None:
     port = free_port()
     env = {

@@ -18,7 +18,7 @@ def stored(server: Redis) -> set[str]:
     return {key.decode() for key in redis_library.Redis.from_url(server.url).keys("*")}
 
 
-def test_looking_makes_no_session(sessiond: Start, redis_server: Redis) -> None:
+def test_neither_looking_nor_a_refusal_makes_a_session(sessiond: Start, redis_server: Redis) -> None:
     client = sessiond(scripted_env()).client()
     before = stored(redis_server)
     view = client.view(SESSION)
@@ -27,6 +27,7 @@ def test_looking_makes_no_session(sessiond: Start, redis_server: Redis) -> None:
     assert client.ledger(SESSION) == client.ledger(SESSION, wait=0.1) == []
     for look in (
         lambda: client.ticket(SESSION, "tk-" + "0" * 32),
+        lambda: client.withdraw(SESSION, "tk-" + "0" * 32),
         lambda: client.turn(SESSION, "tu-" + "0" * 32),
         lambda: client.turn_by_key(SESSION, "none"),
     ):

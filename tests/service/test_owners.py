@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+import redis as redis_library
 
-from servers import Sessiond, eventually, scripted_env
-from sessiond.client import NotOwner, Unavailable
+from servers import Redis, Sessiond, eventually, scripted_env
+from sessiond.client import NotOwner, ProblemError, Unavailable
 from sessiond.verify import verify
 
 SESSION = "octo/hello"
@@ -102,3 +103,22 @@ def test_a_killed_worker_process_is_replaced_and_owns_again_at_once(sessiond: St
     after = eventually(lambda: _view(service), 10)
     assert after["epoch"] > epoch
     assert [t["id"] for t in after["queue"]] == [place]
+
+
+def test_a_second_writer_is_found_out_and_the_session_taken_anew(sessiond: Start, redis_server: Redis) -> None:
+    """A step that must not be is never guessed at: it is refused, its agent is ended, and the stored state counts."""
+    service = sessiond(scripted_env())
+    client = service.client()
+    with client.lease(SESSION, key="k") as lease:
+        assert lease.turn("before").result().completed
+        before = client.view(SESSION)
+        redis_library.Redis.from_url(redis_server.url).hincrby(f"sessiond:{{{SESSION}}}:meta", "version", 5)
+        with pytest.raises((ProblemError, Unavailable)):
+            client.take(SESSION, key="refused")
+        after = eventually(lambda: _view(service), 10)
+        assert after["epoch"] > before["epoch"]
+        assert after["holder"]["fence"] == before["holder"]["fence"]
+        assert '"before"' in lease.turn("#history").result().text
+    assert "refused" not in [t["key"] for t in client.view(SESSION)["queue"]]
+    assert "single_writer" in service.log_bytes().decode()
+    assert verify(client.ledger(SESSION)).violations == []

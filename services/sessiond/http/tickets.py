@@ -45,10 +45,8 @@ def take(sessions: Directory, name: str, caller: Caller, request: Request) -> Re
 def wait(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
     """POST /tickets/{id}/wait"""
     body = json_body(request, _WAIT, frozenset({"holder"}))
-    door = sessions.get(name)
-    ticket = thing_id(ticket, "ticket")
-    auth.require_kind(caller, Kind(door.ticket(ticket)["kind"]))
-    parked = door.park(ticket, body["holder"])
+    ticket = _own_kind(sessions, name, caller, ticket)
+    parked = sessions.get(name).park(ticket, body["holder"])
     with watched(request.environ, parked.hang_up):
         return json_response(parked.answer(float(body.get("wait", DEFAULT_WAIT))))
 
@@ -61,11 +59,16 @@ def look(sessions: Directory, name: str, caller: Caller, request: Request, ticke
 def withdraw(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
     """DELETE /tickets/{id}"""
     body = json_body(request, _LEAVE)
-    door = sessions.get(name)
-    ticket = thing_id(ticket, "ticket")
-    auth.require_kind(caller, Kind(door.ticket(ticket)["kind"]))
-    door.withdraw(ticket, body.get("holder"))
+    ticket = _own_kind(sessions, name, caller, ticket)
+    sessions.get(name).withdraw(ticket, body.get("holder"))
     return nothing()
+
+
+def _own_kind(sessions: Directory, name: str, caller: Caller, ticket: str) -> str:
+    """The ticket's id, if there is one and the caller may have that kind. Raises Problem; then nothing was changed."""
+    ticket = thing_id(ticket, "ticket")
+    auth.require_kind(caller, Kind(sessions.look(name).ticket(ticket)["kind"]))
+    return ticket
 
 
 def renew(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
