@@ -314,3 +314,21 @@ def test_anything_at_all_raises_nothing_but_bad_payload(payload: Any) -> None:
             events.read(event, payload, RULES)
         except BadPayload:
             assert event in ("issue_comment", "pull_request_review", "issues")
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("id", True), ("id", 0), ("id", -1), ("id", 2**63), ("id", "5"), ("id", 5.0), ("node_id", "a b"),
+        ("node_id", ""), ("created_at", "9999-99-99T99:99:99Z"), ("created_at", "0001-01-01T00:00:00+14:00"),
+        ("created_at", "yesterday"), ("created_at", 1), ("user", "mona"), ("user", {"login": "mona"}), ("body", 5),
+    ],
+)  # fmt: skip
+def test_a_member_that_is_not_what_it_must_be_is_named(member: str, value: Any) -> None:
+    with pytest.raises(BadPayload, match=rf"^comment\.{member}"):
+        events.read("issue_comment", payloads.comment(**{f"comment__{member}": value}), ALL)
+
+
+def test_times_are_brought_to_utc_so_that_text_order_is_time_order() -> None:
+    found = events.read("issue_comment", payloads.comment(comment__created_at="2019-05-15T17:20:21+02:00"), RULES)
+    assert isinstance(found, Demanded) and found.comment.created_at == "2019-05-15T15:20:21Z"
