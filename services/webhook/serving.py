@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -29,9 +28,6 @@ log = structlog.get_logger("webhook")
 
 CONNECTIONS: Final = 2_000
 """Open connections a process."""
-REDIS_CONNECTIONS: Final = 64
-REDIS_DEADLINE: Final = 2.0
-"""Seconds for one call: GitHub gives a delivery up after 10, and asks again only for what was refused in time."""
 STOP_SECONDS: Final = 4
 """For what has arrived to be answered, on SIGTERM."""
 METRICS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -85,8 +81,13 @@ class _Server(BaseApplication):  # type: ignore[misc]
         logs.configure(self._settings.log_format)
         # A full pool only means that some connections to sessiond are not kept.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
-        self._ingress, sweep = assemble(self._settings)
-        threading.Thread(target=_sweep_for_ever, args=(sweep, self._settings.sweep_seconds), daemon=True).start()
+        from webhook.assembly import assemble
+
+        parts = assemble(self._settings)
+        self._ingress = parts.ingress
+        parts.warm()
+        args = (parts.sweep, self._settings.sweep_seconds)
+        threading.Thread(target=_sweep_for_ever, args=args, daemon=True).start()
         return self._ingress.app()
 
     def _signals(self, worker: Any) -> None:
@@ -120,45 +121,6 @@ def _sweep_for_ever(sweep: Callable[[], object], pause: float) -> None:
             sweep()
         except Exception as error:
             log.warning("no sweep", error=repr(error))
-
-
-def assemble(settings: IngressSettings) -> tuple["Ingress", Callable[[], object]]:
-    """The parts of one worker process, and its sweep. Needs gevent's patches."""
-    import gevent
-
-    from base.jobs import Jobs, connect
-    from sessiond.client import connect as connect_sessiond
-    from webhook.arrival import Arrival, Budget
-    from webhook.delivering import Delivering
-    from webhook.demands import Demands
-    from webhook.ingress import Ingress
-    from webhook.posts import sweep_posts
-    from webhook.runs import Runs
-    from webhook.sweeper import Sweeper
-    from webhook.tickets import Tickets, TookTooLong
-    from webhook.workertasks import WorkerTasks
-    from worker.tasks import Tasks
-
-    connection = connect(settings.redis_url, deadline=REDIS_DEADLINE, retries=1, connections=REDIS_CONNECTIONS)
-    jobs = Jobs(connection)
-    demands = Demands(connection, jobs)
-    tickets = Tickets(
-        demands,
-        connect_sessiond(settings.sessiond_url, settings.sessiond_key),
-        bound=lambda: gevent.Timeout(
-            settings.ticket_seconds, TookTooLong(f"no answer within {settings.ticket_seconds:g} s")
-        ),
-    )
-    ingress = Ingress(
-        settings.secrets,
-        settings.rules,
-        Arrival(Budget(settings.bytes_in_flight), settings.arrival_seconds, gevent.Timeout),
-        Delivering(demands, tickets, WorkerTasks(Tasks(connection, jobs))),
-        connection.ping,
-    )
-    return ingress, Sweeper(
-        demands, Runs(demands, settings.runs_per_session), tickets, lambda: 0, settings.sweep_seconds
-    ).sweep
 
 
 def _logger(log_format: str) -> Callable[[Any], Any]:
