@@ -174,7 +174,7 @@ class _Ended:
     """SIGTERM and SIGINT while no rq worker runs."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._pid = False, os.getpid()
         self.listen()
 
     def listen(self) -> None:
@@ -183,6 +183,9 @@ class _Ended:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # rq's scheduler, which has no handler of its own yet; its parent waits for it
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.asked = True
 
     def wait(self, seconds: float) -> None:

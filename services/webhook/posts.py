@@ -110,6 +110,7 @@ class Posts:
     def put_off(self, thread: str, wait: Wait) -> None:
         """Nobody tries before `wait.until`; a job is there for then."""
         pipe = self.redis.pipeline()
+        pipe.multi()
         at = datetime.fromtimestamp(wait.until, UTC)
         ends = int(wait.until) + _KEPT
         pipe.set(wait_key(thread), orjson.dumps([wait.until, wait.tries]), exat=ends)
@@ -120,6 +121,7 @@ class Posts:
     def wake(self, thread: str) -> None:
         """A job that works on the thread."""
         pipe = self.redis.pipeline()
+        pipe.multi()
         job = self.demands.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe)
         pipe.set(post_job_key(thread), job, ex=_KEPT)
         pipe.execute()
