@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from sessiond import cli as sessions
 from sessiond.client import BadName, SessiondError
+from webhook import commands as deliveries
 from worker import commands as tasks
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sessionctl", description="Looks at sessiond's sessions and operates them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    for service in (sessions, tasks):
+    for service in (sessions, tasks, deliveries):
         service.add_commands(commands)
     return parser
 

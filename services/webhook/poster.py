@@ -31,6 +31,8 @@ log = structlog.get_logger("webhook.poster")
 SECRET: Final = "secret-in-answer"
 GONE: Final = (404, 410)
 LONGEST_UNTOLD: Final = 900.0
+FAIR_STEPS: Final = 5
+"""Notes of one thread that are seen to in one go."""
 
 
 def run(thread: str) -> None:
@@ -89,10 +91,12 @@ class Poster:
 
     def _all(self, claim: Claim) -> bool:
         """False when the rest has to wait, or is another run's."""
-        demand = None
+        demand, steps = None, 0
         try:
             while (demand := claim.head()) is not None:
-                if stopping().is_set():
+                steps += 1
+                # A flurry in one thread does not keep the others' answers waiting: it goes on behind them.
+                if stopping().is_set() or steps > FAIR_STEPS:
                     self._posts.wake(claim.thread)
                     return False
                 try:

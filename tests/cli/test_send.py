@@ -17,21 +17,13 @@ from webhook import commands
 
 PING = str(payloads.DATA / "ping.json")
 COMMENT = str(payloads.DATA / "issue_comment.created.json")
-PROGRAM = """
-import argparse, sys
-from webhook import commands
-parser = argparse.ArgumentParser(prog="sessionctl")
-commands.add_commands(parser.add_subparsers(required=True))
-options = parser.parse_args()
-sys.exit(options.run(options))
-"""
 
 
 def send(*words: str, input: bytes = b"", **env: str) -> "subprocess.CompletedProcess[str]":
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WEBHOOK_", "SESSIOND_"))}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "send", *words], env={**kept, "PYTHONPATH": str(SERVICES), **env}, input=input,
-        capture_output=True, timeout=30,
+        [sys.executable, "-m", "ops.sessionctl", "send", *words],
+        env={**kept, "PYTHONPATH": str(SERVICES), **env}, input=input, capture_output=True, timeout=30,
     )  # fmt: skip
     return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
 
