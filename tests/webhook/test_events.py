@@ -326,7 +326,7 @@ def test_anything_at_all_raises_nothing_but_bad_payload(payload: Any) -> None:
 )  # fmt: skip
 def test_a_member_that_is_not_what_it_must_be_is_named(member: str, value: Any) -> None:
     with pytest.raises(BadPayload, match=rf"^comment\.{member}"):
-        events.read("issue_comment", payloads.comment(**{f"comment__{member}": value}), ALL)
+        events.read("issue_comment", payloads.change(payloads.comment(), **{f"comment__{member}": value}), ALL)
 
 
 def test_times_are_brought_to_utc_so_that_text_order_is_time_order() -> None:

@@ -188,6 +188,14 @@ def test_lengths_that_lie(service: Webhook, raw: str, status: int) -> None:
         assert link.recv(4096).split(b" ")[1] == str(status).encode()
 
 
+def test_a_body_that_breaks_off_is_400_and_never_taken_for_a_whole_one(service: Webhook) -> None:
+    signed = f"X-Hub-Signature-256: {sign(Webhook.SECRET, b'{}')}\r\nX-GitHub-Event: ping\r\nX-GitHub-Delivery: d\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as link:
+        link.sendall((HEAD + signed + "Content-Length: 5\r\n\r\n{}").encode())
+        link.shutdown(socket.SHUT_WR)
+        assert link.recv(4096).split(b" ")[1] == b"400"
+
+
 # ---- the process ---------------------------------------------------------------------------------
 
 
