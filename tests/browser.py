@@ -1,11 +1,13 @@
 """A real headless Chromium, spoken to in its DevTools protocol over two pipes: no port, no library."""
 
 import base64
+import fcntl
 import json
 import os
 import queue
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -24,6 +26,19 @@ def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+RUN = "import os, sys; [os.dup2(int(a), n) for a, n in zip(sys.argv[1:], (3, 4))]; os.execv(sys.argv[3], sys.argv[3:])"
+"""Chromium reads commands from descriptor 3 and answers on 4."""
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose descriptors are above the two that Chromium wants."""
+    ends = os.pipe()
+    found = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return found[0], found[1]
+
+
 class Gone(AssertionError):
     """The browser ended or did not answer."""
 
@@ -33,12 +48,10 @@ class Browser:
 
     def __init__(self) -> None:
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
-        to_read, self._out = os.pipe()
-        self._in, to_write = os.pipe()
+        (to_read, self._out), (self._in, to_write) = _pipe(), _pipe()
         command = [chromium() or "", *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
-        # Chromium reads commands from descriptor 3 and answers on 4.
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", *command],
+            [sys.executable, "-I", "-S", "-c", RUN, str(to_read), str(to_write), *command],
             pass_fds=(to_read, to_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True, env={**os.environ, "TZ": "UTC", "LC_ALL": "C.UTF-8"},
         )  # fmt: skip

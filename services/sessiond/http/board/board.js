@@ -116,6 +116,7 @@ function askKey() {
   live.stop();
   Object.assign(state, { sessions: new Map(), detail: null, leases: null });
   last = null;
+  paint();
   tell("connecting");
   say(byId("link-text"), "signed out");
   byId("board").hidden = byId("sign-out").hidden = true;
@@ -155,9 +156,13 @@ function paint() {
   byId("chosen").hidden = detail === null;
   const nothing = byId("nothing");
   nothing.hidden = detail !== null || selected === null;
-  say(nothing, state.sessions.has(selected ?? "") ? "Reading." : "Nobody has used this session yet, or this instance does not own it.");
+  say(nothing, link.state !== "live" || state.sessions.has(selected ?? "") ? "Reading." : "Nobody has used this session yet, or this instance does not own it.");
   document.title = selected ? `${heldBy(detail)} · ${selected}` : "sessiond";
-  if (detail === null) return;
+  if (detail === null) {
+    for (const id of ["holder", "agent", "queue-rows"]) byId(id).replaceChildren();
+    draw(null, now());
+    return;
+  }
   holder(detail);
   agent(detail.agent);
   queue(detail);
@@ -248,11 +253,13 @@ function announceLater(detail) {
   soon = setTimeout(() => announce(text), QUIET);
 }
 
+/** Times go on only while it is known that they do. */
 function tick() {
+  if (link.state !== "live") return;
   for (const time of document.querySelectorAll("time.running")) {
     if (time.dateTime) say(time, running(seconds(time.dateTime, now())));
   }
-  if (link.state === "live") grow(state.leases, now());
+  grow(state.leases, now());
 }
 
 // ---- begin --------------------------------------------------------------------------------
