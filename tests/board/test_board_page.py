@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from browser import Browser, Page, chromium
@@ -274,3 +275,18 @@ def test_it_says_when_what_it_shows_may_be_old(sessiond: Start, redis_server: An
         redis_server.go_on()
     page.wait("document.querySelector('#link').dataset.state === 'live'", 30)
     assert page.eval("document.querySelector('#announce').textContent") == "Connected again"
+
+
+def test_it_says_when_the_service_stands_still(sessiond: Start, board: Open) -> None:
+    service = sessiond(scripted_env())
+    service.client().take(SESSION, key="k")
+    page = board(service)
+    page.wait("document.querySelectorAll('#queue-rows tr').length === 1")
+    [worker] = psutil.Process(service.pid).children()
+    worker.suspend()
+    try:
+        page.wait("document.querySelector('#link-text').textContent.startsWith('the stream fell silent')", 25)
+        assert page.eval("document.querySelector('#board').classList.contains('old')")
+    finally:
+        worker.resume()
+    page.wait("document.querySelector('#link').dataset.state === 'live'", 30)

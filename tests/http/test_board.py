@@ -17,6 +17,7 @@ import urllib3
 
 from servers import Redis, Sessiond, eventually, scripted_env
 from sessiond.client import Client
+from sessiond.http import signin
 from sessiond.http.app import create_app
 from sessiond.keys import parse
 
@@ -224,6 +225,14 @@ def test_a_cookie_that_was_touched_or_is_over_opens_nothing(ask: Ask) -> None:
     ):
         answer = ask("GET", "/v1/board", cookie=f"{name}={other}")
         assert (answer.status, answer.json()["type"]) == (401, "unauthorized"), other
+
+
+def test_a_cookie_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = create_app(None, parse(f"v viewer {hashlib.sha256(b'k').hexdigest()}"), b"secret").test_client()  # type: ignore[arg-type]
+    monkeypatch.setattr(signin, "LIFE", -1)
+    given = client.post("/v1/board/sign-in", json={"key": "k"}).headers["Set-Cookie"].partition(";")[0]
+    answer = client.get("/v1/board", headers={"Cookie": given})
+    assert (answer.status_code, answer.json) == (401, {**(answer.json or {}), "type": "unauthorized"})
 
 
 def routes() -> list[tuple[str, str]]:
