@@ -115,13 +115,14 @@ _RUNNING: list[Any] = []
 def _application(settings: Settings, keys: Keys) -> Any:
     """Built in the worker, after gevent has patched: no connection and no agent is ever the master's."""
     from sessiond.http.app import create_app
+    from sessiond.http.signin import instance_secret
     from sessiond.sessions import Sessions
 
     log.configure(settings.log_format)
     sessions = Sessions(settings)
     sessions.start()
     _RUNNING.append(sessions)
-    return create_app(sessions, keys)
+    return create_app(sessions, keys, instance_secret(settings.state_dir / "board-secret"))
 
 
 def _after_init(worker: Any) -> None:

@@ -198,6 +198,12 @@ class Store:
         found = self._reads.call("XRANGE", self.base + "ledger", start, "+", "COUNT", count)
         return [entry_of(*one) for one in found]
 
+    def ledger_before(self, before: str | None, count: int) -> list[dict[str, Any]]:
+        """At most `count` entries before the id `before` (None: from the last), the newest first."""
+        end = f"({before}" if before else "+"
+        found = self._reads.call("XREVRANGE", self.base + "ledger", end, "-", "COUNT", count)
+        return [entry_of(*one) for one in found]
+
     def ledger_wait(self, after: str | None, milliseconds: int, count: int = 500) -> list[dict[str, Any]]:
         """The same, waiting at most so long (up to 60 s) for the first."""
         call = ("XREAD", "COUNT", count, "BLOCK", max(1, milliseconds), "STREAMS", self.base + "ledger", after or "0")
