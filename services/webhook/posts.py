@@ -29,6 +29,8 @@ from webhook.demands import (
 )  # fmt: skip
 
 log = structlog.get_logger("webhook.posts")
+LATE: Final = 3.0
+"""Seconds after which a scheduled job that did not come counts as lost."""
 _KEPT: Final = 86_400
 """Seconds that a wait is remembered after it is over: how often it failed counts on."""
 _T = TypeVar("_T")
@@ -119,9 +121,12 @@ class Posts:
         pipe.execute()
 
     def wake(self, thread: str) -> None:
-        """A job that works on the thread."""
+        """A job that works on the thread now; a wait that is over is no longer one."""
+        wait = self.wait(thread)
         pipe = self.redis.pipeline()
         pipe.multi()
+        if 0 < wait.until <= self.now():
+            pipe.set(wait_key(thread), orjson.dumps([0.0, wait.tries]), ex=_KEPT)
         job = self.demands.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe)
         pipe.set(post_job_key(thread), job, ex=_KEPT)
         pipe.execute()
@@ -143,12 +148,20 @@ def sweep_posts(demands: Demands) -> int:
     for thread in posts.threads():
         if not posts.pending(thread):
             posts.forget(thread)
-        elif not posts.claimed(thread) and posts.wait(thread).until <= posts.now() and not posts.awake(thread):
+        elif not posts.claimed(thread) and _forgotten(posts, thread):
             posts.wake(thread)
             woken += 1
     if woken:
         log.info("threads woken", count=woken)
     return woken
+
+
+def _forgotten(posts: Posts, thread: str) -> bool:
+    until, now = posts.wait(thread).until, posts.now()
+    if until > now:
+        return False
+    # The scheduler of a poster that was killed keeps its lock for a minute: its scheduled jobs wait for nobody.
+    return (until > 0 and now - until > LATE) or not posts.awake(thread)
 
 
 def claim_key(thread: str) -> str:
