@@ -7,6 +7,7 @@ lease is released; a lease that is left without one is left to expire, so that t
 kills this process, the demand's record says where it stood, and the sweep wakes another.
 """
 
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -53,16 +54,27 @@ class Run:
         self.holder = sessiond.new_holder()
 
     def go(self, session: str) -> None:
-        """Takes up the first demand that waits for a run, if this session may have another run."""
-        demand = self._runs.claim(session, self.holder)
+        """Takes up the first demand that waits for a run, if its session may have another run."""
+        demand = self._claimed(session)
         if demand is None:
             return
+        session = demand.session
         hold("handler-claimed")
         with structlog.contextvars.bound_contextvars(session=session, demand=demand.key, holder=self.holder):
             log.info("taken up", run=demand.runs)
             with self._runs.beating(session, self.holder):
                 self._one(demand)
             self._durably(partial(self._runs.finish, session, self.holder))
+
+    def _claimed(self, session: str) -> Demand | None:
+        """The session's demand; where it has its runs already, another session's, so that no wake is spent in vain
+        while somebody waits behind a flurry of wakes."""
+        others = [name for name in self._demands.sessions() if name != session]
+        for name in (session, *random.sample(others, len(others))):
+            demand = self._runs.claim(name, self.holder)
+            if demand is not None:
+                return demand
+        return None
 
     def _one(self, demand: Demand) -> None:
         try:

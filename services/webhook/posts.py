@@ -1,6 +1,7 @@
 """The pending posts in Redis: which demands' notes are to be brought up to date, and who does it.
 
-    webhook:posts:{thread}       keys of demands, by the order in which they came      webhook:threads    such threads
+    webhook:threads              threads with pending posts, by when they were served
+    webhook:posts:{thread}       their demands' keys, by the order in which they came
     webhook:posts-claim:{thread} the run that works on it, 60 s long                   webhook:posts-job:{thread}
     webhook:posts-wait:{thread}  until when nobody tries, and how often it failed      webhook:posts-limit:{account}
 
@@ -60,8 +61,12 @@ class Posts:
         return self.redis.zcard(posts_key(thread))
 
     def threads(self) -> list[str]:
-        """Threads with pending posts."""
-        return sorted(texts(list(cast(set[bytes], self.redis.smembers(THREADS)))))
+        """Threads with pending posts, the one that was served longest ago first."""
+        return texts(cast(list[bytes], self.redis.zrange(THREADS, 0, -1)))
+
+    def served(self, thread: str) -> None:
+        """A run serves it now: the others come before it next time."""
+        self.redis.zadd(THREADS, {thread: self.now()}, xx=True)
 
     def claimed(self, thread: str) -> bool:
         """Whether a run works on it."""
@@ -138,7 +143,7 @@ class Posts:
 
 def stage_forget(pipe: Any, thread: str) -> None:
     """Within a MULTI: the thread has nothing pending and is not listed."""
-    pipe.srem(THREADS, thread)
+    pipe.zrem(THREADS, thread)
     pipe.delete(wait_key(thread), post_job_key(thread))
 
 
