@@ -14,7 +14,7 @@ from webhook import demand as d
 from webhook import notes
 from webhook.comment import Source
 from webhook.demand import State
-from webhook.demands import now_text
+from webhook.demands import now_text, posts_key, texts
 from webhook.posts import sweep_posts
 
 Posters = Callable[..., Poster]
@@ -87,7 +87,7 @@ def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
     """The second comment's answer takes the place of its own waiting note; it must not overtake the first's."""
     poster(github.env(), name="a")
     poster(github.env(), name="b")
-    keys = [bench.ask(a_comment(f"IC_{n}")) for n in range(4)]
+    keys = [bench.ask(a_comment(f"IC_{9 - n}")) for n in range(4)]
     bench.shown(keys[0])
     for mode, more in (("error", {"status": 502}), ("secondary", {"seconds": 1}), ("cut", {}), ("drop", {})):
         github.fault(mode, "(POST|PATCH) .*comments", **more)
@@ -97,6 +97,14 @@ def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
     answers = [one["body"].split("\n")[0] for one in github.log() if one["body"].startswith("answer")]
     assert list(dict.fromkeys(answers)) == [f"answer {n}" for n in range(4)]
     assert len({one["id"] for one in github.log()}) == 4
+
+
+def test_an_answer_does_not_overtake_because_its_seen_note_still_waits(bench: Bench, github: Github) -> None:
+    first, second = bench.ask(a_comment("IC_2")), bench.ask(a_comment("IC_1"))
+    bench.demands.redis.zrem(posts_key("Octo/Hello#1"), first)  # seen, and shown
+    bench.answer(second)
+    bench.answer(first)
+    assert texts(bench.demands.redis.zrange(posts_key("Octo/Hello#1"), 0, -1)) == [first, second]
 
 
 def test_two_posters_at_once_post_each_note_once(bench: Bench, github: Github, poster: Posters) -> None:

@@ -59,16 +59,18 @@ def test_what_is_on_its_way_when_the_poster_dies_is_waited_for(
     bench: Bench, github: Github, poster: Callable[..., Poster]
 ) -> None:
     """GitHub does it only after another has the thread; whoever listed at once would not find it, and post again."""
-    started = poster({**github.env(), "POSTER_CLAIM": "3"})
-    github.fault("delay", seconds=1.3)
+    patient = {**github.env(), "POSTER_DEADLINE": "3", "POSTER_CLAIM": "9"}
+    started = poster(patient)
+    github.fault("delay", seconds=2.5)
     key = bench.ask(a_comment())
     bench.answer(key)
     asked = eventually(lambda: [one for one in github.requests() if one["method"] == "POST"])
     started.kill9()
     bench.demands.redis.delete(claim_key(bench.get(key).comment.thread))
     assert time.time() - asked[0]["at"] < 1.0
-    poster(github.env(), name="next")
+    poster(patient, name="next")
     bench.posted(key, seconds=30, sweep=True)
+    eventually(lambda: github.requests()[0]["status"], 10, "the first request is done")
     assert [one["did"] for one in github.log()] == ["created"]
 
 
