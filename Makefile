@@ -32,7 +32,8 @@ lint: setup
 
 # Most of a test's time is waiting: three processes keep two cores busy.
 test: lint
-	$(BIN)/pytest -n 3 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 # What a comment and a task come to, whatever dies: every row, printed.
 check-answers: setup

@@ -103,6 +103,7 @@ def test_sessiond_refuses_bad_settings_in_one_line(env: dict[str, str], tmp_path
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.alone
 def test_the_demo_tells_its_story(figures: Callable[[str], None]) -> None:
     env = {**ENV, "PYTHONPATH": f"{SERVICES}:{TESTS}"}
     done = subprocess.run(
