@@ -39,6 +39,7 @@ _T = TypeVar("_T")
 EDITS: Final = 5
 """How often one run begins anew because the comment was edited under its hands."""
 DURABLE_PATIENCE: Final = 120.0
+RESTART_PATIENCE: Final = 60.0
 FINAL: Final = frozenset({"forced", "hold-limit", "lost-thrice", "too-old"})
 """Ends of a ticket or lease after which nobody tries again: the person is told."""
 
@@ -105,13 +106,27 @@ class Run:
         if known is None or known.ticket is None:
             return
         try:
-            self._client.ticket(demand.session, known.ticket)
+            with broken_off():
+                self._patiently(partial(self._client.ticket, demand.session, known.ticket))
         except sessiond.TicketEnded as ended:
             if ended.reason in FINAL or ended.reason == "withdrawn":
                 raise NoAnswer(ended.reason) from ended
         except sessiond.ProblemError as problem:
             if problem.type != "not-found":
                 raise
+
+    @staticmethod
+    def _patiently(call: Callable[[], object]) -> None:
+        """Asks sessiond, also while it is being restarted. Raises what it says."""
+        ends = time.monotonic() + RESTART_PATIENCE
+        while True:
+            try:
+                call()
+                return
+            except sessiond.Unavailable as failure:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(min(5.0, failure.retry_after or 0.5))
 
     def _under_lease(self, demand: Demand) -> bool:
         """One lease. True when the demand is answered; False when the lease was lost and the place stands."""
