@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from base.env import Env
+from base.env import SettingsError as BaseError
+from sessiond.agent.user import User
 from sessiond.lock.rules import Times
 
 
@@ -34,6 +37,8 @@ class Settings:
     checkouts: Path | None = None
     max_agents: int = 8
     hooks_dir: Path | None = None
+    agent_user: User | None = None
+    """Whom the agent runs as; None for the service's own user."""
     log_format: str = "console"
     times: Times = field(default_factory=Times)
 
@@ -110,10 +115,21 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
     state_dir = found.get("state_dir", Path(".state"))
     found.setdefault("keys_file", state_dir / "keys")
     found.setdefault("url", f"http://{found.get('host', '127.0.0.1')}:{found.get('port', 8420)}")
-    redis_url = environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0"
-    if not redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingsError("REDIS_URL must begin with redis://, rediss:// or unix://")
-    return Settings(redis_url=redis_url, host_name=host, times=Times(**times), **found)
+    try:
+        redis_url = Env(environ).redis_url()
+    except BaseError as error:
+        raise SettingsError(str(error)) from error
+    user = _agent_user(environ.get("SESSIOND_AGENT_UID", ""), environ.get("SESSIOND_AGENT_GID", ""))
+    return Settings(redis_url=redis_url, host_name=host, agent_user=user, times=Times(**times), **found)
+
+
+def _agent_user(uid: str, gid: str) -> User | None:
+    """Both or neither; never root's."""
+    if not uid and not gid:
+        return None
+    if not (uid.isdecimal() and gid.isdecimal() and 0 < int(uid) < 2**32 - 1 and 0 < int(gid) < 2**32 - 1):
+        raise SettingsError("SESSIOND_AGENT_UID, SESSIOND_AGENT_GID: must both be numbers above 0, or both be empty")
+    return User(int(uid), int(gid))
 
 
 def _read(name: str, read: Callable[[str], Any], text: str) -> Any:
