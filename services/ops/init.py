@@ -22,7 +22,8 @@ from ops.firstrun import make_secret
 USERS: Final = ("sessiond", "webhook", "worker")
 _RQ: Final = "&rq:* +@all -@dangerous -@admin +info +client|list"
 GRANTS: Final[Mapping[str, str]] = {
-    "sessiond": "~sessiond:* +@read +@write +@connection +@transaction +@scripting +time -@dangerous -@admin -keys -scan",
+    "sessiond": "~sessiond:* +@read +@write +@connection +@transaction +@scripting +time "
+    "-@dangerous -@admin -keys -scan",
     "webhook": f"~webhook:* ~rq:* ~worker:* {_RQ}",
     "worker": f"~worker:* ~rq:* {_RQ}",
 }
@@ -60,7 +61,9 @@ def make(place: Path, owners: Owners, redis_host: str = "redis") -> bool:
 
 
 def _redis(place: Path, host: str) -> None:
-    lines = ["user default off", "user health on nopass resetkeys resetchannels -@all +ping"]
+    # Off, so that nobody is it; with every right, because Redis replays its append-only file in this user's name, and
+    # drops each transaction that it may not do.
+    lines = ["user default off resetpass ~* &* +@all", "user health on nopass resetkeys resetchannels -@all +ping"]
     for user in USERS:
         password = secrets.token_urlsafe(32)
         _write(place / user / "redis-url", f"redis://{user}:{password}@{host}:6379/0\n")
