@@ -202,6 +202,11 @@ def kill_one(stack: Stack, service: str) -> None:
     say(f"kill -9 of one {service}")
 
 
+def kill_both(stack: Stack) -> None:
+    kill_one(stack, "webhook")
+    kill_one(stack, "handler")
+
+
 def walls(stack: Stack) -> None:
     command = json.dumps({"command": f"{{ {WALLS}; }} > walls.txt 2>&1"})
     told = stack.compose("exec", "-T", "worker", "python", "-c", TURN, f"#tool Bash {command}")
@@ -222,7 +227,7 @@ def story(stack: Stack) -> None:
     stack.up(3)
     say("three webhooks, three handlers")
     begun = time.monotonic()
-    flurry(stack, "A", 18, lambda: (kill_one(stack, "webhook"), kill_one(stack, "handler")) and None)
+    flurry(stack, "A", 18, lambda: kill_both(stack))
     say(f"18 comments, each answered once, {time.monotonic() - begun:.1f} s; statuses {sorted(set(stack.statuses))}")
     flurry(stack, "B", 9, lambda: stack.up(1))
     say("scaled down to one in the middle of a flurry: 9 more, each answered once")
