@@ -58,14 +58,19 @@ client = connect(key=Env(os.environ).secret("SESSIOND_KEY"))
 with client.lease("octo/walls", kind="worker", key="walls") as lease:
     print(lease.turn(sys.argv[1]).result().outcome)
 """
+KNOCKS = """
+import socket
+for host, port, text in (("redis", 6379, "KEYS *"), ("sessiond", 8420, "GET /v1/sessions HTTP/1.0\\r\\n")):
+    with socket.create_connection((host, port), 3) as door:
+        door.sendall(f"{text}\\r\\n".encode())
+        print(host, door.recv(200).decode().splitlines()[0])
+"""
 WALLS = (
     "id -u; id -G; "
     "for f in /proc/[0-9]*/environ; do [ -O $f ] || { cat $f >/dev/null 2>&1 && echo LEAK $f; }; done; "
     "cat /keys/sessiond/keys 2>/dev/null && echo LEAK keys; cat /keys/sessiond/redis-url 2>/dev/null && echo LEAK url; "
     "ls /keys/sessiond 2>/dev/null && echo LEAK dir; "
-    "(echo PING; sleep 1) | timeout 3 bash -c 'exec 3<>/dev/tcp/redis/6379; cat >&3 & head -1 <&3'; "
-    "timeout 3 bash -c 'exec 3<>/dev/tcp/sessiond/8420; "
-    'printf \\"GET /v1/sessions HTTP/1.0\\\\r\\\\n\\\\r\\\\n\\" >&3; head -1 <&3\'; '
+    f"python -c 'exec(bytes.fromhex(\"{KNOCKS.encode().hex()}\").decode())'; "
     "env | grep -iE 'github|redis|webhook|SESSIOND_K' && echo LEAK env; "
     "kill -9 1 2>/dev/null && echo LEAK kill; touch /var/lib/sessiond/x 2>/dev/null && echo LEAK state; "
     "grep -E 'Cap(Eff|Prm|Amb)|NoNewPrivs' /proc/self/status; echo walls done"
