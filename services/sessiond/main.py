@@ -114,12 +114,15 @@ _RUNNING: list[Any] = []
 
 def _application(settings: Settings, keys: Keys) -> Any:
     """Built in the worker, after gevent has patched: no connection and no agent is ever the master's."""
+    from sessiond import metrics
+    from sessiond.gauges import Gauges
     from sessiond.http.app import create_app
     from sessiond.sessions import Sessions
 
     log.configure(settings.log_format)
     sessions = Sessions(settings)
     sessions.start()
+    metrics.REGISTRY.register(Gauges(sessions.owned))
     _RUNNING.append(sessions)
     return create_app(sessions, keys)
 
