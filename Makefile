@@ -32,11 +32,12 @@ lint: setup
 
 # Most of a test's time is waiting: three processes keep two cores busy.
 test: lint
-	$(BIN)/pytest -n 3 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 # What a comment and a task come to, whatever dies: every row, printed.
 check-answers: setup
-	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/webhook tests/worker tests/whole
+	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/base tests/webhook tests/worker tests/whole
 
 clean:
 	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -59,6 +59,12 @@ class Stage:
         ):
             stack.callback(JobProcess(module, place / name, env).close)
 
+    def ordinary_traffic(self) -> None:
+        """What a webhook that has run for a while has seen: comments that nobody is asked by."""
+        for n in range(6):
+            edited = payloads.comment(f"IC_{n}", "nobody is asked", action="edited")
+            self.webhooks[n % 2].post("issue_comment", edited, f"ordinary-{n}")
+
     def assign(self) -> None:
         """The issue that the worker gets."""
         payload = payloads.load("issues.assigned")
@@ -95,8 +101,8 @@ def flurry(stage: Stage) -> None:
     begun = time.monotonic()
     for thread in threads:
         thread.start()
-        time.sleep(0.008)
-    say("GitHub", f"sends A, B and C within {(time.monotonic() - begun - 0.008) * 1000:.0f} ms")
+        time.sleep(0.0095)
+    say("GitHub", f"sends A, B and C within {(time.monotonic() - begun - 0.0095) * 1000:.0f} ms")
     for thread in threads:
         thread.join()
     say("webhook", f"has answered {statuses}")
@@ -105,6 +111,7 @@ def flurry(stage: Stage) -> None:
 def run(stage: Stage) -> list[dict[str, Any]]:
     client = stage.service.client()
     threading.Thread(target=show, args=(stage,), daemon=True).start()
+    stage.ordinary_traffic()
     stage.assign()
     started = lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION))  # noqa: E731
     eventually(started, 30, "the worker's turn")

@@ -33,7 +33,7 @@ ROLES = ("admin", "handler", "worker", "viewer")
 SCRIPTED = (sys.executable, "-I", "-S", str(TESTS / "standins" / "scripted_agent.py"))
 
 
-def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str = "") -> Any:
+def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str | Callable[[], str] = "") -> Any:
     """The first true answer of `check`, asked again and again for at most `seconds`."""
     ends = time.monotonic() + seconds
     while True:
@@ -41,7 +41,7 @@ def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str = "") 
         if found:
             return found
         if time.monotonic() > ends:
-            raise AssertionError(f"not within {seconds} s: {what or check}")
+            raise AssertionError(f"not within {seconds} s: {(what() if callable(what) else what) or check}")
         time.sleep(0.01)
 
 

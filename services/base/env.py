@@ -39,6 +39,10 @@ class Env:
         """A whole number of 1 or more."""
         return self.read(name, _count, default)
 
+    def flag(self, name: str, default: bool) -> bool:
+        """1 or 0; true, yes, on, false, no, off will do."""
+        return self.read(name, _flag, default)
+
     def money(self, name: str, default: float | None) -> float | None:
         """US dollars above 0; None for no bound."""
         return self.read(name, _seconds, default)
@@ -70,6 +74,14 @@ class Env:
     def secret(self, name: str) -> str:
         """The variable NAME, else the first line of the file that NAME_FILE names, else empty."""
         return self.text(name) or self.read(f"{name}_FILE", _first_line, "")
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("must be 1 or 0")
 
 
 def _seconds(text: str) -> float:

@@ -23,6 +23,7 @@ from typing import Any, Final
 import redis
 import structlog
 from rq import Worker
+from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 
@@ -97,6 +98,15 @@ class JobWorker(Worker):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.horse_pid, TOLD)
 
+    def _shutdown(self) -> None:
+        """rq asks Redis whether it is busy; while Redis is away the signal would be lost with that question."""
+        try:
+            super()._shutdown()  # type: ignore[no-untyped-call]
+        except (redis.ConnectionError, redis.TimeoutError):
+            if not self.horse_pid:
+                raise StopRequested from None
+            self._stop_requested = True
+
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """rq's loop would end here while Redis is away, and leave the work-horse without a parent that watches it."""
         try:
@@ -143,6 +153,8 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
             log.warning("rq's loop ended by itself", queue=queue, again_in=pause)
             ended.wait(pause)
         except (redis.ConnectionError, redis.TimeoutError) as error:
+            if _stopping.is_set():
+                return 0
             ended.listen()
             if time.monotonic() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE

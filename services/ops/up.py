@@ -125,9 +125,11 @@ def _children(place: Place) -> list[list[Child]]:
 
     handlers = [child(f"handler-{n}", "webhook.handler", 8.0, "handler") for n in range(1, place.handlers + 1)]
     workers = [child(f"worker-{n}", "worker", 8.0, "worker") for n in range(1, place.workers + 1)]
+    # It needs no key, but must know it: what it posts is searched for every secret.
+    poster = child("poster", "webhook.poster", 8.0, "handler")
     return [
         [child("webhook", "webhook", 6.0, "handler")],
-        [*handlers, *workers, child("poster", "webhook.poster", 8.0)],
+        [*handlers, *workers, poster],
         [child("sessiond", "sessiond.main", 20.0)],
     ]
 

@@ -28,7 +28,8 @@ class Audit:
     def __init__(self, name: str, store: Store, version: Callable[[], int]) -> None:
         self._name, self._store, self._version = name, store, version
         self._reader = Reader()
-        self._after = store.ledger_end()
+        last = store.ledger_before(None, 1)
+        self._after: str | None = last[0]["id"] if last else None
         self._read: int | None = None
 
     def read_on(self) -> None:

@@ -76,6 +76,42 @@ class SessionLook:
         except Away as error:
             raise away() from error
 
+    def ledger_before(self, before: str | None, count: int) -> list[dict[str, Any]]:
+        """At most `count` entries before the id `before` (None: from the last), the newest first."""
+        try:
+            return self._s.store.ledger_before(before, count)
+        except Away as error:
+            raise away() from error
+
+    # ---- the board ---------------------------------------------------------------------------
+
+    def moment(self) -> tuple[object, ...]:
+        """The values that the board shows; another moment has others in their place."""
+        now = self._s.standing
+        return now.lock, now.agent, now.extras
+
+    def keys(self) -> dict[str, str | None]:
+        """The living tickets' keys."""
+        return {t.id: t.key for t in self._s.standing.lock.tickets.values()}
+
+    def row(self) -> dict[str, Any]:
+        """The session in one line of the board."""
+        now = self._s.standing
+        return views.board_row(self.name, now.lock, self._since(), now.agent.phase.value)
+
+    def detail(self) -> dict[str, Any]:
+        """Who holds since when, who waits and why, the agent's state."""
+        now = self._s.standing
+        agent = {
+            "state": now.agent.phase.value, "why": now.agent.why or None, "tasks": len(now.agent.tasks),
+            "conversation": conversation_of(now.agent),
+        }  # fmt: skip
+        return {"session": self.name, **views.board_lock(now.lock, self._since(), now.taken), "agent": agent}
+
+    def _since(self) -> str | None:
+        extras = self._s.standing.extras
+        return extras.granted_at or None if extras else None
+
 
 class Unseen:
     """A session on which nobody has taken a ticket yet: looking at it does not make it."""

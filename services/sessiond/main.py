@@ -117,6 +117,7 @@ def _application(settings: Settings, keys: Keys) -> Any:
     from sessiond import metrics
     from sessiond.gauges import Gauges
     from sessiond.http.app import create_app
+    from sessiond.http.signin import instance_secret
     from sessiond.sessions import Sessions
 
     log.configure(settings.log_format)
@@ -124,7 +125,7 @@ def _application(settings: Settings, keys: Keys) -> Any:
     sessions.start()
     metrics.REGISTRY.register(Gauges(sessions.owned))
     _RUNNING.append(sessions)
-    return create_app(sessions, keys)
+    return create_app(sessions, keys, instance_secret(settings.state_dir / "board-secret"))
 
 
 def _after_init(worker: Any) -> None:

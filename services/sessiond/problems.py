@@ -37,6 +37,7 @@ KINDS: Final[Mapping[str, ProblemKind]] = {
     "not-owner": ProblemKind(421, "Another instance owns the session"),
     "internal": ProblemKind(500, "The service failed"),
     "queue-full": ProblemKind(503, "The queue takes no more tickets", 60.0),
+    "board-full": ProblemKind(503, "Too many look at the board", 10.0),
     "agent-broken": ProblemKind(503, "The agent cannot run", 10.0),
     "redis-away": ProblemKind(503, "Redis cannot be reached", 1.0),
     "stopping": ProblemKind(503, "The service is stopping", 2.0),

@@ -152,6 +152,12 @@ class Sessions:
         """The view of every session owned here, by name."""
         return [SessionDoor(self._owned[name]).view() for name in sorted(self._owned)]
 
+    def owned(self) -> list[SessionLook]:
+        """Every session owned here, for looking at. Raises Problem stopping."""
+        if self._stopping:
+            raise Problem("stopping", 503, "The service is stopping")
+        return [SessionLook(session) for session in self._owned.values() if session.closed is None]
+
     def ready(self) -> tuple[bool, str]:
         """Whether Redis answers and every owner loop runs; never an agent's state."""
         if self._stopping:

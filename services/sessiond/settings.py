@@ -4,16 +4,14 @@ import os
 import secrets
 import shlex
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
 
+from base.env import Env, SettingsError
 from sessiond.lock.rules import Times
 
-
-class SettingsError(ValueError):
-    """A setting is not valid; the text is one line that names it."""
+__all__ = ["Settings", "SettingsError", "from_env"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,86 +36,30 @@ class Settings:
     times: Times = field(default_factory=Times)
 
 
-PREFIX: Final = "SESSIOND_"
-
-
-def _flag(text: str) -> bool:
-    if text.lower() in ("1", "true", "yes", "on"):
-        return True
-    if text.lower() in ("", "0", "false", "no", "off"):
-        return False
-    raise ValueError("must be 1 or 0")
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e9:
-        raise ValueError("must be seconds above 0")
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError("must be 1 or more")
-    return number
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 65536:
-        raise ValueError("must be a port, 1 to 65535")
-    return number
-
-
-def _format(text: str) -> str:
-    if text not in ("console", "json"):
-        raise ValueError("must be console or json")
-    return text
-
-
-_READERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "state_dir": Path,
-    "host": str,
-    "port": _port,
-    "url": lambda text: text.rstrip("/"),
-    "keys_file": Path,
-    "instance": str,
-    "agent_command": lambda text: tuple(shlex.split(text)),
-    "model": str,
-    "background_tasks": _flag,
-    "checkouts": Path,
-    "max_agents": _count,
-    "hooks_dir": Path,
-    "log_format": _format,
-}
-
-
 def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings that the environment asks for. Raises SettingsError."""
-    found: dict[str, Any] = {}
-    for name, read in _READERS.items():
-        text = environ.get(PREFIX + name.upper())
-        if text:
-            found[name] = _read(PREFIX + name.upper(), read, text)
-    times = {
-        f.name: _read(PREFIX + f.name.upper(), _positive, environ[PREFIX + f.name.upper()])
-        for f in fields(Times)
-        if environ.get(PREFIX + f.name.upper())
-    }
-    host = socket.gethostname()
-    found.setdefault("instance", f"{host}-{os.getpid()}-{secrets.token_hex(3)}")
-    state_dir = found.get("state_dir", Path(".state"))
-    found.setdefault("keys_file", state_dir / "keys")
-    found.setdefault("url", f"http://{found.get('host', '127.0.0.1')}:{found.get('port', 8420)}")
-    redis_url = environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0"
-    if not redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingsError("REDIS_URL must begin with redis://, rediss:// or unix://")
-    return Settings(redis_url=redis_url, host_name=host, times=Times(**times), **found)
-
-
-def _read(name: str, read: Callable[[str], Any], text: str) -> Any:
-    try:
-        return read(text)
-    except ValueError as error:
-        raise SettingsError(f"{name}: {error}") from error
+    env, default = Env(environ), Settings()
+    host = env.text("SESSIOND_HOST", default.host)
+    port = env.port("SESSIOND_PORT", default.port)
+    state_dir = env.path("SESSIOND_STATE_DIR", default.state_dir)
+    this_host = socket.gethostname()
+    return Settings(
+        redis_url=env.redis_url(),
+        state_dir=state_dir,
+        host=host,
+        port=port,
+        url=env.url("SESSIOND_URL", f"http://{host}:{port}"),
+        keys_file=env.path("SESSIOND_KEYS_FILE", state_dir / "keys"),
+        instance=env.text("SESSIOND_INSTANCE", f"{this_host}-{os.getpid()}-{secrets.token_hex(3)}"),
+        host_name=this_host,
+        agent_command=env.read("SESSIOND_AGENT_COMMAND", lambda text: tuple(shlex.split(text)), ()),
+        model=env.text("SESSIOND_MODEL", default.model),
+        background_tasks=env.flag("SESSIOND_BACKGROUND_TASKS", default.background_tasks),
+        checkouts=env.read("SESSIOND_CHECKOUTS", Path, None),
+        max_agents=env.count("SESSIOND_MAX_AGENTS", default.max_agents),
+        hooks_dir=env.read("SESSIOND_HOOKS_DIR", Path, None),
+        log_format=env.one_of("SESSIOND_LOG_FORMAT", ("console", "json"), default.log_format),
+        times=Times(
+            **{f.name: env.seconds(f"SESSIOND_{f.name.upper()}", getattr(default.times, f.name)) for f in fields(Times)}
+        ),
+    )

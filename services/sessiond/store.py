@@ -198,10 +198,11 @@ class Store:
         found = self._reads.call("XRANGE", self.base + "ledger", start, "+", "COUNT", count)
         return [entry_of(*one) for one in found]
 
-    def ledger_end(self) -> str | None:
-        """The last entry's id; None while there is none."""
-        found = self._reads.call("XREVRANGE", self.base + "ledger", "+", "-", "COUNT", 1)
-        return str(found[0][0]) if found else None
+    def ledger_before(self, before: str | None, count: int) -> list[dict[str, Any]]:
+        """At most `count` entries before the id `before` (None: from the last), the newest first."""
+        end = f"({before}" if before else "+"
+        found = self._reads.call("XREVRANGE", self.base + "ledger", end, "-", "COUNT", count)
+        return [entry_of(*one) for one in found]
 
     def ledger_wait(self, after: str | None, milliseconds: int, count: int = 500) -> list[dict[str, Any]]:
         """The same, waiting at most so long (up to 60 s) for the first."""

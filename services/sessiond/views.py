@@ -102,3 +102,73 @@ HIDDEN = frozenset({"prompt_sha256", "turn"})
 def turn_view(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A turn's record as callers see it."""
     return {k: v for k, v in turn.items() if k not in HIDDEN and v is not None}
+
+
+BOARD_QUEUE = 50
+"""So many tickets are shown one by one; of the rest the board tells how many they are."""
+
+
+def board_row(session: str, lock: Lock, since: str | None, agent: str) -> dict[str, Any]:
+    """A session in one line of the board. `since` RFC 3339, `agent` its state."""
+    lease = lock.lease
+    holder = lease and {"kind": lease.kind.value, "key": _key(lock, lease.ticket), "since": since}
+    waiting = {kind.value: 0 for kind in Kind}
+    for ticket in lock.queue:
+        waiting[ticket.kind.value] += 1
+    return {
+        "session": session, "holder": holder, "draining": lock.drain is not None, "waiting": waiting, "agent": agent,
+    }  # fmt: skip
+
+
+def board_lock(lock: Lock, since: str | None, taken: Mapping[str, str]) -> dict[str, Any]:
+    """Who holds since when, and who waits, in order and why. `taken` by ticket, RFC 3339.
+
+    Linear in the queue, unlike `ahead` of every ticket: it is rendered at every change.
+    """
+    lease, drain, queue = lock.lease, lock.drain, lock.queue
+    waited, barred = {t.id for t in waited_for(lock)}, handler_waits(lock)
+    before = {"head-wait": 0, "handler": 0, "worker": 0}
+    shown = []
+    for number, ticket in enumerate(queue[:BOARD_QUEUE], 1):
+        shown.append(
+            {
+                "position": number, "ticket": ticket.id, "kind": ticket.kind.value, "key": ticket.key,
+                "priority": priority_of(ticket.score), "holder": ticket.holder, "present": ticket.present,
+                "passed_over": ticket.passed, "lapsed": ticket.lapsed, "taken_at": taken.get(ticket.id) or None,
+                "why": _why(lock, ticket, before, barred),
+            }
+        )  # fmt: skip
+        before[ticket.kind.value] += 1
+        before["head-wait"] += ticket.id in waited
+    return {
+        "holder": lease and {
+            "fence": lease.fence, "kind": lease.kind.value, "ticket": lease.ticket, "key": _key(lock, lease.ticket),
+            "holder": lease.holder, "claimed": lease.claimed, "since": since,
+        },
+        "draining": drain and {
+            "kind": drain.kind.value, "ticket": drain.ticket, "key": _key(lock, drain.ticket), "why": drain.why.value,
+        },
+        "queue": shown,
+        "more": len(queue) - len(shown),
+        "turn": lock.turn,
+    }  # fmt: skip
+
+
+def _why(lock: Lock, ticket: Ticket, before: Mapping[str, int], barred: bool) -> list[dict[str, Any]]:
+    """What `ahead` says, most decisive first, counted instead of listed; `absent` if nobody waits on it."""
+    found: list[dict[str, Any]] = [] if ticket.present else [{"why": "absent"}]
+    if lock.lease is not None:
+        found.append({"why": "holds", "kind": lock.lease.kind.value})
+    if lock.drain is not None:
+        found.append({"why": "draining", "kind": lock.drain.kind.value})
+    if ticket.kind is Kind.WORKER and barred:
+        found.append({"why": "handlers-first", "count": before["handler"]})
+    elif before["handler"] + before["worker"]:
+        why = "head-wait" if before["head-wait"] else "queued"
+        found.append({"why": why, "count": before["handler"] + before["worker"]})
+    return found
+
+
+def _key(lock: Lock, ticket_id: str) -> str | None:
+    ticket = lock.tickets.get(ticket_id)
+    return ticket.key if ticket else None

@@ -74,6 +74,7 @@ def _warm(
     events.read("ping", {}, settings.rules)
     with contextlib.suppress(redis.RedisError), demands.redis.pipeline() as never_executed:
         demands.get("")
+        demands.transact(lambda pipe: pipe.multi(), "webhook:nobody")
         for queue in (DEMANDS, POSTS, TASKS):
             demands.jobs.enqueue(queue, "nobody", pipeline=never_executed)
     with contextlib.suppress(SessiondError, TookTooLong), bound():

@@ -1,7 +1,8 @@
 """What an intent changes: first everything that must be durable, then, best effort, the tickets."""
 
+import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import redis
 import structlog
@@ -13,6 +14,9 @@ from webhook.taskdoor import TaskDoor
 from webhook.tickets import Tickets
 
 log = structlog.get_logger("webhook.delivering")
+
+EARLIER_SECONDS: Final = 2.0
+"""How long a delivery sees to others' tickets: GitHub gives it up after 10."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,10 @@ class Delivering:
         if demand is None or demand.ticket is not None or demand.state not in UNANSWERED:
             return outcome
         # Places are in the comments' order, also when another process is only about to take the earlier one's.
+        ends = time.monotonic() + EARLIER_SECONDS
         for earlier in self._demands.without_ticket_before(demand):
-            self._tickets.take(earlier)
+            if time.monotonic() < ends:
+                self._tickets.take(earlier)
         taken = self._tickets.take(demand)
         metrics.TICKETS.labels(outcome="taken" if taken is not None else "missing").inc()
         return outcome if taken is None else replace(outcome, demand=taken)

@@ -281,7 +281,7 @@ class Demands:
         # By arrival of the comment, not by when its post came to be: else an answer that takes the place of
         # its own waiting "seen" would overtake the answer to an earlier comment.
         pipe.zadd(posts_key(thread), {demand.key: demand.order})
-        pipe.sadd(THREADS, thread)
+        pipe.zadd(THREADS, {thread: 0}, nx=True)
         pipe.set(post_job_key(thread), self.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe), ex=EARLY_TTL)
 
     def save(self, pipe: Any, demand: Demand) -> None:

@@ -7,6 +7,7 @@ lease is released; a lease that is left without one is left to expire, so that t
 kills this process, the demand's record says where it stood, and the sweep wakes another.
 """
 
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ _T = TypeVar("_T")
 EDITS: Final = 5
 """How often one run begins anew because the comment was edited under its hands."""
 DURABLE_PATIENCE: Final = 120.0
+RESTART_PATIENCE: Final = 60.0
 FINAL: Final = frozenset({"forced", "hold-limit", "lost-thrice", "too-old"})
 """Ends of a ticket or lease after which nobody tries again: the person is told."""
 
@@ -53,16 +55,27 @@ class Run:
         self.holder = sessiond.new_holder()
 
     def go(self, session: str) -> None:
-        """Takes up the first demand that waits for a run, if this session may have another run."""
-        demand = self._runs.claim(session, self.holder)
+        """Takes up the first demand that waits for a run, if its session may have another run."""
+        demand = self._claimed(session)
         if demand is None:
             return
+        session = demand.session
         hold("handler-claimed")
         with structlog.contextvars.bound_contextvars(session=session, demand=demand.key, holder=self.holder):
             log.info("taken up", run=demand.runs)
             with self._runs.beating(session, self.holder):
                 self._one(demand)
             self._durably(partial(self._runs.finish, session, self.holder))
+
+    def _claimed(self, session: str) -> Demand | None:
+        """The session's demand; where it has its runs already, another session's, so that no wake is spent in vain
+        while somebody waits behind a flurry of wakes."""
+        others = [name for name in self._demands.sessions() if name != session]
+        for name in (session, *random.sample(others, len(others))):
+            demand = self._runs.claim(name, self.holder)
+            if demand is not None:
+                return demand
+        return None
 
     def _one(self, demand: Demand) -> None:
         try:
@@ -93,13 +106,27 @@ class Run:
         if known is None or known.ticket is None:
             return
         try:
-            self._client.ticket(demand.session, known.ticket)
+            with broken_off():
+                self._patiently(partial(self._client.ticket, demand.session, known.ticket))
         except sessiond.TicketEnded as ended:
             if ended.reason in FINAL or ended.reason == "withdrawn":
                 raise NoAnswer(ended.reason) from ended
         except sessiond.ProblemError as problem:
             if problem.type != "not-found":
                 raise
+
+    @staticmethod
+    def _patiently(call: Callable[[], object]) -> None:
+        """Asks sessiond, also while it is being restarted. Raises what it says."""
+        ends = time.monotonic() + RESTART_PATIENCE
+        while True:
+            try:
+                call()
+                return
+            except sessiond.Unavailable as failure:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(min(5.0, failure.retry_after or 0.5))
 
     def _under_lease(self, demand: Demand) -> bool:
         """One lease. True when the demand is answered; False when the lease was lost and the place stands."""

@@ -1,4 +1,4 @@
-"""Settings of the handler process. docs: the table in docs/webhook.md."""
+"""Settings of the handler process. docs: the table in docs/answers.md."""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +20,6 @@ class HandlerSettings:
     run_ttl: float = 15.0
     turn_timeout: float = 1_200.0
     broken_patience: float = 60.0
-    away_patience: float = 600.0
     log_format: str = "console"
 
 
@@ -36,6 +35,5 @@ def from_env(environ: Mapping[str, str] = os.environ) -> HandlerSettings:
         run_ttl=env.seconds("RUN_TTL", 15.0),
         turn_timeout=env.seconds("ANSWER_TURN_SECONDS", 1_200.0),
         broken_patience=env.seconds("AGENT_BROKEN_PATIENCE", 60.0),
-        away_patience=env.seconds("SESSIOND_AWAY_PATIENCE", 600.0),
         log_format=env.one_of("HANDLER_LOG_FORMAT", ("console", "json"), "console"),
     )

@@ -36,11 +36,11 @@ FAIR_STEPS: Final = 5
 
 
 def run(thread: str) -> None:
-    """The rq job: brings the thread's notes up to date, or sees to it that it is tried again."""
+    """The rq job: brings notes up to date. `thread` is what it was made for, and is one of those that it looks at."""
     settings = poster_settings(os.environ)
     connection = connect(settings.redis_url)
     posts = Posts(Demands(connection, Jobs(connection)))
-    Poster(posts, _threads(settings, posts), settings).run(thread)
+    Poster(posts, _threads(settings, posts), settings).run()
 
 
 def _threads(settings: PosterSettings, posts: Posts) -> Threads:
@@ -66,19 +66,30 @@ class Poster:
     def __init__(self, posts: Posts, threads: Threads, settings: PosterSettings) -> None:
         self._posts, self._threads, self._settings = posts, threads, settings
 
-    def run(self, thread: str) -> None:
-        """Until nothing is pending, another run has the thread, or it is put off."""
-        while not self._too_early(thread):
-            claim = claimed(self._posts, thread, self._settings.times.claim)
-            if claim is None:
-                return  # that run looks again before it ends
+    def run(self) -> None:
+        """One thread after another, the one that was served longest ago first, until none can be served now.
+
+        A thread gets a few notes at a time: a flurry in one does not keep the others' answers waiting.
+        """
+        while (claim := self._next()) is not None:
             hold("poster-claimed")
             with claim.kept():
-                done = self._all(claim)
+                self._all(claim)
                 hold("poster-recorded")
-            # What became pending while the claim barred its own job from doing it.
-            if not done or not self._posts.pending(thread):
-                return
+
+    def _next(self) -> Claim | None:
+        """The thread to serve. None: nothing is pending, or other runs have it (they look again), or it must wait."""
+        if stopping().is_set():
+            return None
+        for thread in self._posts.threads():
+            if not self._posts.pending(thread):
+                self._posts.forget(thread)
+            elif not self._too_early(thread):
+                claim = claimed(self._posts, thread, self._settings.times.claim)
+                if claim is not None:
+                    self._posts.served(thread)
+                    return claim
+        return None
 
     def _too_early(self, thread: str) -> bool:
         """Whether it has to wait still. By then a job is there: the one that was, or a new one."""
@@ -89,28 +100,25 @@ class Poster:
             self._posts.put_off(thread, wait)
         return early
 
-    def _all(self, claim: Claim) -> bool:
-        """False when the rest has to wait, or is another run's."""
-        demand, steps = None, 0
-        try:
-            while (demand := claim.head()) is not None:
-                steps += 1
-                # A flurry in one thread does not keep the others' answers waiting: it goes on behind them.
-                if stopping().is_set() or steps > FAIR_STEPS:
-                    self._posts.wake(claim.thread)
-                    return False
-                try:
-                    self._one(claim, demand)
-                except Changed:
-                    continue
-        except ClaimLost:
-            log.warning("another run has the thread", thread=claim.thread)
-            return False
-        except (Later, Away, Unknown, _Settling) as error:
-            assert demand is not None
-            self._put_off(claim.thread, demand, error)
-            return False
-        return True
+    def _all(self, claim: Claim) -> None:
+        """At most `FAIR_STEPS` steps; what is left is for the next time."""
+        for _ in range(FAIR_STEPS):
+            demand = claim.head()
+            if demand is None:
+                return
+            if stopping().is_set():
+                self._posts.wake(claim.thread)
+                return
+            try:
+                self._one(claim, demand)
+            except Changed:
+                continue
+            except ClaimLost:
+                log.warning("another run has the thread", thread=claim.thread)
+                return
+            except (Later, Away, Unknown, _Settling) as error:
+                self._put_off(claim.thread, demand, error)
+                return
 
     def _put_off(self, thread: str, demand: Demand, error: "Later | Away | Unknown | _Settling") -> None:
         now, times = self._posts.now(), self._settings.times

@@ -1,6 +1,7 @@
 """The pending posts in Redis: which demands' notes are to be brought up to date, and who does it.
 
-    webhook:posts:{thread}       keys of demands, by the order in which they came      webhook:threads    such threads
+    webhook:threads              threads with pending posts, by when they were served
+    webhook:posts:{thread}       their demands' keys, by the order in which they came
     webhook:posts-claim:{thread} the run that works on it, 60 s long                   webhook:posts-job:{thread}
     webhook:posts-wait:{thread}  until when nobody tries, and how often it failed      webhook:posts-limit:{account}
 
@@ -29,6 +30,8 @@ from webhook.demands import (
 )  # fmt: skip
 
 log = structlog.get_logger("webhook.posts")
+LATE: Final = 3.0
+"""Seconds after which a scheduled job that did not come counts as lost."""
 _KEPT: Final = 86_400
 """Seconds that a wait is remembered after it is over: how often it failed counts on."""
 _T = TypeVar("_T")
@@ -58,8 +61,12 @@ class Posts:
         return self.redis.zcard(posts_key(thread))
 
     def threads(self) -> list[str]:
-        """Threads with pending posts."""
-        return sorted(texts(list(cast(set[bytes], self.redis.smembers(THREADS)))))
+        """Threads with pending posts, the one that was served longest ago first."""
+        return texts(cast(list[bytes], self.redis.zrange(THREADS, 0, -1)))
+
+    def served(self, thread: str) -> None:
+        """A run serves it now: the others come before it next time."""
+        self.redis.zadd(THREADS, {thread: self.now()}, xx=True)
 
     def claimed(self, thread: str) -> bool:
         """Whether a run works on it."""
@@ -119,9 +126,12 @@ class Posts:
         pipe.execute()
 
     def wake(self, thread: str) -> None:
-        """A job that works on the thread."""
+        """A job that works on the thread now; a wait that is over is no longer one."""
+        wait = self.wait(thread)
         pipe = self.redis.pipeline()
         pipe.multi()
+        if 0 < wait.until <= self.now():
+            pipe.set(wait_key(thread), orjson.dumps([0.0, wait.tries]), ex=_KEPT)
         job = self.demands.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe)
         pipe.set(post_job_key(thread), job, ex=_KEPT)
         pipe.execute()
@@ -133,7 +143,7 @@ class Posts:
 
 def stage_forget(pipe: Any, thread: str) -> None:
     """Within a MULTI: the thread has nothing pending and is not listed."""
-    pipe.srem(THREADS, thread)
+    pipe.zrem(THREADS, thread)
     pipe.delete(wait_key(thread), post_job_key(thread))
 
 
@@ -143,12 +153,20 @@ def sweep_posts(demands: Demands) -> int:
     for thread in posts.threads():
         if not posts.pending(thread):
             posts.forget(thread)
-        elif not posts.claimed(thread) and posts.wait(thread).until <= posts.now() and not posts.awake(thread):
+        elif not posts.claimed(thread) and _forgotten(posts, thread):
             posts.wake(thread)
             woken += 1
     if woken:
         log.info("threads woken", count=woken)
     return woken
+
+
+def _forgotten(posts: Posts, thread: str) -> bool:
+    until, now = posts.wait(thread).until, posts.now()
+    if until > now:
+        return False
+    # The scheduler of a poster that was killed keeps its lock for a minute: its scheduled jobs wait for nobody.
+    return (until > 0 and now - until > LATE) or not posts.awake(thread)
 
 
 def claim_key(thread: str) -> str:

@@ -316,6 +316,27 @@ def test_a_parent_outlives_redis_being_away_while_it_is_idle(desk: Desk, parent:
     assert one.process.poll() is None
 
 
+def test_sigterm_while_redis_is_away_is_not_lost(desk: Desk, parent: Callable[..., Parent]) -> None:
+    """rq asks Redis whether it is busy before it stops: without care the signal ends with that question."""
+    idle = parent()
+    desk.enqueue("greet", "before")
+    desk.heard("greet before")
+    desk.server.kill9()
+    idle.process.send_signal(signal.SIGTERM)
+    assert idle.process.wait(10) == 0, idle.log.read_text()
+
+
+def test_sigterm_while_redis_is_away_lets_a_job_end(desk: Desk, parent: Callable[..., Parent]) -> None:
+    desk.waiting_job()
+    one = parent()
+    desk.heard("begin")
+    desk.server.kill9()
+    one.process.send_signal(signal.SIGTERM)
+    desk.go.touch()
+    desk.heard("end")
+    assert one.process.wait(20) == 0, one.log.read_text()
+
+
 def test_a_parent_waits_for_redis_at_its_start(desk: Desk, parent: Callable[..., Parent]) -> None:
     desk.server.kill9()
     one = parent()

@@ -5,14 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
-from servers import SERVICES, TESTS, Model, Sessiond, alive, answers, eventually, free_port, scripted_env
+from servers import SERVICES, TESTS, Sessiond, scripted_env
 
 SESSION = "octo/hello"
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL"))}
@@ -105,80 +103,7 @@ def test_sessiond_refuses_bad_settings_in_one_line(env: dict[str, str], tmp_path
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-def test_make_up_without_a_key_says_so_and_ctrl_c_leaves_no_process(
-    tmp_path: Path, figures: Callable[[str], None]
-) -> None:
-    port = free_port()
-    env = {
-        **ENV,
-        "PYTHONPATH": str(SERVICES),
-        "SESSIOND_STATE_DIR": str(tmp_path / "state"),
-        "SESSIOND_PORT": str(port),
-    }
-    log = (tmp_path / "log").open("w")
-    up = subprocess.Popen([sys.executable, "-m", "ops.up"], env=env, stdout=log, stderr=log, cwd=tmp_path)
-    url, begun = f"http://127.0.0.1:{port}", time.monotonic()
-    key = tmp_path / "state" / "keys.d" / "admin"
-
-    def answers() -> bool:
-        return (
-            key.exists() and ctl(None, "status", SESSIOND_URL=url, SESSIOND_KEY=key.read_text().strip()).returncode == 0
-        )
-
-    eventually(answers, 20)
-    asked_at = time.monotonic()
-    asked = ctl(None, "ask", SESSION, "hello", SESSIOND_URL=url, SESSIOND_KEY=key.read_text().strip())
-    took = time.monotonic() - asked_at
-    figures(f"ready after {asked_at - begun:.1f} s; ask ended after {took:.1f} s: {asked.stderr.strip()}")
-    assert asked.returncode == 1 and "Not logged in" in asked.stderr and asked.stderr.count("\n") == 1
-    assert time.monotonic() - asked_at < 20
-    family = psutil.Process(up.pid).children(recursive=True)
-    assert len(family) >= 3
-    up.send_signal(signal.SIGINT)
-    assert up.wait(20) == 0
-    eventually(lambda: not [p for p in family if alive(p)], 5)
-    log.close()
-    said = (tmp_path / "log").read_text()
-    assert "no model key" in said and said.rstrip().endswith("up: stopped")
-
-
-def test_ctrl_c_just_after_the_start_is_not_lost(tmp_path: Path) -> None:
-    """The worker has been forked and has no handlers yet: without care its master would wait for it in vain."""
-    env = {
-        **ENV,
-        "PYTHONPATH": str(SERVICES),
-        "SESSIOND_STATE_DIR": str(tmp_path / "s"),
-        "SESSIOND_PORT": str(free_port()),
-    }
-    up = subprocess.Popen([sys.executable, "-m", "sessiond.up"], env=env, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    family = eventually(lambda: three_below(up.pid), 20)
-    up.send_signal(signal.SIGINT)
-    assert up.wait(9) == 0
-    eventually(lambda: not [p for p in family if alive(p)], 5)
-
-
-def three_below(pid: int) -> list[psutil.Process]:
-    """Redis, sessiond and its worker, as soon as all three are there."""
-    found = psutil.Process(pid).children(recursive=True)
-    return found if len(found) >= 3 else []
-
-
-def test_up_that_is_killed_takes_everything_along(tmp_path: Path, model: Model) -> None:
-    port = free_port()
-    env = {
-        **ENV,
-        "PYTHONPATH": str(SERVICES),
-        "SESSIOND_STATE_DIR": str(tmp_path / "s"),
-        "SESSIOND_PORT": str(port),
-    }
-    up = subprocess.Popen([sys.executable, "-m", "ops.up"], env=env, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    eventually(lambda: answers(f"http://127.0.0.1:{port}"), 20)
-    family = psutil.Process(up.pid).children(recursive=True)
-    up.kill()
-    up.wait()
-    eventually(lambda: not [p for p in family if alive(p)], 20)
-
-
+@pytest.mark.alone
 def test_the_demo_tells_its_story(figures: Callable[[str], None]) -> None:
     env = {**ENV, "PYTHONPATH": f"{SERVICES}:{TESTS}"}
     done = subprocess.run(

@@ -28,6 +28,23 @@ def test_the_other_answers_421_with_the_owners_url_and_the_client_follows(sessio
         lease.check()
 
 
+def test_a_second_421_is_not_followed(redis_server: Redis, sessiond: Start) -> None:
+    first, second = sessiond(scripted_env(), name="a"), sessiond(scripted_env(), name="b")
+    first.client().take(SESSION, key="k")
+    with redis_library.Redis.from_url(redis_server.url) as redis:  # the record names one that does not own it
+        redis.hset(f"sessiond:{{{SESSION}}}:meta", "url", second.url)
+
+    def refused() -> float:
+        found = second.client()._transport._pool.request("GET", f"{second.url}/metrics", retries=False).data.decode()
+        lines = [line for line in found.splitlines() if "requests_total" in line and 'status="421"' in line]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    with pytest.raises(NotOwner) as caught:
+        second.client().view(SESSION)
+    assert caught.value.owner_url == second.url
+    assert refused() == 2, "asked, followed once, given up"
+
+
 def test_a_stopped_owner_is_followed_at_once(sessiond: Start) -> None:
     first, second = sessiond(scripted_env(), name="a"), sessiond(scripted_env(), name="b")
     place = first.client().take(SESSION, key="k")["id"]

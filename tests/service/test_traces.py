@@ -2,15 +2,12 @@
 
 import contextlib
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
-from servers import Sessiond, answers, eventually, free_port, scripted_env
+from servers import Sessiond, eventually, scripted_env
 from sessiond.client import Unavailable
 
 SESSION = "octo/hello"
@@ -37,20 +34,6 @@ def test_sigusr1_tells_the_stacks_of_master_worker_and_guard_and_ends_none(sessi
 
 def told(log: bytes, place: str) -> bool:
     return b"(most recent call first)" in log and place.encode() in log
-
-
-def test_sigusr1_tells_the_stack_of_up(tmp_path: Path) -> None:
-    port = free_port()
-    env = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin", "SESSIOND_PORT": str(port)}
-    env["SESSIOND_STATE_DIR"] = str(tmp_path / "state")
-    log = tmp_path / "log"
-    with log.open("wb") as out:
-        up = subprocess.Popen([sys.executable, "-m", "sessiond.up"], env=env, stdout=out, stderr=out, cwd=tmp_path)
-        eventually(lambda: answers(f"http://127.0.0.1:{port}"), 20)
-        up.send_signal(signal.SIGUSR1)
-        eventually(lambda: told(log.read_bytes(), "up.py"), 5)
-        up.send_signal(signal.SIGINT)
-        assert up.wait(20) == 0
 
 
 def test_a_long_wait_is_logged_with_what_is_ahead_also_by_the_next_owner(sessiond: Start) -> None:

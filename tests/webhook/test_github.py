@@ -80,8 +80,8 @@ def test_find_reads_all_pages_and_believes_only_our_account(github: Github) -> N
     github.comment(1, f"x\n\n{MARK}")
     github.comment(1, count=1500)
     assert adapter.find(comment, MARK) is None
-    made = github.comment(1, f"x\r\n\r\n{MARK}\n", author=dict(Github.BOT))
     github.comment(1, f"{MARK} in the middle of a text", author=dict(Github.BOT))
+    made = github.comment(1, f"x\r\n\r\n{MARK}\n", author=dict(Github.BOT))
     found = adapter.find(comment, MARK)
     assert found is not None and found.id == made
     listed = [one for one in github.requests() if "comments" in one["path"]]
@@ -185,6 +185,7 @@ def test_a_read_that_fails_did_nothing(github: Github, fault: dict[str, Any]) ->
     github.fault(match="GET .*comments", **fault)
     with pytest.raises(Away):
         with_token(github).find(a_comment(), MARK)
+    assert len([one for one in github.requests() if "comments" in one["path"]]) == 1
 
 
 def test_a_write_that_was_never_sent_did_nothing() -> None:

@@ -14,7 +14,8 @@ from webhook import demand as d
 from webhook import notes
 from webhook.comment import Source
 from webhook.demand import State
-from webhook.demands import now_text
+from webhook.demands import now_text, posts_key, texts
+from webhook.posts import sweep_posts
 
 Posters = Callable[..., Poster]
 KINDS = [Source.ISSUE_COMMENT, Source.REVIEW_COMMENT, Source.REVIEW]
@@ -86,7 +87,7 @@ def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
     """The second comment's answer takes the place of its own waiting note; it must not overtake the first's."""
     poster(github.env(), name="a")
     poster(github.env(), name="b")
-    keys = [bench.ask(a_comment(f"IC_{n}")) for n in range(4)]
+    keys = [bench.ask(a_comment(f"IC_{9 - n}")) for n in range(4)]
     bench.shown(keys[0])
     for mode, more in (("error", {"status": 502}), ("secondary", {"seconds": 1}), ("cut", {}), ("drop", {})):
         github.fault(mode, "(POST|PATCH) .*comments", **more)
@@ -96,6 +97,14 @@ def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
     answers = [one["body"].split("\n")[0] for one in github.log() if one["body"].startswith("answer")]
     assert list(dict.fromkeys(answers)) == [f"answer {n}" for n in range(4)]
     assert len({one["id"] for one in github.log()}) == 4
+
+
+def test_an_answer_does_not_overtake_because_its_seen_note_still_waits(bench: Bench, github: Github) -> None:
+    first, second = bench.ask(a_comment("IC_2")), bench.ask(a_comment("IC_1"))
+    bench.demands.redis.zrem(posts_key("Octo/Hello#1"), first)  # seen, and shown
+    bench.answer(second)
+    bench.answer(first)
+    assert texts(bench.demands.redis.zrange(posts_key("Octo/Hello#1"), 0, -1)) == [first, second]
 
 
 def test_two_posters_at_once_post_each_note_once(bench: Bench, github: Github, poster: Posters) -> None:
@@ -143,6 +152,7 @@ def test_a_limit_is_waited_for_although_the_schedule_is_lost(bench: Bench, githu
     for name in bench.demands.redis.scan_iter("rq:*"):
         if b"worker" not in name:
             bench.demands.redis.delete(name)
+    assert sweep_posts(bench.demands) == 0, "it is not time yet"
     bench.answer(key)
     bench.posted(key, sweep=True)
     first, second = github.requests()
@@ -288,6 +298,28 @@ def test_without_a_token_answers_stand_in_the_outbox(bench: Bench, poster: Poste
     assert "> What is this?" in text and "It is **so**." in text and "Seen" not in text
 
 
+def test_what_was_staged_while_its_job_found_the_thread_claimed_is_posted(
+    bench: Bench, github: Github, poster: Posters
+) -> None:
+    """The run that has the claim looks again after it gave it up, so that nothing waits for the sweep."""
+    first, second = poster(github.env(), name="a"), poster(github.env(), name="b")
+    for held in (first, second):
+        held.hold("poster-recorded")
+    key = bench.ask(a_comment("IC_1"))
+    eventually(lambda: any((one.hooks / "poster-recorded.reached").exists() for one in (first, second)))
+    later = bench.ask(a_comment("IC_2"))
+    eventually(lambda: not bench.posts.awake("Octo/Hello#1"))
+    bench.answer(later)
+    eventually(lambda: not bench.posts.awake("Octo/Hello#1"))
+    time.sleep(0.3)  # both jobs have found the claim taken
+    assert bench.get(later).state is State.ANSWERED
+    for held in (first, second):
+        held.let_go("poster-recorded")
+    bench.posted(later)
+    bench.idle()
+    assert bench.note(key).shown
+
+
 def test_sigterm_lets_the_note_be_finished_and_another_poster_go_on(
     bench: Bench, github: Github, poster: Posters
 ) -> None:
@@ -297,6 +329,7 @@ def test_sigterm_lets_the_note_be_finished_and_another_poster_go_on(
     bench.answer(second)
     started = poster(github.env())
     eventually(lambda: any(one["method"] == "POST" for one in github.requests()))
+    bench.demands.redis.delete("rq:queue:posts")
     assert started.stop() == 0
     assert bench.get(first).state is State.POSTED
     assert bench.get(second).state is State.ANSWERED

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 from posting import Bench, Poster, a_comment
 
 from servers import Github, eventually
+from webhook.posts import claim_key
 
 STEPS = ("claimed", "creation-begun", "created", "recorded")
 VICTIMS = ("work-horse", "parent", "both")
@@ -51,6 +53,25 @@ def test_one_comment_whoever_dies(
     matrix("posting", victim=victim, step=step, then=when, comments=len(created), ends="posted", reads=body)
     assert len(created) == 1
     assert body == "It is a test."
+
+
+def test_what_is_on_its_way_when_the_poster_dies_is_waited_for(
+    bench: Bench, github: Github, poster: Callable[..., Poster]
+) -> None:
+    """GitHub does it only after another has the thread; whoever listed at once would not find it, and post again."""
+    patient = {**github.env(), "POSTER_DEADLINE": "3", "POSTER_CLAIM": "9"}
+    started = poster(patient)
+    github.fault("delay", seconds=2.5)
+    key = bench.ask(a_comment())
+    bench.answer(key)
+    asked = eventually(lambda: [one for one in github.requests() if one["method"] == "POST"])
+    started.kill9()
+    bench.demands.redis.delete(claim_key(bench.get(key).comment.thread))
+    assert time.time() - asked[0]["at"] < 1.0
+    poster(patient, name="next")
+    bench.posted(key, seconds=30, sweep=True)
+    eventually(lambda: github.requests()[0]["status"], 10, "the first request is done")
+    assert [one["did"] for one in github.log()] == ["created"]
 
 
 def test_a_parent_that_dies_leaves_its_work_horse_to_finish(

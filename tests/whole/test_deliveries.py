@@ -64,7 +64,9 @@ class Stage:
 
 def comment(number: int, *, repo: str = "Hello-World", action: str = "created") -> dict[str, Any]:
     key = f"IC_{repo}_{number}"
-    made = payloads.comment(key, f"@helper say {number}.\n#say this answers {key};", action=action)
+    made = payloads.comment(
+        key, f"@helper say {number}.\n#tokens 20\n#pace 5ms\n#say this answers {key};", action=action
+    )
     made["repository"]["full_name"] = f"Codertocat/{repo}"
     made["repository"]["name"] = repo
     return made

@@ -10,9 +10,11 @@ from flask import Flask, Request, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from sessiond import metrics
-from sessiond.http import admin, auth, bodies, openapi, tickets, turns
+from sessiond.board import Board
+from sessiond.http import admin, auth, bodies, live, openapi, tickets, turns
 from sessiond.http.ports import Directory, Door
 from sessiond.http.render import json_response, problem_response
+from sessiond.http.signin import SignIn
 from sessiond.keys import Caller, Keys
 from sessiond.problems import Problem
 
@@ -21,14 +23,15 @@ ROOT = "/v1/sessions/<owner>/<repo>"
 View = Callable[[Door, Caller, Request], Response]
 
 
-def create_app(sessions: Directory, keys: Keys) -> Flask:
-    """The application over this directory of sessions."""
+def create_app(sessions: Directory, keys: Keys, secret: bytes) -> Flask:
+    """The application over this directory of sessions; `secret` signs the board's cookies."""
     app = Flask("sessiond", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT
     app.url_map.strict_slashes = False
     _service(app, sessions, keys)
     for method, path, view in (*tickets.ROUTES, *turns.ROUTES, *admin.ROUTES):
         _route(app, sessions, keys, method, ROOT + path, view)
+    live.add_board(app, Board(sessions), SignIn(keys, secret))
     _errors(app)
     app.after_request(_count)
     return app
@@ -113,4 +116,5 @@ def _count(response: Response) -> Response:
     rule: Any = request.url_rule
     metrics.REQUESTS.labels(route=rule.rule if rule else "none", status=str(response.status_code)).inc()
     g.pop("caller", None)
+    response.headers.update(live.GUARDS)
     return response

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sessiond.http import bodies
+from sessiond.http.signin import COOKIE
 from sessiond.problems import KINDS
 
 _SESSION = "/v1/sessions/{owner}/{repo}"
@@ -20,6 +21,8 @@ _TICKET = _param("ticket", "path", {"type": "string"})
 _TURN = _param("turn", "path", {"type": "string"})
 _SECRET = _param("Lease-Secret", "header", {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$"})
 _OPTIONAL_SECRET = {**_SECRET, "required": False}
+
+_FILES = ("text/css", "text/javascript", "image/svg+xml", "text/html")
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
@@ -166,8 +169,47 @@ def _paths() -> dict[str, Any]:
         "/v1/sessions": {
             "get": {"summary": "All sessions owned here", "responses": {**_answer(200, "Sessions"), **_problems(401)}}
         },
+        **_board(),
         **{path: {"get": _open(path)} for path in ("/healthz", "/readyz", "/openapi.json", "/metrics")},
     }
+
+
+def _board() -> dict[str, Any]:
+    """The board's own calls; the cookie that signing in gives opens GET /v1/board and nothing else."""
+    part = "[A-Za-z0-9._-]{1,100}"
+    session = _param("session", "query", {"type": "string", "pattern": f"^{part}/{part}$"}, False)
+    picture = _answer(200, "Sessions, one in detail, its last handoffs; on Accept: text/event-stream as they change")
+    picture["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    key = _object(["key"], key=_text(500))
+    name = _param("name", "path", {"type": "string", "pattern": r"^[a-z.-]+$"})
+    return {
+        "/": {"get": {"summary": "The board", "security": [], "responses": _answer(200, "A page", "text/html")}},
+        "/board/{name}": {
+            "get": {
+                "summary": "A file of the page", "security": [], "parameters": [name],
+                "responses": {
+                    "200": {"description": "The file", "content": {kind: {} for kind in _FILES}},
+                    **_problems(404),
+                },
+            }
+        },
+        "/v1/board": {
+            "get": {
+                "summary": "What the board shows", "security": [{"key": []}, {"cookie": []}], "parameters": [session],
+                "responses": {**picture, **_problems(400, 401, 403, 503)},
+            }
+        },
+        "/v1/board/sign-in": {"post": _board_post("Makes a key the board's cookie", key, 401)},
+        "/v1/board/sign-out": {"post": _board_post("Takes the cookie back", _object([]))},
+    }  # fmt: skip
+
+
+def _board_post(summary: str, body: dict[str, Any], *problems: int) -> dict[str, Any]:
+    return {
+        "summary": summary, "security": [],
+        "requestBody": {"required": bool(body["required"]), "content": {"application/json": {"schema": body}}},
+        "responses": {**_answer(204, "Done"), **_problems(400, 413, 415, *problems)},
+    }  # fmt: skip
 
 
 def _open(path: str) -> dict[str, Any]:
@@ -198,7 +240,10 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}],
         "paths": _paths(),
         "components": {
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+            },
             "schemas": {"Problem": schema},
             "responses": responses,
         },

@@ -1,8 +1,9 @@
 """What the HTTP layer needs of the service behind it. Shapes: docs/architecture.md, "HTTP"."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from sessiond.board import Watched
 from sessiond.lock.rules import Kind
 from sessiond.requests import TurnRequest
 
@@ -56,5 +57,6 @@ class Directory(Protocol):
 
     def get(self, name: str) -> Door: ...
     def look(self, name: str) -> Look: ...
+    def owned(self) -> Sequence[Watched]: ...
     def all(self) -> list[dict[str, Any]]: ...
     def ready(self) -> tuple[bool, str]: ...
