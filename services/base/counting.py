@@ -10,6 +10,7 @@ Counting never fails the work: a file that cannot be written costs a number, not
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -49,7 +50,7 @@ class Spread(Counted):
     """A histogram, of seconds."""
 
     def __init__(self, name: str, text: str, *labels: str, buckets: tuple[float, ...]) -> None:
-        super().__init__(name, text, labels, lambda *what: _histogram(*what, buckets))
+        super().__init__(name, text, labels, partial(_histogram, buckets=buckets))
 
     def observe(self, seconds: float, **labels: str) -> None:
         """Counts one."""

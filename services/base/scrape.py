@@ -64,13 +64,10 @@ def served(name: str) -> Iterator[None]:
 def main(name: str, directory: str, host: str, port: str) -> int:
     """Serves until SIGTERM, then removes the directory."""
     signal.signal(signal.SIGTERM, _end)
-    try:
-        with _listening(host, int(port), _handler(name, Path(directory))) as server:
-            server.serve_forever()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(KeyboardInterrupt), _listening(host, int(port), _handler(name, Path(directory))) as server:
+        server.serve_forever()
+    shutil.rmtree(directory, ignore_errors=True)
+    return 0
 
 
 def _end(number: int, frame: FrameType | None) -> None:

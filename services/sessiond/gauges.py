@@ -18,10 +18,10 @@ DRAINING: Final = 3
 
 
 class Gauges(Collector):
-    """Gauges of the sessions that `owned` gives."""
+    """Gauges of the sessions that `running` gives."""
 
-    def __init__(self, owned: Callable[[], Iterable[Session]]) -> None:
-        self._owned = owned
+    def __init__(self, running: Callable[[], Iterable[Session]]) -> None:
+        self._running = running
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is told beforehand: no session is asked before the first scrape."""
@@ -36,7 +36,7 @@ class Gauges(Collector):
         memory = _gauge("sessiond_agent_memory_bytes", "Resident memory of the agent's whole tree", "session")
         agents = _gauge("sessiond_agents", "Agents of the sessions owned here", "state")
         phases: Counter[Phase] = Counter()
-        for session in self._owned():
+        for session in self._running():
             lock, waits = session.standing.lock, session.observer.oldest_waits(session.standing.lock)
             for kind in Kind:
                 labels = [session.name, kind.value]

@@ -123,7 +123,7 @@ def _application(settings: Settings, keys: Keys) -> Any:
     log.configure(settings.log_format)
     sessions = Sessions(settings)
     sessions.start()
-    metrics.REGISTRY.register(Gauges(sessions.owned))
+    metrics.REGISTRY.register(Gauges(sessions.running))
     _RUNNING.append(sessions)
     return create_app(sessions, keys, instance_secret(settings.state_dir / "board-secret"))
 

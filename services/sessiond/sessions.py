@@ -50,10 +50,10 @@ class Sessions:
         except (Away, Broken) as error:
             log.warning("Redis cannot be reached yet", error=str(error))
         self._keeper = gevent.spawn(self._keep)
-        self._auditor = gevent.spawn(follow, self.owned)
+        self._auditor = gevent.spawn(follow, self.running)
 
-    def owned(self) -> list[Session]:
-        """The sessions that run here."""
+    def running(self) -> list[Session]:
+        """The sessions that run here, for whoever measures them."""
         return [session for session in self._owned.values() if session.closed is None]
 
     def get(self, name: str) -> SessionDoor:
