@@ -28,7 +28,9 @@ from rq.executions import Execution
 from rq.job import Job
 
 from base import log as logs
-from base.jobs import MONITORING_SECONDS, Jobs, connect
+from base.env import SettingsError
+from base.jobs import MONITORING_SECONDS, TASKS, Jobs, connect
+from base.scrape import served
 
 log = structlog.get_logger("base.process")
 
@@ -134,7 +136,10 @@ def _horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
 
 
 def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler: bool = False) -> int:
-    """Takes jobs from `queue` until SIGTERM or SIGINT; while Redis is away it waits. Returns the exit status."""
+    """Takes jobs from `queue` until SIGTERM or SIGINT; while Redis is away it waits. Returns the exit status.
+
+    With METRICS_PORT set, what its jobs count is served there (see scrape.py).
+    """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.configure(log_format)
@@ -142,6 +147,14 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Inherited by work-horses: one that is told before it has a handler of its own would be killed by it.
     signal.signal(TOLD, _told)
+    try:
+        with served("worker" if queue == TASKS else "webhook"):
+            return _until_ended(queue, redis_url, scheduler)
+    except SettingsError as error:
+        return fail(queue, error)
+
+
+def _until_ended(queue: str, redis_url: str, scheduler: bool) -> int:
     ended = _Ended()
     pause = FIRST_PAUSE
     while not ended.asked:

@@ -49,7 +49,7 @@ class Acts:
                 case ev.Displaced(ticket=ticket):
                     self._desk.refuse(ticket, superseded())
         self._turns.publish()
-        self._observer.step(plan)
+        self._observer.step(plan, self.cause)
 
     def _write(self, what: str, data: bytes) -> None:
         if what == "interrupt":

@@ -8,6 +8,7 @@ from typing import Final
 import gevent
 import structlog
 
+from sessiond import metrics
 from sessiond.lock.events import Entry, InvariantBroken
 from sessiond.record import Command
 from sessiond.store import Ahead, Away, Behind, NotHead, Step, Store
@@ -52,7 +53,9 @@ class Commits:
         step = Step(self.epoch, self.version, uuid.uuid4().hex, commands, list(ledger), grant)
         while True:
             try:
+                began = time.monotonic()
                 self._store.commit(step)
+                metrics.STEP.observe(time.monotonic() - began)
                 self._done()
                 return False
             except Behind as error:

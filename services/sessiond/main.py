@@ -114,6 +114,8 @@ _RUNNING: list[Any] = []
 
 def _application(settings: Settings, keys: Keys) -> Any:
     """Built in the worker, after gevent has patched: no connection and no agent is ever the master's."""
+    from sessiond import metrics
+    from sessiond.gauges import Gauges
     from sessiond.http.app import create_app
     from sessiond.http.signin import instance_secret
     from sessiond.sessions import Sessions
@@ -121,6 +123,7 @@ def _application(settings: Settings, keys: Keys) -> Any:
     log.configure(settings.log_format)
     sessions = Sessions(settings)
     sessions.start()
+    metrics.REGISTRY.register(Gauges(sessions.running))
     _RUNNING.append(sessions)
     return create_app(sessions, keys, instance_secret(settings.state_dir / "board-secret"))
 

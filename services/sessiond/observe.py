@@ -1,6 +1,7 @@
 """From committed steps to metrics. Reads what a step did; decides nothing."""
 
 import time
+from typing import Any
 
 from sessiond import metrics
 from sessiond.agent import state as st
@@ -12,15 +13,16 @@ from sessiond.lock.state import Lock
 class Observer:
     """One session's view into the metrics: since when who waits, and who held last."""
 
-    def __init__(self, session: str) -> None:
-        self._session = session
+    def __init__(self) -> None:
         self._since: dict[str, float] = {}
         self._held: dict[int, float] = {}
         self._told: dict[str, float] = {}
-        self._last_kind = "nobody"
+        self._last_kind = metrics.NOBODY
+        self._preempted: tuple[int, float] | None = None
+        """The fence that was preempted last, and when the ticket that did it came in; until the next grant."""
 
-    def step(self, plan: Plan) -> None:
-        """Counts one committed step."""
+    def step(self, plan: Plan, cause: float) -> None:
+        """Counts one committed step. `cause` is when what it answers to came in."""
         now = time.monotonic()
         for event, data in plan.ledger:
             if event == "taken":
@@ -30,16 +32,28 @@ class Observer:
             elif event == "granted":
                 self._granted(data, now)
             elif event == "ended":
-                self._ended(data, now)
+                self._ended(data, now, cause)
+            elif event == "turn-closed":
+                self._turn_closed(data)
+            elif event == "passed-over":
+                metrics.PASSED_OVER.labels(plan.lock.tickets[data["ticket"]].kind.value).inc()
+            elif event == "lapsed":
+                metrics.LAPSED.inc()
+            elif event == "drained":
+                metrics.DRAINS.labels(data["how"]).inc()
+            elif event == "recovery":
+                metrics.RECOVERIES.labels(data["reason"]).inc()
         for output in plan.outputs:
             if isinstance(output, st.TurnOver):
-                metrics.TURNS.labels(outcome=output.outcome.value).inc()
-            elif isinstance(output, st.Note) and output.event == "recovery":
-                metrics.RECOVERIES.labels(reason=str(output.data["reason"])).inc()
-        if plan.ledger:
-            for kind in Kind:
-                waiting = sum(t.kind is kind for t in plan.lock.queue)
-                metrics.QUEUE.labels(session=self._session, kind=kind.value).set(waiting)
+                _used(output)
+
+    def oldest_waits(self, lock: Lock) -> dict[Kind, float]:
+        """By kind: for how many seconds the one who waited longest has waited."""
+        now, found = time.monotonic(), dict.fromkeys(Kind, 0.0)
+        for ticket in lock.queue:
+            if ticket.present:
+                found[ticket.kind] = max(found[ticket.kind], now - self._since.get(ticket.id, now))
+        return found
 
     def long_waits(self, lock: Lock, seconds: float) -> list[tuple[str, float]]:
         """Tickets that somebody waits on for `seconds` and more, each told again as often: (id, seconds so far)."""
@@ -53,20 +67,44 @@ class Observer:
         self._told = {t: at for t, at in self._told.items() if t in lock.tickets}
         return found
 
-    def _granted(self, data: dict[str, object], now: float) -> None:
-        kind = str(data["kind"])
-        since = self._since.get(str(data["ticket"]), now)
-        metrics.LOCK_WAIT.labels(kind=kind).observe(now - since)
-        metrics.HANDOFFS.labels(from_kind=self._last_kind, to_kind=kind).inc()
-        self._held[int(str(data["fence"]))] = now
+    def _granted(self, data: dict[str, Any], now: float) -> None:
+        kind = data["kind"]
+        metrics.LOCK_WAIT.labels(kind).observe(now - self._since.get(data["ticket"], now))
+        metrics.HANDOFFS.labels(self._last_kind, kind).inc()
+        self._held[data["fence"]] = now
         self._last_kind = kind
+        if self._preempted is not None:
+            metrics.PREEMPTION.labels("grant").observe(now - self._preempted[1])
+            self._preempted = None
 
-    def _ended(self, data: dict[str, object], now: float) -> None:
-        kind, reason = str(data["kind"]), str(data["reason"])
-        begun = self._held.pop(int(str(data["fence"])), None)
+    def _ended(self, data: dict[str, Any], now: float, cause: float) -> None:
+        kind, reason, fence = data["kind"], data["reason"], data["fence"]
+        begun = self._held.pop(fence, None)
         if begun is not None:
-            metrics.HOLD.labels(kind=kind).observe(now - begun)
-        metrics.LEASES_ENDED.labels(reason=reason).inc()
+            metrics.HOLD.labels(kind).observe(now - begun)
+        metrics.LEASES_ENDED.labels(kind, reason).inc()
         if reason == LeaseEnd.PREEMPTED.value:
             metrics.PREEMPTIONS.inc()
-        self._since[str(data["ticket"])] = now
+            self._preempted = (fence, cause)
+        self._since[data["ticket"]] = now
+
+    def _turn_closed(self, data: dict[str, Any]) -> None:
+        metrics.TURNS.labels(data["kind"], data["outcome"]).inc()
+        # Also in the step that grants to the next: a turn's end is told before the grant that waited for it.
+        if self._preempted is None or self._preempted[0] != data["fence"]:
+            return
+        begun = data.get("ticket_to_interrupt_ms")
+        if begun is not None:
+            metrics.PREEMPTION.labels("interrupt").observe(begun / 1000)
+            for phase in ("ack", "closed"):
+                if (more := data.get(f"interrupt_to_{phase}_ms")) is not None:
+                    metrics.PREEMPTION.labels(phase).observe((begun + more) / 1000)
+
+
+def _used(end: st.TurnOver) -> None:
+    for name, label in metrics.TOKENS.items():
+        number = end.usage.get(name)
+        if isinstance(number, int) and number > 0:
+            metrics.TOKENS_USED.labels(label).inc(number)
+    if end.cost_usd:
+        metrics.COST.inc(end.cost_usd)

@@ -19,6 +19,7 @@ from sessiond.acts import Acts
 from sessiond.agent import state as st
 from sessiond.agentlines import AgentLines
 from sessiond.agentlink import AgentLink, FromAgent
+from sessiond.audit import Audit
 from sessiond.commits import Commits, NotApplied
 from sessiond.composition import Plan
 from sessiond.deadlines import Deadlines
@@ -64,14 +65,14 @@ class Session:
         self.lease_time = LeaseTime(self.standing, self.deadlines)
         self._inbox = Inbox()
         self._desk = Desk()
-        self._observer = Observer(name)
+        self.observer = Observer()
         self.link = AgentLink(name, settings, slots, self, self._inbox.put)
         writes = Writes(
             self.standing, self.turns, store, self.lease_time, settings.times.max_hold, lambda: self.link.guard
         )
         self.commits = Commits(store, epoch, version, writes.everything)
         self._outages = Outages(name, self._inbox, self._desk, self.commits, self.link, settings.times.owner_doubt)
-        self._acts = Acts(self.standing, self.link, self.turns, self._desk, self.lease_time, self._observer)
+        self._acts = Acts(self.standing, self.link, self.turns, self._desk, self.lease_time, self.observer)
         self.steps = Steps(
             settings, self.standing, self._inbox, self.turns, self.deadlines, self.lease_time, writes, self.commits,
             self._outages, self._acts,
@@ -80,6 +81,8 @@ class Session:
         self._lines = AgentLines(settings, self.standing, self._inbox, self.link, self.steps, self.turns)
         self._doubted = False
         self._looked = time.monotonic()
+        self.audit: Audit
+        """Set by `start`: it begins where the stored ledger ended then."""
         self._greenlet: gevent.Greenlet[..., None] | None = None
 
     # ---- from other greenlets ----------------------------------------------------------------
@@ -116,6 +119,7 @@ class Session:
 
     def start(self, predecessor: str) -> None:
         """Loads what is stored and runs the loop. Raises store errors; then nothing runs."""
+        self.audit = Audit(self.name, self.store, lambda: self.commits.version)
         self._load(predecessor)
         self._greenlet = gevent.spawn(self._run)
 
@@ -201,7 +205,7 @@ class Session:
 
     def _long_waits(self) -> None:
         lock = self.standing.lock
-        for ticket, seconds in self._observer.long_waits(lock, self.settings.times.long_wait):
+        for ticket, seconds in self.observer.long_waits(lock, self.settings.times.long_wait):
             why = ", ".join(str(one["why"]) for one in views.ahead(lock, lock.tickets[ticket]))
             log.warning("long lock wait", session=self.name, ticket=ticket, seconds=round(seconds), why=why)
 

@@ -11,6 +11,7 @@ import gevent
 import structlog
 from gevent.lock import RLock
 
+from sessiond.audit import follow
 from sessiond.looking import SessionLook, Unseen
 from sessiond.owner import OtherOwner, Owners
 from sessiond.problems import Problem
@@ -40,6 +41,7 @@ class Sessions:
         self._stopping = False
         self._renewed = time.monotonic()
         self._keeper: gevent.Greenlet[..., None] | None = None
+        self._auditor: gevent.Greenlet[..., None] | None = None
 
     def start(self) -> None:
         """Claims every known session that is free, and begins to keep the claims."""
@@ -48,6 +50,11 @@ class Sessions:
         except (Away, Broken) as error:
             log.warning("Redis cannot be reached yet", error=str(error))
         self._keeper = gevent.spawn(self._keep)
+        self._auditor = gevent.spawn(follow, self.running)
+
+    def running(self) -> list[Session]:
+        """The sessions that run here, for whoever measures them."""
+        return [session for session in self._owned.values() if session.closed is None]
 
     def get(self, name: str) -> SessionDoor:
         """The session, claimed if it is free. Raises Problem: not-owner, redis-away, stopping."""
@@ -174,5 +181,6 @@ class Sessions:
                 log.warning("owner record not released", session=session.name, error=str(error))
             session.store.close()
         self._owners.close()
-        if self._keeper is not None:
-            self._keeper.kill()
+        for greenlet in (self._keeper, self._auditor):
+            if greenlet is not None:
+                greenlet.kill()

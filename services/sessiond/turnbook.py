@@ -125,6 +125,7 @@ class TurnBook:
             {
                 "turn": turn["id"],
                 "fence": turn["fence"],
+                "kind": turn["kind"],
                 "outcome": turn["outcome"],
                 "reason": end.reason,
                 **self._times(),

@@ -36,8 +36,8 @@ class _Place:
     gone: set[str] = field(default_factory=set)
 
 
-class _Reader:
-    """The lock as the ledger tells it."""
+class Reader:
+    """The lock as the ledger tells it, entry by entry; what comes before the first epoch or snapshot is skipped."""
 
     def __init__(self) -> None:
         self.report = Report()
@@ -48,6 +48,7 @@ class _Reader:
         self.draining = False
         self.end_reason = ""
         self.id = ""
+        self._begun = False
 
     def wrong(self, invariant: str, text: str) -> None:
         self.report.violations.append((invariant, self.id, text))
@@ -56,24 +57,31 @@ class _Reader:
         return self.queue.get(ticket) or self.out.get(ticket)
 
     def read(self, entry: Mapping[str, Any]) -> None:
+        """The next entry."""
+        self._begun = self._begun or entry["event"] in ("epoch", "snapshot")
+        if not self._begun:
+            return
         self.id = str(entry["id"])
         self.report.entries += 1
         reader = _READERS.get(entry["event"])
         if reader is not None:
             reader(self, entry)
 
+    def take(self) -> Report:
+        """What was found since this was asked last."""
+        found, self.report = self.report, Report()
+        return found
+
 
 def verify(entries: Iterable[Mapping[str, Any]]) -> Report:
     """Reads the entries in their order."""
-    reader, begun = _Reader(), False
+    reader = Reader()
     for entry in entries:
-        begun = begun or entry["event"] in ("epoch", "snapshot")
-        if begun:
-            reader.read(entry)
+        reader.read(entry)
     return reader.report
 
 
-def _taken(r: _Reader, e: Mapping[str, Any]) -> None:
+def _taken(r: Reader, e: Mapping[str, Any]) -> None:
     if r.place(e["ticket"]) is not None:
         r.wrong("no_place_lost", f"{e['ticket']} is taken twice")
     if r.queue and any(p.score == e["score"] for p in r.queue.values()):
@@ -81,7 +89,7 @@ def _taken(r: _Reader, e: Mapping[str, Any]) -> None:
     r.queue[e["ticket"]] = _Place(e["kind"], e["score"])
 
 
-def _present(r: _Reader, e: Mapping[str, Any]) -> None:
+def _present(r: Reader, e: Mapping[str, Any]) -> None:
     place = r.place(e["ticket"])
     if place is None:
         r.wrong("no_place_lost", f"{e['ticket']} is present and has no place")
@@ -91,18 +99,18 @@ def _present(r: _Reader, e: Mapping[str, Any]) -> None:
     place.present, place.passed, place.lapsed, place.holder = True, False, False, e["holder"]
 
 
-def _absent(r: _Reader, e: Mapping[str, Any]) -> None:
+def _absent(r: Reader, e: Mapping[str, Any]) -> None:
     if place := r.place(e["ticket"]):
         place.present = False
 
 
-def _superseded(r: _Reader, e: Mapping[str, Any]) -> None:
+def _superseded(r: Reader, e: Mapping[str, Any]) -> None:
     if place := r.place(e["ticket"]):
         place.gone.add(e["holder"])
         place.present = False
 
 
-def _passed(r: _Reader, e: Mapping[str, Any]) -> None:
+def _passed(r: Reader, e: Mapping[str, Any]) -> None:
     place = r.queue.get(e["ticket"])
     if place is None or place.present:
         r.wrong("handler_fifo", f"{e['ticket']} is passed over and is {'present' if place else 'not in the queue'}")
@@ -110,12 +118,12 @@ def _passed(r: _Reader, e: Mapping[str, Any]) -> None:
         place.passed = True
 
 
-def _lapsed(r: _Reader, e: Mapping[str, Any]) -> None:
+def _lapsed(r: Reader, e: Mapping[str, Any]) -> None:
     if place := r.queue.get(e["ticket"]):
         place.lapsed = True
 
 
-def _granted(r: _Reader, e: Mapping[str, Any]) -> None:
+def _granted(r: Reader, e: Mapping[str, Any]) -> None:
     ticket, fence = e["ticket"], e["fence"]
     r.report.handoffs += 1
     r.report.order.append(ticket)
@@ -136,7 +144,7 @@ def _granted(r: _Reader, e: Mapping[str, Any]) -> None:
     r.out[ticket], r.fence, r.lease = place, max(r.fence, fence), (fence, ticket)
 
 
-def _order(r: _Reader, ticket: str, place: _Place) -> None:
+def _order(r: Reader, ticket: str, place: _Place) -> None:
     if place.kind == "worker" and any(p.kind == "handler" and not p.lapsed for p in r.queue.values()):
         r.report.inversions += 1
         r.wrong("no_worker_while_handler_in_queue", f"{ticket} is a worker's")
@@ -147,7 +155,7 @@ def _order(r: _Reader, ticket: str, place: _Place) -> None:
         r.wrong(name, f"{ticket} is granted over {', '.join(sorted(over))}")
 
 
-def _ended(r: _Reader, e: Mapping[str, Any]) -> None:
+def _ended(r: Reader, e: Mapping[str, Any]) -> None:
     if r.lease is None or r.lease[0] != e["fence"]:
         r.wrong("release_only_by_owner", f"lease {e['fence']} ends and does not live")
     r.lease = None
@@ -157,15 +165,15 @@ def _ended(r: _Reader, e: Mapping[str, Any]) -> None:
         r.wrong("release_only_by_owner", "a handler is preempted")
 
 
-def _draining(r: _Reader, e: Mapping[str, Any]) -> None:
+def _draining(r: Reader, e: Mapping[str, Any]) -> None:
     r.draining = True
 
 
-def _drained(r: _Reader, e: Mapping[str, Any]) -> None:
+def _drained(r: Reader, e: Mapping[str, Any]) -> None:
     r.draining = False
 
 
-def _back(r: _Reader, e: Mapping[str, Any]) -> None:
+def _back(r: Reader, e: Mapping[str, Any]) -> None:
     place = r.out.pop(e["ticket"], None)
     if place is None:
         r.wrong("no_place_lost", f"{e['ticket']} comes back and was not out")
@@ -177,17 +185,17 @@ def _back(r: _Reader, e: Mapping[str, Any]) -> None:
     place.passed = not place.present and r.end_reason != "preempted"
 
 
-def _ticket_ended(r: _Reader, e: Mapping[str, Any]) -> None:
+def _ticket_ended(r: Reader, e: Mapping[str, Any]) -> None:
     if r.queue.pop(e["ticket"], None) is None and r.out.pop(e["ticket"], None) is None:
         r.wrong("no_place_lost", f"{e['ticket']} ends and has no place")
 
 
-def _epoch(r: _Reader, e: Mapping[str, Any]) -> None:
+def _epoch(r: Reader, e: Mapping[str, Any]) -> None:
     for place in (*r.queue.values(), *r.out.values()):
         place.present = place.passed = False
 
 
-def _snapshot(r: _Reader, e: Mapping[str, Any]) -> None:
+def _snapshot(r: Reader, e: Mapping[str, Any]) -> None:
     lease, drain = e.get("lease"), e.get("drain")
     places = {
         t["id"]: _Place(
@@ -204,7 +212,7 @@ def _snapshot(r: _Reader, e: Mapping[str, Any]) -> None:
     r.fence = max(r.fence, e.get("fence") or 0)
 
 
-_READERS: Mapping[str, Callable[[_Reader, Mapping[str, Any]], None]] = {
+_READERS: Mapping[str, Callable[[Reader, Mapping[str, Any]], None]] = {
     "taken": _taken,
     "present": _present,
     "absent": _absent,

@@ -7,7 +7,7 @@ from typing import Any, Final
 import structlog
 
 from sessiond.client import Client, Lease, LeaseLost, ProblemError, TurnResult, Unavailable
-from webhook import frame
+from webhook import counts, frame
 from webhook.demand import Demand
 
 log = structlog.get_logger("webhook.answering")
@@ -86,7 +86,9 @@ class Turns:
         ends = time.monotonic() + self.broken_patience
         while True:
             try:
-                return lease.turn(prompt, key=key, timeout=self.turn_timeout).result()
+                result = lease.turn(prompt, key=key, timeout=self.turn_timeout).result()
+                counts.TURNS.add(outcome=result.outcome)
+                return result
             except Unavailable as failure:
                 if failure.type != "agent-broken":
                     raise

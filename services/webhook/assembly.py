@@ -16,6 +16,7 @@ from webhook import events, signature
 from webhook.arrival import Arrival, Budget
 from webhook.delivering import Delivering
 from webhook.demands import Demands
+from webhook.gauges import Gauges
 from webhook.ingress import Ingress
 from webhook.posts import sweep_posts
 from webhook.runs import Runs
@@ -43,7 +44,7 @@ def assemble(settings: IngressSettings) -> Parts:
     """Connects nothing yet; raises nothing while Redis or sessiond is away."""
     connection = connect(settings.redis_url, deadline=REDIS_DEADLINE, retries=1, connections=REDIS_CONNECTIONS)
     jobs = Jobs(connection)
-    demands = Demands(connection, jobs)
+    demands, tasks = Demands(connection, jobs), Tasks(connection, jobs)
     client = connect_sessiond(settings.sessiond_url, settings.sessiond_key)
 
     def bound() -> gevent.Timeout:
@@ -55,8 +56,9 @@ def assemble(settings: IngressSettings) -> Parts:
         settings.secrets,
         settings.rules,
         Arrival(Budget(settings.bytes_in_flight), settings.arrival_seconds, gevent.Timeout),
-        Delivering(demands, tickets, WorkerTasks(Tasks(connection, jobs))),
+        Delivering(demands, tickets, WorkerTasks(tasks)),
         connection.ping,
+        Gauges(demands, tasks),
     )
     runs = Runs(demands, settings.runs_per_session)
     sweeper = Sweeper(demands, runs, tickets, partial(sweep_posts, demands), settings.sweep_seconds)

@@ -10,6 +10,7 @@ holds it (`holder`) may answer it, so that a run that was given up for dead chan
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
@@ -191,6 +192,12 @@ def failed(demand: Demand, reason: str, now: str, *, holder: str | None = None) 
 def posted(demand: Demand, now: str) -> Demand:
     """The answer stands in the thread."""
     return moved(demand, Move.POST, now)
+
+
+def seconds_between(at: Mapping[str, str], first: State, second: State) -> float:
+    """By the record's own times: from one state to another."""
+    begun, ended = (datetime.fromisoformat(at[state.value]) for state in (first, second))
+    return max(0.0, (ended - begun).total_seconds())
 
 
 def edited(demand: Demand, comment: Comment, now: str) -> Demand:

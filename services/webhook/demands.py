@@ -4,6 +4,7 @@
     webhook:sessions          sessions with such keys     webhook:runs:{session}    runs by when they count as dead
     webhook:delivery:{id}     a delivery's outcome        webhook:early:{key}       an edit or deletion that came first
     webhook:closed:{session}#{number}  when that pull request was closed last
+    webhook:ended:{state}     keys of demands that ended so, by when: 30 days long
     webhook:withdrawals       ended demands whose tickets are still to be withdrawn
     webhook:posts:{thread}    keys whose note is to be brought up to date, in order; webhook:threads, threads with such
     webhook:posts-job:{thread} the rq job that was to wake a poster last (the rest of posting: posts.py)
@@ -12,6 +13,8 @@ Nothing is remembered as seen before it is safe: delivery, record and rq job are
 Everything raises redis.RedisError when Redis is away.
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -86,6 +89,21 @@ class Demands:
     def sessions(self) -> list[str]:
         """Sessions with unanswered demands."""
         return sorted(text(s) for s in cast(set[bytes], self.redis.smembers(SESSIONS)))
+
+    def ended(self) -> Counter[State]:
+        """How many demands ended in each state, as long as they are remembered."""
+        pipe = self.redis.pipeline(transaction=False)
+        for state in sorted(d.ENDED):
+            pipe.zcount(ended_key(state), time.time() - ENDED_TTL, "+inf")
+        return Counter(dict(zip(sorted(d.ENDED), pipe.execute(), strict=True)))
+
+    def pending(self) -> list[Demand]:
+        """Demands whose notes are to be brought up to date."""
+        threads = sorted(texts(list(cast(set[bytes], self.redis.smembers(THREADS)))))
+        pipe = self.redis.pipeline(transaction=False)
+        for thread in threads:
+            pipe.zrange(posts_key(thread), 0, -1)
+        return self._records([text(key) for keys in pipe.execute() for key in keys])
 
     # ---- deliveries --------------------------------------------------------------------------
 
@@ -293,6 +311,9 @@ class Demands:
             pipe.sadd(SESSIONS, demand.session)
         else:
             pipe.zrem(open_key(demand.session), demand.key)
+        if ended:
+            pipe.zadd(ended_key(demand.state), {demand.key: time.time()}, nx=True)
+            pipe.zremrangebyscore(ended_key(demand.state), "-inf", time.time() - ENDED_TTL)
 
     def transact(self, work: Callable[[Any], _T], *watched: str) -> _T:
         """Runs `work` under WATCH until nobody else changed what it read. It reads, calls `multi`, and writes."""
@@ -315,6 +336,10 @@ def demand_key(key: str) -> str:
 
 def open_key(session: str) -> str:
     return f"webhook:open:{session}"
+
+
+def ended_key(state: State) -> str:
+    return f"webhook:ended:{state.value}"
 
 
 def posts_key(thread: str) -> str:

@@ -23,6 +23,7 @@ from base.hooks import hold
 from base.jobs import DEMANDS, Jobs, connect
 from base.process import Stopped, broken_off, fail, serve
 from sessiond import client as sessiond
+from webhook import counts
 from webhook import demand as d
 from webhook.answering import NoAnswer, Turns
 from webhook.answers import Answers
@@ -168,6 +169,7 @@ class Run:
             hold("handler-answered")
             try:
                 self._durably(partial(self._answers.store, now, self.holder, answer))
+                counts.ANSWERS.add(outcome="answered")
                 hold("handler-stored")
                 log.info("answered", fence=lease.fence)
                 return
@@ -181,6 +183,7 @@ class Run:
         move = partial(d.failed, reason=reason.reason, now=now_text(), holder=self.holder)
         try:
             self._durably(partial(self._demands.change, demand.key, move, self._demands.stage_post))
+            counts.ANSWERS.add(outcome=reason.reason)
         except (d.NotNow, d.NotHolder, KeyError) as error:
             log.info("it has ended otherwise", why=str(error))
 

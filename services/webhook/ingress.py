@@ -15,6 +15,7 @@ import orjson
 import redis
 import structlog
 from flask import Flask, Request, Response, request
+from prometheus_client.registry import Collector
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from base.hooks import hold
@@ -53,9 +54,10 @@ class Ingress:
         arrival: Arrival,
         delivering: Delivering,
         ready: Callable[[], object],
+        gauges: Collector,
     ) -> None:
         self._secrets, self._rules, self._arrival = secrets, rules, arrival
-        self._delivering, self._ready = delivering, ready
+        self._delivering, self._ready, self._gauges = delivering, ready, gauges
         self.in_flight = 0
         """Requests of POST /github that are not answered yet."""
 
@@ -84,7 +86,7 @@ class Ingress:
         return _json({"status": "ready"})
 
     def _metrics(self) -> Response:
-        return Response(metrics.exposition(), mimetype="text/plain; version=0.0.4")
+        return Response(metrics.exposition(self._gauges), mimetype="text/plain; version=0.0.4")
 
     # ---- a delivery --------------------------------------------------------------------------
 

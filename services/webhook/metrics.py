@@ -3,10 +3,18 @@
 Import this only after PROMETHEUS_MULTIPROC_DIR is set. Every label has a bounded set of values. Base units.
 """
 
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from base import VERSION, multiproc
+from base.counting import DIRECTORY
 
 _OURS = CollectorRegistry()
 
@@ -45,8 +53,12 @@ def event_label(event: str | None) -> str:
     return event if event in EVENTS else OTHER
 
 
-def exposition() -> bytes:
-    """The text that a scrape reads: all processes of this service together."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+class _Build(Collector):
+    def collect(self) -> Iterator[Metric]:
+        said = {"version": VERSION, "python": platform.python_version()}
+        yield InfoMetricFamily("webhook_build", "What runs here", value=said)
+
+
+def exposition(*more: Collector) -> bytes:
+    """The text that a scrape reads: all processes of this service together, and what `more` says."""
+    return multiproc.exposition(Path(os.environ[DIRECTORY]), _Build(), *more)

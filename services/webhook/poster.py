@@ -16,10 +16,10 @@ from base.env import SettingsError
 from base.hooks import hold
 from base.jobs import POSTS, Jobs, connect
 from base.process import fail, serve, stopping
-from webhook import notes
+from webhook import counts, notes
 from webhook.claims import Changed, Claim, ClaimLost
 from webhook.claims import claim as claimed
-from webhook.demand import Demand, Note, State
+from webhook.demand import Demand, Note, State, seconds_between
 from webhook.demands import Demands
 from webhook.github import Github
 from webhook.github_settings import PosterSettings, poster_settings
@@ -148,7 +148,7 @@ class Poster:
             return
         note, sha = demand.note, notes.sha(body)
         if note is not None and note.id is not None and note.shown == sha:
-            claim.shown(demand.key, note)
+            self._stands(claim, demand, note)
             return
         left = self._posts.limit(self._threads.account(demand.comment)) - self._posts.now()
         if left > 0:
@@ -189,14 +189,24 @@ class Poster:
             claim.found(demand.key, Note(standing.id, standing.url, notes.sha(standing.body)))
 
     def _shown(self, claim: Claim, demand: Demand, standing: Standing) -> None:
-        after = claim.shown(demand.key, Note(standing.id, standing.url, notes.sha(standing.body)))
+        after = self._stands(claim, demand, Note(standing.id, standing.url, notes.sha(standing.body)))
         log.info("posted", thread=claim.thread, key=demand.key, state=after.state.value, url=standing.url)
+
+    @staticmethod
+    def _stands(claim: Claim, demand: Demand, note: Note) -> Demand:
+        after = claim.shown(demand.key, note)
+        answer = demand.state is State.ANSWERED and after.state is State.POSTED
+        counts.POSTS.add(outcome="answer" if answer else "note")
+        if answer:
+            counts.POSTED_SECONDS.observe(seconds_between(after.at, State.OPEN, State.POSTED))
+        return after
 
     def _refused(self, claim: Claim, demand: Demand, error: Never) -> None:
         """GitHub refuses for good. Our comment alone may be gone: then it is created anew."""
         if error.status in GONE and demand.note is not None and demand.note.id is not None:
             claim.not_begun(demand.key)
             return
+        counts.POSTS.add(outcome="unpostable")
         log.warning("unpostable", thread=claim.thread, key=demand.key, status=error.status)
         if demand.state is State.ANSWERED:
             claim.fail(demand.key, f"unpostable: {error}", tell=False)
@@ -209,6 +219,7 @@ class Poster:
         name = self._settings.secrets.found(f"{answer or ''}\n{body}")
         if name is None:
             return False
+        counts.POSTS.add(outcome="withheld")
         log.error("a secret is withheld", thread=claim.thread, key=demand.key, secret=name)
         if demand.state is State.ANSWERED:
             claim.fail(demand.key, SECRET, tell=True)

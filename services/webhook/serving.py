@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -19,6 +20,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from base import log as logs
+from base.counting import DIRECTORY
 from webhook.settings import IngressSettings
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ CONNECTIONS: Final = 2_000
 """Open connections a process."""
 STOP_SECONDS: Final = 4
 """For what has arrived to be answered, on SIGTERM."""
-METRICS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def serve(settings: IngressSettings) -> None:
@@ -38,7 +39,7 @@ def serve(settings: IngressSettings) -> None:
     faulthandler.enable()
     directory = tempfile.mkdtemp(prefix="webhook-metrics-")
     # prometheus-client chooses its kind of storage from this when it is imported, which only workers do.
-    os.environ[METRICS_DIR] = directory
+    os.environ[DIRECTORY] = directory
     master = os.getpid()
     try:
         _Server(settings).run()
@@ -70,6 +71,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "accesslog": None,
             "logger_class": _logger(settings.log_format),
             "when_ready": lambda _: faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True),
+            "child_exit": lambda server, worker: _tidy(),
             "post_worker_init": self._signals,
             "proc_name": "webhook",
         }
@@ -113,6 +115,16 @@ class _Server(BaseApplication):  # type: ignore[misc]
         while self._ingress is not None and self._ingress.in_flight and time.monotonic() < ends:
             time.sleep(0.02)
         worker.cfg.set("graceful_timeout", 0)
+
+
+def _tidy() -> None:
+    """In the master: what a process counted that is gone stays counted, in one file."""
+    from base.multiproc import tidy
+
+    try:
+        tidy(Path(os.environ[DIRECTORY]))
+    except OSError as error:
+        log.warning("metrics of a process that ended are not put together", error=str(error))
 
 
 def _sweep_for_ever(sweep: Callable[[], object], pause: float) -> None:

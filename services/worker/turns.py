@@ -10,7 +10,7 @@ import structlog
 from base.process import Stopped, broken_off, stopping
 from sessiond.client import AgentEvent, Lease, LeaseLost, ProblemError, TurnResult, Unavailable
 from sessiond.client.patience import Backoff
-from worker import frame, judge, meanwhile
+from worker import counts, frame, judge, meanwhile
 from worker import task as tk
 from worker.hooks import hold
 from worker.judge import Ended
@@ -107,6 +107,7 @@ class Conversation:
     def _take(self, turn: Turn, ended: Ended) -> bool:
         """Records the turn's end; whether the task is over by it. After a failed one it waits."""
         self._run.change(*judge.judge(self._task, turn, ended, self._run.settings.failures_allowed))
+        counts.TURNS.add(outcome=ended.outcome)
         task = self._task
         log.info(
             "turn over", turn=turn.key, outcome=ended.outcome, reason=frame.one_line(ended.reason or "", 100),
@@ -183,6 +184,7 @@ class Conversation:
         if ended.outcome == "cancelled" and ended.reason == "cancelled":
             ended = Ended(ended.outcome, ended.text, "the worker was stopped", ended.seconds, ended.usd)
         self._run.change(*judge.judge(self._task, turn, ended, self._run.settings.failures_allowed))
+        counts.TURNS.add(outcome=ended.outcome)
 
     # ---- what became of a turn ---------------------------------------------------------------------
 

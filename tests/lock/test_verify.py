@@ -11,7 +11,7 @@ from sessiond.lock.machine import decide
 from sessiond.lock.reading import timers
 from sessiond.lock.rules import Kind, Times, rank_of
 from sessiond.lock.state import Lock
-from sessiond.verify import verify
+from sessiond.verify import Reader, verify
 
 Entries = list[dict[str, Any]]
 
@@ -116,3 +116,13 @@ def test_a_trimmed_ledger_is_read_from_its_first_snapshot(seed: int = 3) -> None
     half: Callable[[Entries], Entries] = lambda found: [{"id": "0-0", "event": "granted", "ticket": "old"}, *found[1:]]  # noqa: E731
     report = verify(half(said))
     assert (report.handoffs, report.violations) == (1, [])
+
+
+@pytest.mark.parametrize(("name", "said"), DOCTORED, ids=[name for name, _ in DOCTORED])
+def test_read_in_pieces_it_tells_each_fault_once(name: str, said: list[tuple[str, dict[str, Any]]]) -> None:
+    reader, found = Reader(), []
+    for entry in entries_of(*said):
+        reader.read(entry)
+        found += [violation[0] for violation in reader.take().violations]
+    assert found == [name]
+    assert reader.take().violations == []
