@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
 
-.PHONY: setup up demo test check-answers lint clean
+.PHONY: setup up demo test check-answers check-see lint clean
 
 setup: $(VENV)/ready
 
@@ -38,6 +38,10 @@ test: lint
 # What a comment and a task come to, whatever dies: every row, printed.
 check-answers: setup
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/base tests/webhook tests/worker tests/whole
+
+# Metrics, rules and every panel, in a real Prometheus (Debian's package); skipped where there is none.
+check-see: setup
+	$(BIN)/pytest -rs tests/whole/test_metrics.py tests/see
 
 clean:
 	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
