@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
 
-.PHONY: setup up demo test check-answers compose-test lint clean
+.PHONY: setup up demo test check-answers check-see compose-test lint clean
 
 setup: $(VENV)/ready
 
@@ -42,6 +42,10 @@ check-answers: setup
 # All of it in containers, from a fresh clone; needs an engine with compose v2, and says so where there is none.
 compose-test: setup
 	$(BIN)/python tests/compose/run.py
+
+# Metrics, rules and every panel, in a real Prometheus (Debian's package); skipped where there is none.
+check-see: setup
+	$(BIN)/pytest -rs tests/whole/test_metrics.py tests/see
 
 clean:
 	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -41,7 +41,7 @@ class Audit:
                 self._one(entry)
             if page:
                 self._after = page[-1]["id"]
-            self._count(len(page))
+            self._tell()
             if len(page) < PAGE:
                 self._read = version
             gevent.sleep(0)
@@ -52,11 +52,12 @@ class Audit:
         except (KeyError, TypeError, ValueError) as error:
             # The next snapshot says again how everything stands.
             log.error("a ledger entry cannot be read", session=self._name, entry=entry["id"], error=repr(error))
+            self._tell()
             self._reader = Reader()
+        metrics.CHECKED.inc()
 
-    def _count(self, entries: int) -> None:
+    def _tell(self) -> None:
         found = self._reader.take()
-        metrics.CHECKED.inc(entries)
         metrics.INVERSIONS.inc(found.inversions)
         metrics.MISORDERS.inc(found.misorders)
         for invariant, entry, text in found.violations:
