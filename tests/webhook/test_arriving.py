@@ -270,7 +270,7 @@ CRASHES = [
 
 @pytest.mark.parametrize(("point", "when", "again", "ticket"), CRASHES, ids=[c[0] for c in CRASHES])
 def test_kill_9_of_a_process(
-    webhook: Start, sessiond: StartSessiond, redis_server: Redis, record_property: Callable[[str, object], None],
+    webhook: Start, sessiond: StartSessiond, redis_server: Redis, matrix: Callable[..., None],
     point: str, when: str, again: str, ticket: bool,
 ) -> None:  # fmt: skip
     queue = sessiond(scripted_env())
@@ -298,10 +298,48 @@ def test_kill_9_of_a_process(
     found = demands.get("IC_1")
     assert found is not None and found.state is State.OPEN and found.ticket is not None and queued(demands) == 1
     assert [t["id"] for t in queue.client().view(SESSION)["queue"]] == [found.ticket]
-    record_property(
-        "matrix:crashes of the ingress",
-        {"killed": "webhook process", "when": when, "redelivered": again, "demands": "1"},
+    matrix("ingress", victim="webhook process", step=when, redelivered=again, demands=1)
+
+
+@pytest.mark.parametrize("victim", ["sessiond", "Redis", "Redis and rq's keys"])
+@pytest.mark.parametrize(("point", "when"), [c[:2] for c in CRASHES], ids=[c[0] for c in CRASHES])
+def test_kill_9_of_what_it_relies_on(
+    webhook: Start, sessiond: StartSessiond, redis_server: Redis, matrix: Callable[..., None],
+    point: str, when: str, victim: str,
+) -> None:  # fmt: skip
+    queue = sessiond(scripted_env())
+    service, demands = webhook({**reach(queue), "SWEEP_SECONDS": "0.5"}), store(redis_server)
+    service.hold(point)
+    statuses: list[int] = []
+    sender = threading.Thread(
+        target=lambda: statuses.append(service.post("issue_comment", payloads.comment(), "one").status)
     )
+    sender.start()
+    service.reached(point)
+    if victim == "sessiond":
+        queue.kill9()
+        queue.start()
+    else:
+        redis_server.kill9()
+        redis_server.start()
+        if victim != "Redis":
+            for name in demands.redis.scan_iter("rq:*"):
+                demands.redis.delete(name)
+    service.let_go(point)
+    sender.join(20)
+    assert statuses[0] in (202, 503)
+    if statuses[0] == 503:
+        assert said(service.post("issue_comment", payloads.comment(), "one"))[0] == 202
+
+    def whole() -> bool:
+        found = demands.get("IC_1")
+        return found is not None and found.ticket is not None and demands.jobs.live(found.job)
+
+    eventually(whole, 20, lambda: f"{demands.get('IC_1')} {service.log_text()}")
+    found = demands.get("IC_1")
+    assert found is not None and found.state is State.OPEN
+    assert [t["id"] for t in queue.client().view(SESSION)["queue"]] == [found.ticket]
+    matrix("ingress", victim=victim, step=when, answered=statuses[0], demands=1)
 
 
 # ---- slow clients --------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 from posting import Bench, Poster, a_comment
 
-from servers import Github, eventually
+from servers import Github, Redis, eventually
 from webhook.posts import claim_key
 
 STEPS = ("claimed", "creation-begun", "created", "recorded")
-VICTIMS = ("work-horse", "parent", "both")
+VICTIMS = ("work-horse", "parent", "both", "Redis", "Redis and rq's keys")
 AFTERWARDS = ("answered", "seen, then answered")
 Row = Callable[..., None]
 
@@ -31,8 +31,9 @@ def kill(started: Poster, victim: str, horse: int) -> None:
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("step", STEPS)
 def test_one_comment_whoever_dies(
-    bench: Bench, github: Github, poster: Callable[..., Poster], matrix: Row, step: str, victim: str, when: str
-) -> None:
+    redis_server: Redis, bench: Bench, github: Github, poster: Callable[..., Poster], matrix: Row, step: str,
+    victim: str, when: str,
+) -> None:  # fmt: skip
     started = poster(github.env())
     point = f"poster-{step}"
     started.hold(point)
@@ -40,11 +41,18 @@ def test_one_comment_whoever_dies(
     if when == "answered":
         bench.answer(key)
     horse = started.reached(point)
-    kill(started, victim, horse)
+    if victim.startswith("Redis"):
+        redis_server.kill9()
+        redis_server.start()
+        if victim != "Redis":
+            for name in bench.demands.redis.scan_iter("rq:*"):
+                bench.demands.redis.delete(name)
+    else:
+        kill(started, victim, horse)
     started.let_go(point)
     if when != "answered":
         bench.answer(key)
-    if victim != "work-horse":
+    if victim in ("parent", "both"):
         poster(github.env(), name="next")
     bench.posted(key, seconds=30, sweep=True)
     eventually(lambda: not bench.posts.threads(), 10, "nothing pending")
