@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
 
-.PHONY: setup up demo test check-answers check-see lint clean
+.PHONY: setup up demo test check-answers check-see compose-test lint clean
 
 setup: $(VENV)/ready
 
@@ -38,6 +38,10 @@ test: lint
 # What a comment and a task come to, whatever dies: every row, printed.
 check-answers: setup
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/base tests/webhook tests/worker tests/whole
+
+# All of it in containers, from a fresh clone; needs an engine with compose v2, and says so where there is none.
+compose-test: setup
+	$(BIN)/python tests/compose/run.py
 
 # Metrics, rules and every panel, in a real Prometheus (Debian's package); skipped where there is none.
 check-see: setup

@@ -64,8 +64,10 @@ class Env:
         return self.read(name, _url, default)
 
     def redis_url(self) -> str:
-        """REDIS_URL."""
-        return self.read("REDIS_URL", _redis_url, "redis://127.0.0.1:6379/0")
+        """REDIS_URL, else the first line of the file that REDIS_URL_FILE names."""
+        return self.read("REDIS_URL", _redis_url, "") or self.read(
+            "REDIS_URL_FILE", lambda path: _redis_url(_first_line(path)), "redis://127.0.0.1:6379/0"
+        )
 
     def path(self, name: str, default: Path) -> Path:
         """A path as it stands."""

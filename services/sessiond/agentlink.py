@@ -134,6 +134,6 @@ class AgentLink:
     def _await_predecessor(self, guard: dict[str, Any] | None) -> None:
         if guard is not None:
             identity = GuardId(**guard)
-            while not wait_guard_gone(identity, 5.0):
+            while not wait_guard_gone(identity, 5.0, self._settings.agent_user):
                 log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
         self._put(FromAgent(0, event=st.Exited(None)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sessiond.agent import binary
 from sessiond.agent.process import AgentProcess
+from sessiond.agent.user import acting_as
 from sessiond.settings import Settings
 
 CLAUDE_MD_LIMIT = 64 * 1024
@@ -14,28 +15,33 @@ CLAUDE_MD_LIMIT = 64 * 1024
 def workdir(settings: Settings, name: str) -> Path:
     """The agent's working directory for a session, made if it is not there."""
     path = (settings.checkouts or settings.state_dir / "work").resolve() / name
-    path.mkdir(parents=True, exist_ok=True)
+    with acting_as(settings.agent_user):
+        path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def config_dir(settings: Settings) -> Path:
     """Where the agent keeps its own state (transcripts, settings); outlives every process."""
     path = (settings.state_dir / "claude").resolve()
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with acting_as(settings.agent_user):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
 
 
 def conversation_known(settings: Settings, conversation: str) -> bool:
     """Whether the agent has a transcript of this conversation."""
-    return any(config_dir(settings).glob(f"projects/*/{conversation}.json*"))
+    home = config_dir(settings)
+    with acting_as(settings.agent_user):
+        return any(home.glob(f"projects/*/{conversation}.json*"))
 
 
 def command(settings: Settings, cwd: Path, conversation: str, resume: bool) -> list[str]:
     """The agent's argv: the bundled claude, or `agent_command` with the same flags."""
     guide = cwd / "CLAUDE.md"
-    # A link could lead anywhere, and what it leads to would go to the model.
-    readable = guide.is_file() and not guide.is_symlink()
-    text = guide.read_text(errors="replace")[:CLAUDE_MD_LIMIT] if readable else None
+    with acting_as(settings.agent_user):
+        # A link could lead anywhere, and what it leads to would go to the model.
+        readable = guide.is_file() and not guide.is_symlink()
+        text = guide.read_text(errors="replace")[:CLAUDE_MD_LIMIT] if readable else None
     first = settings.agent_command[0] if settings.agent_command else str(binary.find_claude())
     argv = binary.claude_argv(
         Path(first),
@@ -61,4 +67,4 @@ def launch(
     home = config_dir(settings)
     env = binary.claude_env(os.environ, home=home, background_tasks=settings.background_tasks)
     argv = command(settings, cwd, conversation, resume)
-    return AgentProcess.spawn(argv, cwd, env, on_lines, on_exit)
+    return AgentProcess.spawn(argv, cwd, env, on_lines, on_exit, settings.agent_user)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from base.env import Env, SettingsError
+from sessiond.agent.user import User
 from sessiond.lock.rules import Times
 
 __all__ = ["Settings", "SettingsError", "from_env"]
@@ -32,6 +33,8 @@ class Settings:
     checkouts: Path | None = None
     max_agents: int = 8
     hooks_dir: Path | None = None
+    agent_user: User | None = None
+    """Whom the agent runs as; None for the service's own user."""
     log_format: str = "console"
     times: Times = field(default_factory=Times)
 
@@ -52,6 +55,7 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
         keys_file=env.path("SESSIOND_KEYS_FILE", state_dir / "keys"),
         instance=env.text("SESSIOND_INSTANCE", f"{this_host}-{os.getpid()}-{secrets.token_hex(3)}"),
         host_name=this_host,
+        agent_user=_agent_user(env.text("SESSIOND_AGENT_UID"), env.text("SESSIOND_AGENT_GID")),
         agent_command=env.read("SESSIOND_AGENT_COMMAND", lambda text: tuple(shlex.split(text)), ()),
         model=env.text("SESSIOND_MODEL", default.model),
         background_tasks=env.flag("SESSIOND_BACKGROUND_TASKS", default.background_tasks),
@@ -63,3 +67,12 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
             **{f.name: env.seconds(f"SESSIOND_{f.name.upper()}", getattr(default.times, f.name)) for f in fields(Times)}
         ),
     )
+
+
+def _agent_user(uid: str, gid: str) -> User | None:
+    """Both or neither; never root's."""
+    if not uid and not gid:
+        return None
+    if not (uid.isdecimal() and gid.isdecimal() and 0 < int(uid) < 2**32 - 1 and 0 < int(gid) < 2**32 - 1):
+        raise SettingsError("SESSIOND_AGENT_UID, SESSIOND_AGENT_GID: must both be numbers above 0, or both be empty")
+    return User(int(uid), int(gid))

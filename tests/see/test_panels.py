@@ -143,7 +143,7 @@ def test_every_alert_and_panel_is_explained() -> None:
     anchors = {title.lower() for title in re.findall(r"^#+ (\w+)$", panels, re.M)}
     for group in yaml.safe_load((RULES / "sessiond.yml").read_text())["groups"]:
         for rule in group["rules"]:
-            assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
+            assert rule["annotations"]["runbook"] == f"docs/panels.md#{rule['alert'].lower()}"
             assert rule["alert"].lower() in anchors
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text())["panels"]:

@@ -1,11 +1,13 @@
 """The guard: the small process between owner and agent that ends the agent's whole tree when the owner dies.
 
-Run as `python -I -S guard.py LIFELINE REPORT TRACE COMMAND…`; standard library only, so that it starts in 20 ms.
+Run as `python -I -S guard.py LIFELINE REPORT TRACE USER COMMAND…`; standard library only, so that it starts in 20 ms.
 
 - `LIFELINE` is the read end of a pipe whose other end only the owner has: its end-of-file is the owner's death, or
   its wish to stop. It cannot be missed, unlike a death signal, which follows the thread that spawned.
 - `REPORT` gets one line, `agent PID` or `error TEXT`, and is closed.
 - `TRACE` gets the guard's stack on SIGUSR1: its own stderr is the agent's.
+- `USER` is `UID:GID` for an agent that runs as another user than the guard, `-` for one that does not. The guard
+  itself stays who it is, so that the agent can neither signal nor trace it.
 - The agent has the guard's stdin, stdout, stderr, directory and environment, and `SESSIOND_GUARD` on top, by which
   what is left of a tree can be found although its guard was killed.
 
@@ -15,6 +17,7 @@ only when it has no child left, with the agent's status (128 + n after signal n)
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import os
 import select
@@ -85,10 +88,11 @@ def send(targets: list[Process], number: int) -> None:
 class Guard:
     """One agent's tree, from its start until nothing of it is left."""
 
-    def __init__(self, lifeline: int, report: int, trace: int) -> None:
+    def __init__(self, lifeline: int, report: int, trace: int, user: tuple[int, int] | None = None) -> None:
         self._lifeline = lifeline
         self._report = report
         self._trace = trace
+        self._user = user
         self._agent = 0
         self._status = 0
         self._asked = False
@@ -136,7 +140,7 @@ class Guard:
         environ = {**os.environ, MARK: f"{me}-{own.start_time}"}
         self._agent = os.fork()
         if self._agent == 0:
-            _become(command, environ, me, failure)
+            _become(command, environ, me, failure, self._user)
         os.close(failure)
         error = os.read(failed, 1000)
         os.close(failed)
@@ -194,9 +198,14 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
-def _become(command: list[str], environ: dict[str, str], guard: int, failure: int) -> NoReturn:
+def _become(
+    command: list[str], environ: dict[str, str], guard: int, failure: int, user: tuple[int, int] | None
+) -> NoReturn:
     """In the child: turns into the agent, or tells `failure` why not."""
     try:
+        if user is not None:
+            _change_user(*user)
+        # After the change of user, which clears it.
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:  # it died before the line above
             os._exit(1)
@@ -218,9 +227,20 @@ def _become(command: list[str], environ: dict[str, str], guard: int, failure: in
         os._exit(127)
 
 
+def _change_user(uid: int, gid: int) -> None:
+    """For good: real, effective and saved, no other group, and with that no capability. Raises OSError."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
+        raise OSError(errno.EPERM, "the user was not changed")
+
+
 def main() -> NoReturn:
     lifeline, report, trace = map(int, sys.argv[1:4])
-    sys.exit(Guard(lifeline, report, trace).run(sys.argv[4:]))
+    uid, _, gid = sys.argv[4].partition(":")
+    user = None if sys.argv[4] == "-" else (int(uid), int(gid))
+    sys.exit(Guard(lifeline, report, trace, user).run(sys.argv[5:]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import gevent
 from gevent.socket import wait_read
 
 from sessiond.agent import guard as guarding
+from sessiond.agent.user import User, acting_as
 
 SWEEP_SECONDS = 2.0
 
@@ -37,7 +38,7 @@ def guard_alive(guard: GuardId) -> bool:
     return alive and guard.boot_id == boot_id()
 
 
-def wait_guard_gone(guard: GuardId, seconds: float) -> bool:
+def wait_guard_gone(guard: GuardId, seconds: float, user: User | None = None) -> bool:
     """Waits, at most `seconds`, until this guard (anybody's, not only a child) and all that it guarded is gone.
 
     Returns whether it is. A killed guard's remains are ended here.
@@ -51,10 +52,10 @@ def wait_guard_gone(guard: GuardId, seconds: float) -> bool:
             return False
         finally:
             os.close(descriptor)
-    return sweep(guard, SWEEP_SECONDS)
+    return sweep(guard, SWEEP_SECONDS, user)
 
 
-def sweep(guard: GuardId, seconds: float) -> bool:
+def sweep(guard: GuardId, seconds: float, user: User | None = None) -> bool:
     """SIGKILL to what carries the mark of a guard that is gone, until nothing does. Returns whether nothing is left.
 
     A guard leaves nothing behind unless it was killed itself; then its agent dies by a death signal, but not the
@@ -64,7 +65,8 @@ def sweep(guard: GuardId, seconds: float) -> bool:
         return True
     mark = f"{guarding.MARK}={guard.pid}-{guard.start_time}".encode()
     for _ in range(max(1, int(seconds / 0.02))):
-        left = [one for one in guarding.processes() if not one.dead and mark in _environ(one.pid)]
+        with acting_as(user):  # another user's environment is not shown to us, its own is
+            left = [one for one in guarding.processes() if not one.dead and mark in _environ(one.pid)]
         if not left:
             return True
         guarding.send(left, signal.SIGKILL)

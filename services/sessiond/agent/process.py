@@ -21,6 +21,7 @@ from gevent.subprocess import Popen
 
 from sessiond.agent import guard as guarding
 from sessiond.agent.guards import SWEEP_SECONDS, GuardId, boot_id, guard_alive, sweep
+from sessiond.agent.user import User
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,10 @@ class AgentProcess:
         pipes: "_Pipes",
         on_lines: Callable[[list[bytes]], None],
         on_exit: Callable[[int | None, str], None],
+        user: User | None = None,
     ) -> None:
         self.guard = guard
+        self._user = user
         self._popen = popen
         self._lifeline: int | None = pipes.lifeline
         self._on_lines = on_lines
@@ -78,22 +81,24 @@ class AgentProcess:
         env: Mapping[str, str],
         on_lines: Callable[[list[bytes]], None],
         on_exit: Callable[[int | None, str], None],
+        user: User | None = None,
     ) -> Self:
         """Starts guard and agent; returns once the guard has reported the agent's pid.
 
         `on_lines` gets what one read brought, whole lines without their line ends, at least one. `on_exit` is called
         once, when the guard and with it the whole tree is gone and every line was handed over: with the agent's exit
         code (128 + n after signal n; None if the guard was killed, so that nobody knows) and the last 4 KiB of stderr.
-        Raises SpawnError; then nothing runs and no callback is called.
+        `user` is whom the agent runs as, None for our own. Raises SpawnError; then nothing runs and no callback is
+        called.
         """
         pipes = _Pipes()
         try:
-            popen = pipes.start(argv, cwd, env)
+            popen = pipes.start(argv, cwd, env, user)
             identity = pipes.identify(popen)
         except BaseException:
             pipes.close()
             raise
-        return cls(popen, identity, pipes, on_lines, on_exit)
+        return cls(popen, identity, pipes, on_lines, on_exit, user)
 
     def write(self, data: bytes) -> None:
         """Writes whole lines, behind all that was written before; never blocks.
@@ -158,7 +163,7 @@ class AgentProcess:
 
     def _see_to_the_end(self) -> None:
         code = self._popen.wait()
-        sweep(self.guard, SWEEP_SECONDS)
+        sweep(self.guard, SWEEP_SECONDS, self._user)
         self.stop()
         readers: list[gevent.Greenlet[..., None]] = [self._output, self._errors]
         gevent.joinall(readers, timeout=EOF_SECONDS)
@@ -180,10 +185,11 @@ class _Pipes:
         for end in (self.stdin, self.stdout, self.stderr, self._report):
             make_nonblocking(end)
 
-    def start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> "Popen[bytes]":
+    def start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], user: User | None) -> "Popen[bytes]":
         """Starts the guard and closes the ends that are its."""
         ends = (self._lifeline, self._reported, os.dup(2))
-        command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), *argv]
+        whom = "-" if user is None else f"{user.uid}:{user.gid}"
+        command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), whom, *argv]
         try:
             return Popen(
                 command, cwd=cwd, env=dict(env), stdin=self._stdin, stdout=self._stdout, stderr=self._stderr,

@@ -1,0 +1,26 @@
+"""`python -m base.alive`: a health check for a process that takes jobs. 0 when rq knows a worker on this host."""
+
+import os
+import socket
+import sys
+
+import redis
+
+from base.env import Env
+
+
+def main() -> int:
+    """1 when there is none, or Redis does not answer."""
+    connection = redis.Redis.from_url(
+        Env(os.environ).redis_url(), socket_timeout=3, socket_connect_timeout=3, decode_responses=True
+    )
+    here = socket.gethostname()
+    for key in connection.smembers("rq:workers"):
+        if connection.hget(key, "hostname") == here:
+            return 0
+    print(f"no rq worker on {here}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
