@@ -134,14 +134,7 @@ class Poster:
         elif isinstance(error, Unknown):
             # An edit that is still on its way must not land on top of a later one.
             seconds = max(seconds, times.settle)
-        log.warning(
-            "put off",
-            thread=thread,
-            session=demand.session,
-            demand=demand.key,
-            why=str(error)[:200],
-            seconds=round(seconds, 1),
-        )
+        log.warning("put off", thread=thread, why=str(error)[:200], seconds=round(seconds, 1))
         self._posts.put_off(thread, Wait(now + seconds, tries + 1))
 
     # ---- one note ----------------------------------------------------------------------------
@@ -190,13 +183,7 @@ class Poster:
         if self._posts.now() < settled:
             raise _Settling(settled)
         standing = self._threads.find(demand.comment, notes.marker(demand.key))
-        log.info(
-            "looked for a note",
-            thread=claim.thread,
-            session=demand.session,
-            demand=demand.key,
-            found=standing is not None,
-        )
+        log.info("looked for a note", thread=claim.thread, found=standing is not None)
         if standing is None:
             self._create(claim, demand, body)
         else:
@@ -204,14 +191,7 @@ class Poster:
 
     def _shown(self, claim: Claim, demand: Demand, standing: Standing) -> None:
         after = self._stands(claim, demand, Note(standing.id, standing.url, notes.sha(standing.body)))
-        log.info(
-            "posted",
-            thread=claim.thread,
-            session=demand.session,
-            demand=demand.key,
-            state=after.state.value,
-            url=standing.url,
-        )
+        log.info("posted", thread=claim.thread, state=after.state.value, url=standing.url)
 
     @staticmethod
     def _stands(claim: Claim, demand: Demand, note: Note) -> Demand:
