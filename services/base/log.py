@@ -6,6 +6,8 @@ import sys
 import structlog
 from structlog.typing import Processor
 
+from base.redact import redact
+
 
 def configure(fmt: str = "console") -> None:
     """Sets up structlog and the standard library's logging, both to stderr. `fmt`: console or json."""
@@ -15,6 +17,7 @@ def configure(fmt: str = "console") -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        redact,
     ]
     renderer = (
         structlog.processors.JSONRenderer()

@@ -91,7 +91,7 @@ class Claim:
             try:
                 found = self.posts.demands.get(keys[0])
             except record.BadRecord as error:  # nobody can mend it here, and it must not stop the thread
-                log.error("a record that cannot be read", key=keys[0], error=str(error))
+                log.error("a record that cannot be read", demand=keys[0], error=str(error))
                 found = None
             if found is not None:
                 return found

@@ -137,6 +137,7 @@ class Run:
                     demand.session, kind="handler", key=demand.key, holder=self.holder,
                     lease_ttl=self._settings.lease_ttl,
                 ))  # fmt: skip
+            structlog.contextvars.bind_contextvars(ticket=lease.ticket, fence=lease.fence)
             hold("handler-leased")
             done = False
             try:

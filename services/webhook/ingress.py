@@ -42,6 +42,8 @@ class Answered:
     outcome: str = "internal"
     reason: str | None = None
     demand: str | None = None
+    session: str | None = None
+    ticket: str | None = None
 
 
 class Ingress:
@@ -126,13 +128,16 @@ class Ingress:
             case events.Ignored(reason):
                 seen.outcome, seen.reason = "ignored", reason
                 return Response(status=204)
-        hold("ingress-before-commit")
-        with _durably():
-            outcome = self._delivering.commit(seen.delivery, intent)
-        hold("ingress-committed")
-        outcome = self._delivering.tickets(outcome)
-        hold("ingress-ticketed")
-        seen.outcome, seen.demand = outcome.word, outcome.demand.key if outcome.demand else None
+        with structlog.contextvars.bound_contextvars(delivery=seen.delivery):
+            hold("ingress-before-commit")
+            with _durably():
+                outcome = self._delivering.commit(seen.delivery, intent)
+            hold("ingress-committed")
+            outcome = self._delivering.tickets(outcome)
+            hold("ingress-ticketed")
+        seen.outcome, demand = outcome.word, outcome.demand
+        if demand is not None:
+            seen.demand, seen.session, seen.ticket = demand.key, demand.session, demand.ticket
         return _json(_told(outcome), 202)
 
 
@@ -194,7 +199,7 @@ def _count(seen: Answered, seconds: float) -> None:
     metrics.SECONDS.observe(seconds)
     log.info(
         "delivery", event_name=seen.event and seen.event[:_WORD], delivery=seen.delivery, outcome=seen.outcome,
-        demand=seen.demand, reason=seen.reason, ms=round(seconds * 1000, 1),
+        demand=seen.demand, session=seen.session, ticket=seen.ticket, reason=seen.reason, ms=round(seconds * 1000, 1),
     )  # fmt: skip
 
 

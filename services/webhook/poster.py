@@ -106,6 +106,7 @@ class Poster:
             demand = claim.head()
             if demand is None:
                 return
+            structlog.contextvars.bind_contextvars(session=demand.session, demand=demand.key)
             if stopping().is_set():
                 self._posts.wake(claim.thread)
                 return
@@ -133,7 +134,7 @@ class Poster:
         elif isinstance(error, Unknown):
             # An edit that is still on its way must not land on top of a later one.
             seconds = max(seconds, times.settle)
-        log.warning("put off", thread=thread, key=demand.key, why=str(error)[:200], seconds=round(seconds, 1))
+        log.warning("put off", thread=thread, why=str(error)[:200], seconds=round(seconds, 1))
         self._posts.put_off(thread, Wait(now + seconds, tries + 1))
 
     # ---- one note ----------------------------------------------------------------------------
@@ -182,7 +183,7 @@ class Poster:
         if self._posts.now() < settled:
             raise _Settling(settled)
         standing = self._threads.find(demand.comment, notes.marker(demand.key))
-        log.info("looked for a note", thread=claim.thread, key=demand.key, found=standing is not None)
+        log.info("looked for a note", thread=claim.thread, found=standing is not None)
         if standing is None:
             self._create(claim, demand, body)
         else:
@@ -190,7 +191,7 @@ class Poster:
 
     def _shown(self, claim: Claim, demand: Demand, standing: Standing) -> None:
         after = self._stands(claim, demand, Note(standing.id, standing.url, notes.sha(standing.body)))
-        log.info("posted", thread=claim.thread, key=demand.key, state=after.state.value, url=standing.url)
+        log.info("posted", thread=claim.thread, state=after.state.value, url=standing.url)
 
     @staticmethod
     def _stands(claim: Claim, demand: Demand, note: Note) -> Demand:
@@ -207,7 +208,7 @@ class Poster:
             claim.not_begun(demand.key)
             return
         counts.POSTS.add(outcome="unpostable")
-        log.warning("unpostable", thread=claim.thread, key=demand.key, status=error.status)
+        log.warning("unpostable", thread=claim.thread, status=error.status)
         if demand.state is State.ANSWERED:
             claim.fail(demand.key, f"unpostable: {error}", tell=False)
         else:
@@ -220,7 +221,7 @@ class Poster:
         if name is None:
             return False
         counts.POSTS.add(outcome="withheld")
-        log.error("a secret is withheld", thread=claim.thread, key=demand.key, secret=name)
+        log.error("a secret is withheld", thread=claim.thread, found=name)
         if demand.state is State.ANSWERED:
             claim.fail(demand.key, SECRET, tell=True)
         else:
