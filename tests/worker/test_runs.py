@@ -134,6 +134,8 @@ def test_retried_after_its_cancel(scene: Start) -> None:
     task = s.add(line("done", "at last", tokens="200", pace="10ms"))
     s.in_turn()
     s.tasks.cancel(task.id)
+    # A retry that comes before its run has heard of the cancel leaves the turn as it is: nothing was cut.
+    eventually(lambda: any(e["event"] == "turn-closed" for e in s.entries()), 10)
     s.tasks.retry(task.id, "ann")
     found = s.settled(task, 30, (State.DONE,))
     assert found.turn.key == f"{task.id}:1:2"
