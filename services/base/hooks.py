@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 
 
-def hold(point: str) -> None:
+def hold(point: str, directory: Path | None = None) -> None:
     """Says `<point>.reached` (with this pid) in the hooks directory, and waits while `<point>.hold` is there."""
-    directory = os.environ.get("HOOKS_DIR")
-    if not directory:
+    place = directory or os.environ.get("HOOKS_DIR")
+    if not place:
         return
-    held = Path(directory) / f"{point}.hold"
+    held = Path(place) / f"{point}.hold"
     if held.exists():
-        (Path(directory) / f"{point}.reached").write_text(str(os.getpid()))
+        (Path(place) / f"{point}.reached").write_text(str(os.getpid()))
         while held.exists():
             time.sleep(0.01)

@@ -67,19 +67,6 @@ def broken_off() -> Iterator[None]:
         _breaking = before
 
 
-@contextmanager
-def unbroken() -> Iterator[None]:
-    """Inside it Stopped waits: for a record that must not be cut in two."""
-    global _breaking
-    before, _breaking = _breaking, False
-    try:
-        yield
-    finally:
-        _breaking = before
-    if before and _stopping.is_set():
-        raise Stopped
-
-
 class JobWorker(Worker):
     """An rq worker whose work-horse hears of a warm shutdown, and which outlives Redis being away during a job."""
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, cast
 
-import orjson
 import redis
 
 from base.jobs import DEMANDS, POSTS, Jobs
@@ -371,5 +370,5 @@ def _newest(comment: Comment, early: bytes | None) -> Comment:
     """The comment, or its edit that came before it."""
     if early is None:
         return comment
-    other = record.comment_of(orjson.loads(early))
+    other = record.load_comment(early)
     return other if other.updated_at >= comment.updated_at else comment

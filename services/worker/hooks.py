@@ -1,9 +1,9 @@
 """Points at which a test can hold a run still. Without WORKER_HOOKS_DIR: nothing."""
 
-import os
-import time
 from pathlib import Path
 from typing import Final
+
+from base import hooks
 
 POINTS: Final = ("before-lease", "lease-granted", "turn-recorded", "in-turn", "result-received", "recorded")
 """before-lease: the task is claimed; turn-recorded: not sent yet; result-received: not recorded yet; recorded: the
@@ -12,13 +12,8 @@ task has ended, its lease is not given back yet."""
 
 def hold(directory: Path | None, point: str) -> None:
     """Writes this process's pid to `<point>.reached`, and waits while `<point>.hold` is there."""
-    if directory is None:
-        return
-    held = directory / f"{point}.hold"
-    if held.exists():
-        (directory / f"{point}.reached").write_text(str(os.getpid()))
-        while held.exists():
-            time.sleep(0.01)
+    if directory is not None:
+        hooks.hold(point, directory)
 
 
 def note(directory: Path | None, *words: object) -> None:
