@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
 
-.PHONY: setup up demo test check-answers check-see compose-test lint clean
+.PHONY: setup up demo test check-lock check-agent check-answers check-see compose-test lint clean
 
 setup: $(VENV)/ready
 
@@ -34,6 +34,14 @@ lint: setup
 test: lint
 	$(BIN)/pytest -n 3 --dist worksteal -m "not alone"
 	$(BIN)/pytest -m alone
+
+# The lock, its store and its owner under everything that can go wrong; tables, then one line.
+check-lock: setup
+	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/lock tests/store tests/service
+
+# The same for the agent: the fault table with the scripted one, then the real binary.
+check-agent: setup
+	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/agent tests/real
 
 # What a comment and a task come to, whatever dies: every row, printed.
 check-answers: setup

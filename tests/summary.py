@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from size import FULL
+
 Figures = Callable[[str], None]
 Row = Callable[..., None]
 TABLE = "table "
@@ -50,3 +52,15 @@ def _print(terminalreporter: Any, table: str, rows: list[dict[str, str]]) -> Non
     wide = {head: max(len(head), *(len(row.get(head, "")) for row in rows)) for head in heads}
     for row in [dict(zip(heads, heads, strict=True)), *rows]:
         terminalreporter.line("  ".join(row.get(head, "").ljust(wide[head]) for head in heads).rstrip())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """A check at full size ends with one plain line: how much of it passed."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if not FULL or reporter is None or hasattr(config, "workerinput"):
+        return
+    passed, failed, skipped = (
+        sum(len(reporter.stats.get(word, ())) for word in words)
+        for words in (("passed",), ("failed", "error"), ("skipped",))
+    )
+    reporter.write_line(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
