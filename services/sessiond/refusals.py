@@ -24,6 +24,11 @@ def no_turn() -> Problem:
     return Problem("not-found", 404, "There is no such turn")
 
 
+def no_lease() -> Problem:
+    """403: never shown here, or longer ago than lost leases are kept."""
+    return Problem("forbidden", 403, "No lease of this session has that secret")
+
+
 def away() -> Problem:
     """503 for whatever must be committed while Redis cannot be reached."""
     return Problem("redis-away", 503, "Redis cannot be reached; nothing was lost, ask again")

@@ -18,7 +18,7 @@ from sessiond.lock.rules import Kind, QueueFull, rank_of
 from sessiond.lock.state import Lease
 from sessiond.looking import SessionLook
 from sessiond.problems import Problem
-from sessiond.refusals import away, no_turn, superseded
+from sessiond.refusals import away, no_lease, no_turn, superseded
 from sessiond.standing import conversation_of
 from sessiond.turnbook import digest, now_text
 
@@ -79,7 +79,7 @@ class SessionDoor(SessionLook):
     def _past(self, secret: str) -> dict[str, Any]:
         past = self._s.turns.read(record.past_suffix(secret))
         if past is None:
-            raise Problem("forbidden", 403, "No lease of this session has that secret")
+            raise no_lease()
         return past
 
     def _lost(self, secret: str) -> Problem:

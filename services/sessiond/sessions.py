@@ -16,7 +16,7 @@ from sessiond.looking import SessionLook, Unseen
 from sessiond.owner import OtherOwner, Owners
 from sessiond.problems import Problem
 from sessiond.redis_link import Away, Broken
-from sessiond.refusals import away
+from sessiond.refusals import away, no_lease
 from sessiond.requests import SessionDoor
 from sessiond.session import Session
 from sessiond.settings import Settings
@@ -65,6 +65,16 @@ class Sessions:
             session = self._claim(name)
         return SessionDoor(session)
 
+    def held(self, name: str) -> SessionDoor:
+        """The session, for a call that shows a lease's secret: nobody has one of a session that nobody ever used.
+
+        Raises Problem: forbidden, and as `get`.
+        """
+        found = self._seen(name)
+        if found is None:
+            raise no_lease()
+        return found
+
     def look(self, name: str) -> SessionLook | Unseen:
         """The session for a call that changes nothing: one that nobody ever used is not made by it.
 
@@ -72,7 +82,7 @@ class Sessions:
         """
         return self._seen(name) or Unseen(name, lambda: self._seen(name))
 
-    def _seen(self, name: str) -> SessionLook | None:
+    def _seen(self, name: str) -> SessionDoor | None:
         try:
             seen = name in self._owned or self._stopping or self._owners.knows(name)
         except (Away, Broken) as error:

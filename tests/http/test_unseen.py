@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import redis as redis_library
+import urllib3
 
 from servers import Redis, Sessiond, eventually, scripted_env
 from sessiond.client import ProblemError
 
 SESSION = "octo/ghost"
 Start = Callable[..., Sessiond]
+
+
+TURN = "/turns/tu-" + "0" * 32
 
 
 def stored(server: Redis) -> set[str]:
@@ -34,6 +38,24 @@ def test_neither_looking_nor_a_refusal_makes_a_session(sessiond: Start, redis_se
         with pytest.raises(ProblemError, match="not-found"):
             look()
     assert client.sessions() == []
+    assert stored(redis_server) == before
+
+
+def test_a_secret_that_nobody_was_given_makes_no_session(sessiond: Start, redis_server: Redis) -> None:
+    service = sessiond(scripted_env())
+    before = stored(redis_server)
+    calls: tuple[tuple[str, str, Any, int], ...] = (
+        ("POST", "/lease/renew", {}, 400), ("DELETE", "/lease", None, 400), ("POST", "/turns", {"prompt": "x"}, 400),
+        ("DELETE", TURN, None, 404),
+    )  # fmt: skip
+    for method, path, body, without in calls:
+        for secret, status in ((None, without), ("of no lease", 403)):
+            headers = {"Authorization": f"Bearer {service.keys['admin']}"}
+            if secret is not None:
+                headers["Lease-Secret"] = secret
+            answer = urllib3.request(method, f"{service.url}/v1/sessions/{SESSION}{path}", json=body, headers=headers)
+            assert answer.status == status, (method, path, secret, answer.data)
+    assert service.client().sessions() == []
     assert stored(redis_server) == before
 
 

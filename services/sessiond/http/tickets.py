@@ -75,12 +75,13 @@ def renew(sessions: Directory, name: str, caller: Caller, request: Request) -> R
     """POST /lease/renew"""
     secret = auth.lease_secret(request)
     json_body(request, {})
-    return json_response(sessions.get(name).renew(secret))
+    return json_response(sessions.held(name).renew(secret))
 
 
 def release(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
     """DELETE /lease"""
-    sessions.get(name).release(auth.lease_secret(request))
+    secret = auth.lease_secret(request)
+    sessions.held(name).release(secret)
     return nothing()
 
 

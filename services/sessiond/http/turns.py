@@ -26,7 +26,7 @@ def start(sessions: Directory, name: str, caller: Caller, request: Request) -> R
     secret = auth.lease_secret(request)
     body = json_body(request, _START, frozenset({"prompt"}))
     auth.require(not body.get("raw") or caller.role is Role.ADMIN, "send a raw prompt")
-    return turn_response(sessions.get(name).start_turn(secret, TurnRequest(**body)))
+    return turn_response(sessions.held(name).start_turn(secret, TurnRequest(**body)))
 
 
 def look(sessions: Directory, name: str, caller: Caller, request: Request, turn: str) -> Response:
@@ -46,7 +46,10 @@ def cancel(sessions: Directory, name: str, caller: Caller, request: Request, tur
     """DELETE /turns/{id}"""
     operator = caller.role is Role.ADMIN and "Lease-Secret" not in request.headers
     secret = None if operator else auth.lease_secret(request)
-    sessions.get(name).cancel_turn(thing_id(turn, "turn"), secret)
+    turn = thing_id(turn, "turn")
+    if operator:
+        sessions.look(name).turn(turn)  # 404 before a session is made for it
+    sessions.held(name).cancel_turn(turn, secret)
     return nothing()
 
 
