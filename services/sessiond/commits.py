@@ -34,6 +34,11 @@ class Commits:
         self.sure_at = time.monotonic()
         """When it last was sure that this instance owns the session."""
 
+    @property
+    def session(self) -> str:
+        """The session's name."""
+        return self._store.name
+
     def sure(self) -> None:
         """Just now."""
         self.sure_at = time.monotonic()

@@ -15,7 +15,7 @@ from sessiond.agent import state as st
 from sessiond.commits import Commits, NotApplied
 from sessiond.composition import Plan, compose
 from sessiond.deadlines import Deadlines
-from sessiond.hooks import hold
+from sessiond.hooks import hold, hold_step
 from sessiond.inbox import Answered, Inbox
 from sessiond.lock import events as ev
 from sessiond.lock import reading
@@ -65,6 +65,7 @@ class Steps:
         """Commits and acts; a plan that writes nothing is committed only if it `must`. Raises as Commits.push does."""
         old = self._standing.lock
         written = self._writes.of(plan)
+        self._hold("decided", plan)
         was_away = False
         if written.commands or commands or plan.ledger or must:
             self._snapshot(plan)
@@ -73,9 +74,14 @@ class Steps:
         self._adopt(plan, must)
         if plan.lock.turn is not None and old.turn is None:
             hold(self._settings, "turn-accepted")
+        self._hold("committed", plan)
         self._acts.act(plan)
+        self._hold("acted", plan)
         if was_away:
             self.back()
+
+    def _hold(self, point: str, plan: Plan) -> None:
+        hold_step(self._settings, self._commits.session, point, plan.ledger)
 
     def _push(self, commands: list[record.Command], plan: Plan, grant: tuple[str, frozenset[str]] | None) -> bool:
         try:
