@@ -10,11 +10,11 @@ from typing import Final
 
 import pytest
 
-from scenes import Scene
+from crash_scenes import Scene
 from sessiond.client import LeaseLost, ProblemError, Superseded, TicketEnded, TurnResult
 
 Play = Callable[[Scene], Iterator[None]]
-LONG: Final = "#tokens 100000\n#pace 20ms"
+LONG: Final = "#tokens 100000\n#pace 300ms"
 
 
 @dataclass(frozen=True, slots=True)
