@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,6 +97,18 @@ class Redis:
 
     def start(self) -> None:
         self.server.start()
+
+    def copy(self, to: Path) -> None:
+        """Its data as they are now, taken while it stands still."""
+        self.pause()
+        shutil.copytree(Path(self._directory.name) / "appendonlydir", to)
+        self.go_on()
+
+    def put_back(self, copy: Path) -> None:
+        """Into a server that is down: a copy's data instead of its own."""
+        data = Path(self._directory.name) / "appendonlydir"
+        shutil.rmtree(data)
+        shutil.copytree(copy, data)
 
     def close(self) -> None:
         self.server.stop()

@@ -31,8 +31,15 @@ class Commits:
     ):
         self._store, self._restore = store, restore
         self.epoch, self.version = epoch, version
+        self._mending: Step | None = None
+        """A step that writes everything back, of which is not known whether it was applied."""
         self.sure_at = time.monotonic()
         """When it last was sure that this instance owns the session."""
+
+    @property
+    def session(self) -> str:
+        """The session's name."""
+        return self._store.name
 
     def sure(self) -> None:
         """Just now."""
@@ -51,43 +58,58 @@ class Commits:
         for a grant that is not the head's or a second writer, store.Deposed, and what `outage` raises.
         """
         step = Step(self.epoch, self.version, uuid.uuid4().hex, commands, list(ledger), grant)
+        was_away = False
         while True:
             try:
-                began = time.monotonic()
-                self._store.commit(step)
-                metrics.STEP.observe(time.monotonic() - began)
-                self._done()
-                return False
-            except Behind as error:
-                if isinstance(error, Ahead):
-                    raise InvariantBroken("single_writer", repr(error)) from error
-                self._write_back()
-                step.version = self.version
-            except NotHead as error:
-                raise InvariantBroken("handler_fifo", repr(error)) from error
+                if not was_away:
+                    self._apply(step)
+                elif self._store.read_meta().step == step.step_id:
+                    self._store.applied(step)
+                else:
+                    raise NotApplied
             except Away:
+                was_away = True
                 outage()
-                if self._store.read_meta().step != step.step_id:
-                    raise NotApplied from None
+            else:
                 self._done()
-                return True
+                return was_away
+
+    def _apply(self, step: Step) -> None:
+        began = time.monotonic()
+        try:
+            self._store.commit(step)
+        except Ahead as error:
+            raise InvariantBroken("single_writer", repr(error)) from error
+        except NotHead as error:
+            raise InvariantBroken("handler_fifo", repr(error)) from error
+        except Behind:
+            self._mend()
+            step.version = self.version
+            self._store.commit(step)
+        metrics.STEP.observe(time.monotonic() - began)
 
     def _done(self) -> None:
         self.version += 1
         self.sure()
 
-    def _write_back(self) -> None:
-        """Redis lost writes: the owner's whole state is written before anything else."""
-        commands, ledger = self._restore()
-        log.error("Redis lost writes; written back", session=self._store.name, version=self.version)
-        ledger.insert(0, ("restored", {"version": self.version}))
-        self._store.commit(Step(self.epoch, self.version, uuid.uuid4().hex, commands, ledger, None, reset=True))
-        self.version += 1
+    def _mend(self) -> None:
+        """If Redis lost writes, the owner's whole state is written before anything else. Raises Away."""
+        meta = self._store.read_meta()
+        if self._mending is None or meta.step != self._mending.step_id:
+            if (meta.epoch, meta.version) >= (self.epoch, self.version):
+                return
+            commands, ledger = self._restore()
+            log.error("Redis lost writes; written back", session=self.session, version=self.version)
+            ledger.insert(0, ("restored", {"version": self.version}))
+            self._mending = Step(self.epoch, self.version, uuid.uuid4().hex, commands, ledger, None, reset=True)
+            self._store.commit(self._mending)
+        self._mending = None
+        self._done()
 
     def reachable(self) -> bool:
-        """Whether Redis answers, over the connection that carries steps."""
+        """Whether Redis answers, over the connection that carries steps; what it lost is written back."""
         try:
-            self._store.read_meta()
+            self._mend()
         except Away:
             return False
         return True

@@ -1,6 +1,7 @@
 """Points at which a test can hold the service still. Without `hooks_dir` in the settings: nothing."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import gevent
 
@@ -9,6 +10,9 @@ from sessiond.settings import Settings
 POINTS: Final = ("before-turn", "turn-accepted", "question")
 """before-turn: a turn is asked for, the loop has not seen it; turn-accepted: committed, nothing written;
 question: the agent asks for permission, and has no answer yet (the loop itself goes on)."""
+
+STEP_POINTS: Final = ("decided", "committed", "acted")
+"""Of each step: decided, nothing written; committed, nothing done; done, but the loop has not gone on."""
 
 
 def hold(settings: Settings, point: str) -> None:
@@ -20,3 +24,13 @@ def hold(settings: Settings, point: str) -> None:
         (settings.hooks_dir / f"{point}.reached").touch()
         while held.exists():
             gevent.sleep(0.01)
+
+
+def hold_step(settings: Settings, session: str, point: str, ledger: Sequence[tuple[str, Any]]) -> None:
+    """Holds one session's loop at `<session>/<point>.<event>`, for each event that the step writes into the ledger.
+
+    A step that writes none is `quiet`.
+    """
+    if settings.hooks_dir is not None:
+        for event in [event for event, _ in ledger] or ["quiet"]:
+            hold(settings, f"{session}/{point}.{event}")

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sessiond.record import Command
 from sessiond.redis_link import Link, Script
-from sessiond.store import SESSIONS_KEY
+from sessiond.settings import Settings
+from sessiond.store import SESSIONS_KEY, Behind
 
 ACQUIRE: Final = Script(
     """
@@ -32,11 +34,13 @@ return {'OWNED', tostring(epoch), now[2] or '0', now[3] or ''}
 RENEW: Final = Script(
     """
 local meta = KEYS[1] .. 'meta'
-local now = redis.call('HMGET', meta, 'epoch', 'instance', 'url')
-if (tonumber(now[1] or '0') or 0) > tonumber(ARGV[2]) or (now[2] and now[2] ~= '' and now[2] ~= ARGV[1]) then
-  return {'DEPOSED', now[3] or ''}
+local now = redis.call('HMGET', meta, 'epoch', 'version', 'instance', 'url')
+local epoch, version = tonumber(now[1] or '0') or 0, tonumber(now[2] or '0') or 0
+local mine = tonumber(ARGV[2])
+if epoch > mine or (epoch == mine and now[3] and now[3] ~= '' and now[3] ~= ARGV[1]) then
+  return {'DEPOSED', now[4] or ''}
 end
-if not now[2] or now[2] == '' then return {'LOST'} end
+if epoch < mine or version < tonumber(ARGV[3]) then return {'BEHIND', tostring(version)} end
 redis.call('HINCRBY', meta, 'beat', 1)
 return {'RENEWED'}
 """
@@ -59,6 +63,13 @@ class OtherOwner(Exception):
     def __init__(self, instance: str, url: str) -> None:
         super().__init__(f"{instance} at {url}")
         self.instance, self.url = instance, url
+
+
+def claim_of(settings: Settings) -> list[Command]:
+    """The owner record as ACQUIRE writes it, for a step that writes back what Redis lost."""
+    state_dir = str(settings.state_dir.resolve())
+    fields = {"instance": settings.instance, "url": settings.url, "state_dir": state_dir, "host": settings.host_name}
+    return [("HSET", "meta", name, value) for name, value in fields.items()]
 
 
 class FileLock:
@@ -132,10 +143,15 @@ class Owners:
             return False
         return now - seen.since >= self._ttl
 
-    def renew(self, name: str, epoch: int) -> str | None:
-        """The beat goes on. Returns None, or the url of who deposed us ('' if unknown). Raises Away."""
-        answer = self._link.run(RENEW, _base(name), [self.instance, str(epoch)])
-        return None if answer[0] in ("RENEWED", "LOST") else str(answer[1])
+    def renew(self, name: str, epoch: int, version: int) -> str | None:
+        """The beat goes on. Returns None, or the url of who deposed us ('' if unknown).
+
+        Raises Behind when less than this `version` of ours is stored, Away.
+        """
+        answer = self._link.run(RENEW, _base(name), [self.instance, str(epoch), str(version)])
+        if answer[0] == "BEHIND":
+            raise Behind(int(answer[1]))
+        return None if answer[0] == "RENEWED" else str(answer[1])
 
     def release(self, name: str, epoch: int) -> None:
         """Gives the session up, so that another may take it at once. Raises Away."""

@@ -31,13 +31,14 @@ from sessiond.lock import machine as lock_machine
 from sessiond.lock.rules import first_fence
 from sessiond.observe import Observer
 from sessiond.outages import Outages
+from sessiond.owner import claim_of
 from sessiond.problems import Problem
 from sessiond.settings import Settings
 from sessiond.shutdown import Shutdown
 from sessiond.slots import Slots
 from sessiond.standing import LeaseTime, Standing
 from sessiond.steps import Steps
-from sessiond.store import Deposed, Store
+from sessiond.store import Away, Deposed, Store
 from sessiond.turnbook import TurnBook
 from sessiond.waits import Waits
 from sessiond.writes import Writes
@@ -60,7 +61,7 @@ class Session:
     def __init__(self, name: str, settings: Settings, store: Store, epoch: int, version: int, slots: Slots) -> None:
         self.name, self.settings, self.store = name, settings, store
         self.standing = Standing()
-        self.turns = TurnBook(store)
+        self.turns = TurnBook(store, self.doubt)
         self.deadlines = Deadlines()
         self.lease_time = LeaseTime(self.standing, self.deadlines)
         self._inbox = Inbox()
@@ -68,8 +69,9 @@ class Session:
         self.observer = Observer()
         self.link = AgentLink(name, settings, slots, self, self._inbox.put)
         writes = Writes(
-            self.standing, self.turns, store, self.lease_time, settings.times.max_hold, lambda: self.link.guard
-        )
+            self.standing, self.turns, store, self.lease_time, settings.times.max_hold, lambda: self.link.guard,
+            claim_of(settings),
+        )  # fmt: skip
         self.commits = Commits(store, epoch, version, writes.everything)
         self._outages = Outages(name, self._inbox, self._desk, self.commits, self.link, settings.times.owner_doubt)
         self._acts = Acts(self.standing, self.link, self.turns, self._desk, self.lease_time, self.observer)
@@ -92,7 +94,7 @@ class Session:
         return self._inbox.ask(work)
 
     def doubt(self) -> None:
-        """The owner record could not be renewed: the loop shall look after Redis."""
+        """The owner record could not be renewed, or Redis lost writes: the loop shall look after Redis."""
         if not self._inbox.away:
             self._doubted = True
             self._inbox.wake()
@@ -120,7 +122,10 @@ class Session:
     def start(self, predecessor: str) -> None:
         """Loads what is stored and runs the loop. Raises store errors; then nothing runs."""
         self.audit = Audit(self.name, self.store, lambda: self.commits.version)
-        self._load(predecessor)
+        try:
+            self._load(predecessor)
+        except NotApplied as error:
+            raise Away("Redis was away as the session was taken over") from error
         self._greenlet = gevent.spawn(self._run)
 
     def stop(self, problem: Problem) -> None:

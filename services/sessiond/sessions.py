@@ -21,7 +21,7 @@ from sessiond.requests import SessionDoor
 from sessiond.session import Session
 from sessiond.settings import Settings
 from sessiond.slots import Slots
-from sessiond.store import Store
+from sessiond.store import Behind, Deposed, Store
 
 log = structlog.get_logger("sessiond.sessions")
 
@@ -107,7 +107,10 @@ class Sessions:
         owned = self._owners.acquire(name)
         store = Store(self._settings.redis_url, name, self._settings.instance)
         session = Session(name, self._settings, store, owned.epoch, owned.version, self._slots)
-        session.start(owned.predecessor)
+        try:
+            session.start(owned.predecessor)
+        except Deposed as error:
+            raise OtherOwner(error.instance, error.url) from error
         self._owned[name] = session
         log.info("session owned", session=name, epoch=owned.epoch, predecessor=owned.predecessor or None)
         return session
@@ -131,8 +134,8 @@ class Sessions:
             del self._owned[session.name]
             return
         try:
-            deposed = self._owners.renew(session.name, session.commits.epoch)
-        except (Away, Broken) as error:
+            deposed = self._owners.renew(session.name, session.commits.epoch, session.commits.version)
+        except (Away, Broken, Behind) as error:
             log.warning("owner record not renewed", session=session.name, error=str(error))
             session.doubt()
             return
@@ -155,6 +158,11 @@ class Sessions:
                         self._open(name)
                     except OtherOwner:
                         continue
+                    except (Away, Broken):
+                        raise
+                    except Exception:
+                        # Its calls are told so; the others' claims must be kept alive all the same.
+                        log.exception("the session cannot be taken over", session=name)
 
     # ---- looking -----------------------------------------------------------------------------
 

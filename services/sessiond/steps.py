@@ -5,7 +5,7 @@ What the commit refuses was never done. Used by the owner loop only.
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sessiond import record, views
@@ -15,7 +15,7 @@ from sessiond.agent import state as st
 from sessiond.commits import Commits, NotApplied
 from sessiond.composition import Plan, compose
 from sessiond.deadlines import Deadlines
-from sessiond.hooks import hold
+from sessiond.hooks import hold, hold_step
 from sessiond.inbox import Answered, Inbox
 from sessiond.lock import events as ev
 from sessiond.lock import reading
@@ -45,7 +45,8 @@ class Steps:
     ) -> Plan:
         """Decides, commits, acts. Raises events.Refused (nothing happened) and Answered (Redis was away).
 
-        What comes from the agent or a timer is decided anew after an outage; a request's step is dropped.
+        After an outage what comes from the agent is decided anew; a request's step is dropped, and a deadline's too:
+        it has its full time again.
         """
         while True:
             plan = self.decide(*events)
@@ -54,17 +55,24 @@ class Steps:
                 self.commit(plan, commands)
                 return plan
             except NotApplied:
-                if self._inbox.serving:
+                if self._inbox.serving or any(isinstance(e, (ev.Due, st.Due)) for e in events):
                     raise Answered from None
 
     def decide(self, *events: ev.Event | st.Event) -> Plan:
         """What these events make of the present state. Raises as `composition.compose` does."""
         return compose(self._standing.lock, self._standing.agent, events)
 
-    def commit(self, plan: Plan, commands: Sequence[record.Command] = (), *, must: bool = False) -> None:
-        """Commits and acts; a plan that writes nothing is committed only if it `must`. Raises as Commits.push does."""
+    def commit(
+        self, plan: Plan, commands: Sequence[record.Command] = (), *, must: bool = False,
+        first: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Commits and acts, `first` before all else; a plan that writes nothing is committed only if it `must`.
+
+        Raises as Commits.push does.
+        """
         old = self._standing.lock
         written = self._writes.of(plan)
+        self._hold("decided", plan)
         was_away = False
         if written.commands or commands or plan.ledger or must:
             self._snapshot(plan)
@@ -73,9 +81,15 @@ class Steps:
         self._adopt(plan, must)
         if plan.lock.turn is not None and old.turn is None:
             hold(self._settings, "turn-accepted")
+        self._hold("committed", plan)
+        first()
         self._acts.act(plan)
+        self._hold("acted", plan)
         if was_away:
             self.back()
+
+    def _hold(self, point: str, plan: Plan) -> None:
+        hold_step(self._settings, self._commits.session, point, plan.ledger)
 
     def _push(self, commands: list[record.Command], plan: Plan, grant: tuple[str, frozenset[str]] | None) -> bool:
         try:

@@ -129,6 +129,7 @@ class Store:
         self._reads = Link(redis_url)
         self._waits = Link(redis_url, deadline=70.0)
         self._recent: deque[Command] = deque(maxlen=RECENT)
+        self._at = (0, 0)
 
     def commit(self, step: Step) -> Outcome:
         """Applies the step, once however often it is asked.
@@ -138,6 +139,8 @@ class Store:
         for command in step.commands:
             if command[0] not in ALLOWED:
                 raise ValueError(f"{command[0]} is no command of a step")
+        if step.reset:  # a Redis that lost writes may have lost that it knows the session
+            self._steps.call("SADD", SESSIONS_KEY, self.name)
         answer = self._steps.run(STEP, self.base, [str(step.epoch), str(step.version), step.step_id, self._body(step)])
         match answer[0]:
             case "DEPOSED":
@@ -148,8 +151,13 @@ class Store:
                 raise Ahead(int(answer[1]))
             case "NOTHEAD":
                 raise NotHead(answer[1], answer[2])
-        self._recent.extend(c for c in step.commands if c[0] == "SETEX")
+        self.applied(step)
         return Outcome(answer[0])
+
+    def applied(self, step: Step) -> None:
+        """This step of ours is in Redis: what is stored is never older from now on, or Redis lost writes."""
+        self._at = (step.epoch, step.version + 1)
+        self._recent.extend(c for c in step.commands if c[0] == "SETEX")
 
     def _body(self, step: Step) -> str:
         grant, skipped = step.grant or ("", frozenset())
@@ -188,9 +196,16 @@ class Store:
         return record.load(Raw(_pairs(meta), scores, _pairs(tickets), *strings))
 
     def get(self, suffix: str) -> str | None:
-        """One string."""
-        value: str | None = self._reads.call("GET", self.base + suffix)
-        return value
+        """One string. Raises Behind: Redis lost writes, and this may be one of them."""
+        expected = self._at
+        meta, value = self._reads.transaction(
+            [("HMGET", self.base + "meta", "epoch", "version"), ("GET", self.base + suffix)]
+        )
+        at = (int(meta[0] or 0), int(meta[1] or 0))
+        if at < expected:
+            raise Behind(at[1])
+        found: str | None = value
+        return found
 
     def ledger(self, after: str | None, count: int) -> list[dict[str, Any]]:
         """At most `count` entries behind the id `after` (None: from the first)."""

@@ -6,6 +6,7 @@ dropped leaves no trace. Results are told to a holder only after they are stored
 
 import hashlib
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,7 @@ from sessiond.desk import TurnStream
 from sessiond.lock.events import Entry
 from sessiond.redis_link import Away
 from sessiond.refusals import away
-from sessiond.store import Store
+from sessiond.store import Behind, Store
 
 
 def now_text(ahead: float = 0.0) -> str:
@@ -36,10 +37,13 @@ def key_suffix(key: str) -> str:
 
 
 class TurnBook:
-    """One session's turns. Used by the owner loop only, but for `read`, `find` and `find_key`."""
+    """One session's turns. Used by the owner loop only, but for `read`, `find` and `find_key`.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    `doubt` is called when Redis gives no answer that counts.
+    """
+
+    def __init__(self, store: Store, doubt: Callable[[], None]) -> None:
+        self._store, self._doubt = store, doubt
         self.open: dict[str, Any] | None = None
         self.stream: TurnStream | None = None
         self._staged: list[dict[str, Any]] = []
@@ -53,11 +57,15 @@ class TurnBook:
 
     def read(self, suffix: str) -> dict[str, Any] | None:
         """A stored JSON object. Raises Problem redis-away."""
-        try:
-            text = self._store.get(suffix)
-        except Away as error:
-            raise away() from error
+        text = self._get(suffix)
         return orjson.loads(text) if text else None
+
+    def _get(self, suffix: str) -> str | None:
+        try:
+            return self._store.get(suffix)
+        except (Away, Behind) as error:
+            self._doubt()
+            raise away() from error
 
     def find(self, turn: str) -> dict[str, Any] | None:
         """A turn's record by its id."""
@@ -65,16 +73,14 @@ class TurnBook:
 
     def find_key(self, key: str) -> dict[str, Any] | None:
         """The record of the last attempt under this key."""
-        try:
-            turn = self._store.get(key_suffix(key))
-        except Away as error:
-            raise away() from error
+        turn = self._get(key_suffix(key))
         return self.find(turn) if turn else None
 
     # ---- staging -----------------------------------------------------------------------------
 
     def load(self, stored: dict[str, Any] | None) -> None:
         """The open turn that an owner finds; its reader is gone."""
+        self.unstage()
         self.open = stored
         self.stream = None
 

@@ -36,17 +36,21 @@ class Waits:
         self._inbox.post(lambda: self._left(parked, gone))
 
     def _wait(self, parked: Parked) -> None:
-        """A newer wait of the same holder replaces an older one, whose caller is answered `waiting`."""
         self.living(parked.ticket)
         plan = self._steps.decide(ev.Wait(parked.ticket, parked.holder))
+        # Who sits there is told as the seat is taken; the effect would reach the new one.
+        plan.effects = [e for e in plan.effects if not isinstance(e, ev.Displaced)]
+        self._steps.commit(plan, first=lambda: self._seat(parked))
+
+    def _seat(self, parked: Parked) -> None:
+        """A newer wait of the same holder replaces an older one, whose caller is answered `waiting`."""
+        if not parked.open:
+            return
         before = self._desk.sit(parked)
         if before is not None and before.holder == parked.holder:
             before.tell(self._waiting(parked.ticket))
         elif before is not None:
             before.refuse(superseded())
-        # Who sat there was told; the effect would now reach the new one.
-        plan.effects = [e for e in plan.effects if not isinstance(e, ev.Displaced)]
-        self._steps.commit(plan)
 
     def _left(self, parked: Parked, gone: bool) -> None:
         if not self._desk.stand_up(parked):

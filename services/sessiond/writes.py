@@ -1,7 +1,7 @@
 """What a step writes into Redis: the plan of a step as commands. It decides nothing."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +30,11 @@ class Writes:
 
     def __init__(
         self, standing: Standing, turns: TurnBook, store: Store, lease_time: LeaseTime, max_hold: float,
-        guard: Callable[[], dict[str, Any] | None],
+        guard: Callable[[], dict[str, Any] | None], claim: Sequence[record.Command],
     ) -> None:  # fmt: skip
         self._standing, self._turns, self._store = standing, turns, store
         self._lease_time, self._max_hold, self._guard = lease_time, max_hold, guard
+        self._claim = claim
         self._stored_agent: dict[str, Any] | None = None
 
     def of(self, plan: Plan) -> Written:
@@ -60,7 +61,8 @@ class Writes:
     def everything(self) -> tuple[list[record.Command], list[ev.Entry]]:
         """The whole state, for a Redis that lost some of it."""
         now = self._standing
-        commands = changes.full(now.lock, self._extras(now.extras), self._agent(now.agent))
+        extras = record.Extras(lease=now.extras, turn=self._turns.open or {}, taken=now.taken)
+        commands = [*self._claim, *changes.full(now.lock, extras, self._agent(now.agent))]
         return commands + self._store.recent_commands(), [("snapshot", views.snapshot(now.lock))]
 
     def _fresh_lease(self, plan: Plan) -> record.LeaseExtras:
