@@ -32,11 +32,16 @@ class Commits:
         self._store, self._restore = store, restore
         self.epoch, self.version = epoch, version
         self.sure_at = time.monotonic()
-        """When it last was sure that this instance owns the session."""
+        """Until `owner_ttl` after this moment nobody else can own the session."""
 
-    def sure(self) -> None:
-        """Just now."""
-        self.sure_at = time.monotonic()
+    def sure(self, asked: float) -> None:
+        """A call that was sent at `asked` found the session ours and moved its beat. An answer may be old when read."""
+        self.sure_at = max(self.sure_at, asked)
+
+    @property
+    def unsure(self) -> float:
+        """Seconds since `sure_at`."""
+        return time.monotonic() - self.sure_at
 
     def push(
         self,
@@ -56,7 +61,7 @@ class Commits:
                 began = time.monotonic()
                 self._store.commit(step)
                 metrics.STEP.observe(time.monotonic() - began)
-                self._done()
+                self._done(began)
                 return False
             except Behind as error:
                 if isinstance(error, Ahead):
@@ -69,12 +74,12 @@ class Commits:
                 outage()
                 if self._store.read_meta().step != step.step_id:
                     raise NotApplied from None
-                self._done()
+                self._done(began)
                 return True
 
-    def _done(self) -> None:
+    def _done(self, began: float) -> None:
         self.version += 1
-        self.sure()
+        self.sure(began)
 
     def _write_back(self) -> None:
         """Redis lost writes: the owner's whole state is written before anything else."""

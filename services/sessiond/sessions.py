@@ -16,12 +16,12 @@ from sessiond.looking import SessionLook, Unseen
 from sessiond.owner import OtherOwner, Owners
 from sessiond.problems import Problem
 from sessiond.redis_link import Away, Broken
-from sessiond.refusals import away
+from sessiond.refusals import away, not_owner
 from sessiond.requests import SessionDoor
 from sessiond.session import Session
 from sessiond.settings import Settings
 from sessiond.slots import Slots
-from sessiond.store import Store
+from sessiond.store import Deposed, Store
 
 log = structlog.get_logger("sessiond.sessions")
 
@@ -87,9 +87,7 @@ class Sessions:
             try:
                 return self._open(name)
             except OtherOwner as other:
-                raise Problem(
-                    "not-owner", 421, "Another instance owns the session", owner_url=other.url or None
-                ) from other
+                raise not_owner(other.url) from other
             except (Away, Broken) as error:
                 raise away() from error
 
@@ -97,7 +95,10 @@ class Sessions:
         owned = self._owners.acquire(name)
         store = Store(self._settings.redis_url, name, self._settings.instance)
         session = Session(name, self._settings, store, owned.epoch, owned.version, self._slots)
-        session.start(owned.predecessor)
+        try:
+            session.start(owned.predecessor)
+        except Deposed as error:
+            raise OtherOwner(error.instance, error.url) from error
         self._owned[name] = session
         log.info("session owned", session=name, epoch=owned.epoch, predecessor=owned.predecessor or None)
         return session
@@ -120,6 +121,7 @@ class Sessions:
         if session.closed is not None:
             del self._owned[session.name]
             return
+        asked = time.monotonic()
         try:
             deposed = self._owners.renew(session.name, session.commits.epoch)
         except (Away, Broken) as error:
@@ -127,12 +129,10 @@ class Sessions:
             session.doubt()
             return
         if deposed is None:
-            session.commits.sure()
+            session.commits.sure(asked)
             return
         log.error("deposed", session=session.name, by=deposed)
-        gevent.spawn(
-            session.stop, Problem("not-owner", 421, "Another instance owns the session", owner_url=deposed or None)
-        )
+        gevent.spawn(session.stop, not_owner(deposed))
 
     def _adopt(self) -> None:
         """Sessions whose owner is gone must not wait for somebody to ask: their leases expire too."""
@@ -145,6 +145,11 @@ class Sessions:
                         self._open(name)
                     except OtherOwner:
                         continue
+                    except (Away, Broken):
+                        raise
+                    except Exception:
+                        # One that cannot be read must not cost the others their owner.
+                        log.exception("the session cannot be taken", session=name)
 
     # ---- looking -----------------------------------------------------------------------------
 
