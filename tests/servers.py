@@ -229,6 +229,7 @@ class Sessiond:
         self._env = dict(env or {})
         self._redis_url = redis_url
         self._seen: dict[int, psutil.Process] = {}
+        self._paused: list[psutil.Process] = []
         state.mkdir(parents=True, exist_ok=True)
         lines = [f"{r} {r} {hashlib.sha256(k.encode()).hexdigest()}\n" for r, k in self.keys.items()]
         (state / "keys").write_text("".join(lines))
@@ -279,7 +280,20 @@ class Sessiond:
         self._process.wait()
         self.log_file.close()
 
+    def pause(self) -> None:
+        """SIGSTOP to the service, its master and its worker; guard and agent go on."""
+        self.remember()
+        master = psutil.Process(self.pid)
+        self._paused = [master, *master.children()]
+        for one in self._paused:
+            one.suspend()
+
+    def go_on(self) -> None:
+        while self._paused:
+            self._paused.pop().resume()
+
     def terminate(self) -> None:
+        self.go_on()
         if self._process.poll() is None:
             self.remember()
             self._process.terminate()
@@ -411,6 +425,12 @@ class Caller:
             if found["event"] == "error":
                 raise AssertionError(found)
         raise AssertionError(f"the caller ended, no {event}")
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def kill9(self) -> None:
         self.process.kill()

@@ -11,7 +11,7 @@ import gevent
 import structlog
 
 from sessiond.agent import state as st
-from sessiond.agent.guards import GuardId, wait_guard_gone
+from sessiond.agent.guards import GuardId, end_guard
 from sessiond.agent.process import AgentProcess
 from sessiond.launch import conversation_known, launch
 from sessiond.settings import Settings
@@ -19,6 +19,8 @@ from sessiond.slots import Sleeper, Slots
 
 log = structlog.get_logger("sessiond.agent")
 
+GUARD_SECONDS: Final = 5.0
+"""How long a predecessor's guard has to end its tree (it needs little more than 1 s) before it is killed."""
 UNREAD_LIMIT: Final = 8 * 2**20
 """Bytes of lines in the inbox; beyond them the agent is not read, and will wait on its stdout."""
 
@@ -127,13 +129,13 @@ class AgentLink:
             self._process.resume()
 
     def await_predecessor(self, guard: dict[str, Any] | None) -> None:
-        """Exited of life 0 follows once the recorded guard, if any, is gone: nobody starts an agent before."""
+        """Exited of life 0 follows once the recorded guard, if any, is ended: nobody starts an agent before."""
         self.guard = guard
         gevent.spawn(self._await_predecessor, guard)
 
     def _await_predecessor(self, guard: dict[str, Any] | None) -> None:
         if guard is not None:
             identity = GuardId(**guard)
-            while not wait_guard_gone(identity, 5.0, self._settings.agent_user):
+            while not end_guard(identity, GUARD_SECONDS, self._settings.agent_user):
                 log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
         self._put(FromAgent(0, event=st.Exited(None)))

@@ -34,16 +34,21 @@ class Commits:
         self._mending: Step | None = None
         """A step that writes everything back, of which is not known whether it was applied."""
         self.sure_at = time.monotonic()
-        """When it last was sure that this instance owns the session."""
+        """Until `owner_ttl` after this moment nobody else can own the session."""
 
     @property
     def session(self) -> str:
         """The session's name."""
         return self._store.name
 
-    def sure(self) -> None:
-        """Just now."""
-        self.sure_at = time.monotonic()
+    def sure(self, asked: float) -> None:
+        """A call that was sent at `asked` found the session ours and moved its beat. An answer may be old when read."""
+        self.sure_at = max(self.sure_at, asked)
+
+    @property
+    def unsure(self) -> float:
+        """Seconds since `sure_at`."""
+        return time.monotonic() - self.sure_at
 
     def push(
         self,
@@ -58,7 +63,7 @@ class Commits:
         for a grant that is not the head's or a second writer, store.Deposed, and what `outage` raises.
         """
         step = Step(self.epoch, self.version, uuid.uuid4().hex, commands, list(ledger), grant)
-        was_away = False
+        was_away, began = False, time.monotonic()
         while True:
             try:
                 if not was_away:
@@ -71,7 +76,7 @@ class Commits:
                 was_away = True
                 outage()
             else:
-                self._done()
+                self._done(began)
                 return was_away
 
     def _apply(self, step: Step) -> None:
@@ -88,13 +93,13 @@ class Commits:
             self._store.commit(step)
         metrics.STEP.observe(time.monotonic() - began)
 
-    def _done(self) -> None:
+    def _done(self, began: float) -> None:
         self.version += 1
-        self.sure()
+        self.sure(began)
 
     def _mend(self) -> None:
         """If Redis lost writes, the owner's whole state is written before anything else. Raises Away."""
-        meta = self._store.read_meta()
+        meta, asked = self._store.read_meta(), self.sure_at
         if self._mending is None or meta.step != self._mending.step_id:
             if (meta.epoch, meta.version) >= (self.epoch, self.version):
                 return
@@ -102,9 +107,10 @@ class Commits:
             log.error("Redis lost writes; written back", session=self.session, version=self.version)
             ledger.insert(0, ("restored", {"version": self.version}))
             self._mending = Step(self.epoch, self.version, uuid.uuid4().hex, commands, ledger, None, reset=True)
+            asked = time.monotonic()
             self._store.commit(self._mending)
         self._mending = None
-        self._done()
+        self._done(asked)
 
     def reachable(self) -> bool:
         """Whether Redis answers, over the connection that carries steps; what it lost is written back."""

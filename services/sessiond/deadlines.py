@@ -19,6 +19,12 @@ class Deadlines:
     def __init__(self) -> None:
         self._due: dict[Hashable, float] = {}
         self._wanted: dict[Hashable, float] = {}
+        self.seen = time.monotonic()
+        """When it was last asked what is due: since then nothing could run out."""
+
+    def unseen(self) -> float:
+        """Seconds since `seen`."""
+        return time.monotonic() - self.seen
 
     def want(self, timers: Mapping[Hashable, float]) -> None:
         """The timers of the state now, with their seconds: new ones start, others than these end."""
@@ -33,16 +39,17 @@ class Deadlines:
 
     def restart(self, *, keep: Mapping[Hashable, float] | None = None) -> None:
         """Starts all again; those in `keep` with the seconds given there."""
-        now = time.monotonic()
+        now = self.seen = time.monotonic()
         kept = keep or {}
         self._due = {key: now + kept.get(key, seconds) for key, seconds in self._wanted.items()}
 
-    def left(self, key: Hashable) -> float | None:
-        """Seconds until it runs out, 0 if it has; None if it does not run."""
+    def left(self, key: Hashable, since: float | None = None) -> float | None:
+        """Seconds until it runs out, from now or from the moment `since`; 0 if it has, None if it does not run."""
         if key not in self._due:
             return None
         at = self._due[key]
-        return 0.0 if at == GIVEN else max(0.0, at - time.monotonic())
+        left = at - (time.monotonic() if since is None else since)
+        return 0.0 if at == GIVEN else min(self._wanted[key], max(0.0, left))
 
     def until_next(self, at_most: float) -> float:
         """Seconds until the next one runs out."""
@@ -52,7 +59,7 @@ class Deadlines:
 
     def pop_due(self) -> list[Hashable]:
         """The timers that have run out, earliest first. Each is given once, until it is wanted anew."""
-        now = time.monotonic()
+        now = self.seen = time.monotonic()
         found = sorted((key for key, at in self._due.items() if at <= now), key=self._due.__getitem__)
         for key in found:
             self._due[key] = GIVEN

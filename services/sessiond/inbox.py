@@ -17,7 +17,8 @@ from sessiond.commits import NotApplied
 from sessiond.desk import Parked
 from sessiond.lock import events as ev
 from sessiond.problems import Problem
-from sessiond.refusals import away, problem_of
+from sessiond.refusals import away, not_owner, problem_of
+from sessiond.store import Deposed
 
 
 class Answered(Exception):
@@ -109,6 +110,9 @@ class Inbox:
             call.refuse(problem)
         except ev.Refused as refused:
             call.refuse(problem_of(refused))
+        except Deposed as deposed:
+            call.refuse(not_owner(deposed.url))
+            raise
         except BaseException:
             call.refuse(Problem("internal", 500, "The owner loop refused the step"))
             raise

@@ -40,14 +40,13 @@ class Outages:
         finally:
             self._inbox.away = False
         log.warning("Redis is back", session=self._name, seconds=round(time.monotonic() - began, 1))
-        self._commits.sure()
 
     def _meanwhile(self) -> None:
         """An owner that could not renew for `owner_doubt` ends its agent: another may own the session by now."""
         self._inbox.refuse_calls(away())
         if self._inbox.closed is not None:
             raise Answered
-        if time.monotonic() - self._commits.sure_at > self._doubt and self._link.alive:
+        if self._commits.unsure > self._doubt and self._link.alive:
             log.error("owner in doubt: the agent is ended", session=self._name)
             self._link.end()
 

@@ -34,6 +34,11 @@ def away() -> Problem:
     return Problem("redis-away", 503, "Redis cannot be reached; nothing was lost, ask again")
 
 
+def not_owner(url: str | None) -> Problem:
+    """421: another instance owns the session; `url` is its, if known."""
+    return Problem("not-owner", 421, "Another instance owns the session", owner_url=url or None)
+
+
 def problem_of(refused: ev.Refused) -> Problem:
     """What a refused event's caller is told."""
     match refused:

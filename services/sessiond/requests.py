@@ -3,7 +3,6 @@
 All methods raise problems.Problem.
 """
 
-import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from sessiond.lock.rules import Kind, QueueFull, rank_of
 from sessiond.lock.state import Lease
 from sessiond.looking import SessionLook
 from sessiond.problems import Problem
-from sessiond.refusals import away, no_lease, no_turn, superseded
+from sessiond.refusals import no_lease, no_turn, superseded
 from sessiond.standing import conversation_of
 from sessiond.turnbook import digest, now_text
 
@@ -93,8 +92,6 @@ class SessionDoor(SessionLook):
             lease = self._s.standing.lease_of(secret)
             if lease is None:
                 raise self._lost(secret)
-            if time.monotonic() - self._s.commits.sure_at > self._s.settings.times.owner_doubt:
-                raise away()
             self._s.steps.step(ev.Claim(lease.fence))
             self._s.lease_time.renewed()
             return {"expires_at": self._s.lease_time.expires_at()}

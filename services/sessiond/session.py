@@ -33,6 +33,7 @@ from sessiond.observe import Observer
 from sessiond.outages import Outages
 from sessiond.owner import claim_of
 from sessiond.problems import Problem
+from sessiond.refusals import not_owner
 from sessiond.settings import Settings
 from sessiond.shutdown import Shutdown
 from sessiond.slots import Slots
@@ -45,9 +46,9 @@ from sessiond.writes import Writes
 
 log = structlog.get_logger("sessiond.session")
 
-STALL_SECONDS = 2.0
-"""The loop woke this much late: the process stood still, and every deadline gets its time again."""
 LONGEST_SLEEP = 1.0
+STALL_SECONDS = LONGEST_SLEEP + 2.0
+"""The loop did not look at its deadlines for so long: the process stood still, wherever in the loop that was."""
 STOP_SECONDS = 8.0
 
 
@@ -167,11 +168,7 @@ class Session:
 
     def _run(self) -> None:
         while self._inbox.closed is None:
-            expected = time.monotonic() + self.deadlines.until_next(LONGEST_SLEEP)
-            item = self._inbox.take(expected - time.monotonic())
-            if time.monotonic() - expected > STALL_SECONDS:
-                log.warning("the owner loop stood still", session=self.name)
-                self.deadlines.restart()
+            item = self._inbox.take(self.deadlines.until_next(LONGEST_SLEEP))
             try:
                 self._handle(item)
                 self._fire()
@@ -180,14 +177,13 @@ class Session:
                 continue
             except Deposed as error:
                 log.error("deposed", session=self.name, by=error.url)
-                self._inbox.closed = Problem(
-                    "not-owner", 421, "Another instance owns the session", owner_url=error.url or None
-                )
+                self._inbox.closed = not_owner(error.url)
             except Exception as error:
                 self._refused(error)
         Shutdown(
             self.name, self._inbox, self._desk, self.link, self.steps, self._lines, self.turns
         ).run(self._inbox.closed)  # fmt: skip
+        self.store.close()
 
     def _handle(self, item: Item) -> None:
         if isinstance(item, FromAgent):
@@ -215,6 +211,9 @@ class Session:
             log.warning("long lock wait", session=self.name, ticket=ticket, seconds=round(seconds), why=why)
 
     def _fire(self) -> None:
+        if self.deadlines.unseen() > STALL_SECONDS:
+            log.warning("the owner loop stood still", session=self.name, seconds=round(self.deadlines.unseen(), 1))
+            self.lease_time.restart(self.lease_time.hold_left())
         for key in self.deadlines.pop_due():
             self._acts.cause = time.monotonic()
             machine, timer = cast("tuple[str, Any]", key)

@@ -16,7 +16,7 @@ from sessiond.looking import SessionLook, Unseen
 from sessiond.owner import OtherOwner, Owners
 from sessiond.problems import Problem
 from sessiond.redis_link import Away, Broken
-from sessiond.refusals import away, no_lease
+from sessiond.refusals import away, no_lease, not_owner
 from sessiond.requests import SessionDoor
 from sessiond.session import Session
 from sessiond.settings import Settings
@@ -97,9 +97,7 @@ class Sessions:
             try:
                 return self._open(name)
             except OtherOwner as other:
-                raise Problem(
-                    "not-owner", 421, "Another instance owns the session", owner_url=other.url or None
-                ) from other
+                raise not_owner(other.url) from other
             except (Away, Broken) as error:
                 raise away() from error
 
@@ -133,6 +131,7 @@ class Sessions:
         if session.closed is not None:
             del self._owned[session.name]
             return
+        asked = time.monotonic()
         try:
             deposed = self._owners.renew(session.name, session.commits.epoch, session.commits.version)
         except (Away, Broken, Behind) as error:
@@ -140,12 +139,10 @@ class Sessions:
             session.doubt()
             return
         if deposed is None:
-            session.commits.sure()
+            session.commits.sure(asked)
             return
         log.error("deposed", session=session.name, by=deposed)
-        gevent.spawn(
-            session.stop, Problem("not-owner", 421, "Another instance owns the session", owner_url=deposed or None)
-        )
+        gevent.spawn(session.stop, not_owner(deposed))
 
     def _adopt(self) -> None:
         """Sessions whose owner is gone must not wait for somebody to ask: their leases expire too."""

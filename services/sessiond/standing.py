@@ -63,9 +63,9 @@ class LeaseTime:
             self._deadlines.renew(_timer("lease", lease))
 
     def hold_left(self) -> float | None:
-        """Seconds of `max_hold` left; None for a worker's lease, and without one."""
+        """Seconds of `max_hold` left, as the loop saw it last; None for a worker's lease, and without one."""
         lease = self._standing.lock.lease
-        return self._deadlines.left(_timer("hold", lease)) if lease else None
+        return self._deadlines.left(_timer("hold", lease), self._deadlines.seen) if lease else None
 
     def restart(self, hold_left: float | None) -> None:
         """Every deadline has its full time again, but for `max_hold`, which has these seconds (None: its full time)."""

@@ -82,6 +82,7 @@ class Steps:
         if plan.lock.turn is not None and old.turn is None:
             hold(self._settings, "turn-accepted")
         self._hold("committed", plan)
+        was_away |= self._still_owner()
         first()
         self._acts.act(plan)
         self._hold("acted", plan)
@@ -90,6 +91,19 @@ class Steps:
 
     def _hold(self, point: str, plan: Plan) -> None:
         hold_step(self._settings, self._commits.session, point, plan.ledger)
+
+    def _still_owner(self) -> bool:
+        """Only an owner acts: a process that stood still may have been replaced, and an empty step tells.
+
+        Returns whether Redis was away meanwhile. Raises store.Deposed.
+        """
+        was_away = False
+        while self._commits.unsure > self._settings.times.owner_doubt:
+            try:
+                was_away |= self._commits.push([], [], None, self._outages.wait)
+            except NotApplied:
+                was_away = True
+        return was_away
 
     def _push(self, commands: list[record.Command], plan: Plan, grant: tuple[str, frozenset[str]] | None) -> bool:
         try:

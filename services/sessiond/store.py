@@ -1,8 +1,9 @@
 """A session's state in Redis: one script a step, and reads. The script has no rules but one check.
 
 A step compares (epoch, version), applies computed commands, appends to the ledger, and sets
-version + 1 and its id; the same id again answers as the first time. A grant must be the head of the
-sorted set, apart from the tickets that the step names: so it is the set in Redis that grants.
+version + 1, its id and the owner's next beat; the same id again answers as the first time. A grant
+must be the head of the sorted set, apart from the tickets that the step names: so it is the set in
+Redis that grants.
 """
 
 from collections import deque
@@ -64,6 +65,7 @@ for _, e in ipairs(step.ledger) do
     'event', e[1], 'epoch', ARGV[1], 'version', tostring(version + 1), 'data', e[2])
 end
 redis.call('HSET', meta, 'epoch', ARGV[1], 'version', tostring(version + 1), 'step', id)
+redis.call('HINCRBY', meta, 'beat', 1)
 return {'APPLIED'}
 """
 )

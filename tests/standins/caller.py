@@ -1,6 +1,8 @@
 """A caller as a process of its own, told what to do by JSON lines on stdin, telling what happened on stdout.
 
 caller.py URL KEY      {"key": "k1", "kind": "handler", "priority": 5, "delay": 0.02, "hold": 0.01, "prompt": "…"}
+
+`lease_ttl` is the server's; with `abandon` the lease is not given back, so that the ticket keeps its place.
 """
 
 import json
@@ -9,6 +11,7 @@ import time
 from typing import Any
 
 from sessiond.client import LeaseLost, SessiondError, connect
+from sessiond.client.lease import LEASE_TTL
 
 
 def tell(**fields: Any) -> None:
@@ -25,13 +28,16 @@ def main(url: str, key: str) -> None:
             with client.lease(
                 order.get("session", "octo/hello"), kind=order.get("kind", "handler"), priority=order.get("priority"),
                 key=order.get("key"), timeout=order.get("timeout", 60), holder=order.get("holder"),
+                lease_ttl=order.get("lease_ttl", LEASE_TTL),
             ) as lease:  # fmt: skip
-                tell(event="granted", key=order.get("key"), fence=lease.fence)
+                tell(event="granted", key=order.get("key"), fence=lease.fence, secret=lease._secret)
                 if "prompt" in order:
                     result = lease.turn(order["prompt"]).result()
                     tell(event="turn", outcome=result.outcome, text=result.text, reason=result.reason)
                 lease.lost.wait(order.get("hold", 0))
                 tell(event="leaving", lost=lease.lost_reason)
+                if order.get("abandon"):
+                    lease.abandon()
             tell(event="done", key=order.get("key"))
         except LeaseLost as lost:
             tell(event="done", key=order.get("key"), lost=lost.reason)

@@ -1,4 +1,7 @@
-"""Guards by name: this owner's, and a predecessor's that must be gone before anybody starts an agent."""
+"""Guards by name: this owner's, and a predecessor's that must be gone before anybody starts an agent.
+
+A predecessor that died took its guard along. One that only stands still did not: whoever owns the session now ends it.
+"""
 
 import contextlib
 import os
@@ -38,21 +41,31 @@ def guard_alive(guard: GuardId) -> bool:
     return alive and guard.boot_id == boot_id()
 
 
-def wait_guard_gone(guard: GuardId, seconds: float, user: User | None = None) -> bool:
-    """Waits, at most `seconds`, until this guard (anybody's, not only a child) and all that it guarded is gone.
+def end_guard(guard: GuardId, seconds: float, user: User | None = None) -> bool:
+    """Ends this guard (anybody's, not only a child) and all that it guarded: SIGTERM, after `seconds` SIGKILL.
 
-    Returns whether it is. A killed guard's remains are ended here.
+    Returns whether nothing is left; False means that it may not be signalled, or cannot run (a frozen container).
     """
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(guard.pid)
         try:
-            if guard_alive(guard):
-                wait_read(descriptor, timeout=seconds, timeout_exc=TimeoutError)
-        except TimeoutError:
-            return False
+            if guard_alive(guard) and not any(
+                _ended_by(descriptor, number, seconds) for number in (signal.SIGTERM, signal.SIGKILL)
+            ):
+                return False
         finally:
             os.close(descriptor)
     return sweep(guard, SWEEP_SECONDS, user)
+
+
+def _ended_by(descriptor: int, number: signal.Signals, seconds: float) -> bool:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        signal.pidfd_send_signal(descriptor, number)
+    try:
+        wait_read(descriptor, timeout=seconds, timeout_exc=TimeoutError)
+    except TimeoutError:
+        return False
+    return True
 
 
 def sweep(guard: GuardId, seconds: float, user: User | None = None) -> bool:
