@@ -61,7 +61,7 @@ class Commits:
             except Behind as error:
                 if isinstance(error, Ahead):
                     raise InvariantBroken("single_writer", repr(error)) from error
-                self._write_back()
+                self._write_back(error.stored_version)
                 step.version = self.version
             except NotHead as error:
                 raise InvariantBroken("handler_fifo", repr(error)) from error
@@ -76,11 +76,11 @@ class Commits:
         self.version += 1
         self.sure()
 
-    def _write_back(self) -> None:
+    def _write_back(self, found: int) -> None:
         """Redis lost writes: the owner's whole state is written before anything else."""
         commands, ledger = self._restore()
         log.error("Redis lost writes; written back", session=self._store.name, version=self.version)
-        ledger.insert(0, ("restored", {"version": self.version}))
+        ledger.insert(0, ("restored", {"found": found}))
         self._store.commit(Step(self.epoch, self.version, uuid.uuid4().hex, commands, ledger, None, reset=True))
         self.version += 1
 

@@ -29,15 +29,20 @@ redis.call('HSET', meta, 'epoch', tostring(epoch), 'version', now[2] or '0', 'in
 return {'OWNED', tostring(epoch), now[2] or '0', now[3] or ''}
 """
 )
+# ARGV: instance, epoch, and the fields of `claim`
 RENEW: Final = Script(
     """
 local meta = KEYS[1] .. 'meta'
 local now = redis.call('HMGET', meta, 'epoch', 'instance', 'url')
-if (tonumber(now[1] or '0') or 0) > tonumber(ARGV[2]) or (now[2] and now[2] ~= '' and now[2] ~= ARGV[1]) then
+local epoch, instance = tonumber(now[1] or '0') or 0, now[2] or ''
+if epoch > tonumber(ARGV[2]) or (epoch == tonumber(ARGV[2]) and instance ~= '' and instance ~= ARGV[1]) then
   return {'DEPOSED', now[3] or ''}
 end
-if not now[2] or now[2] == '' then return {'LOST'} end
-redis.call('HINCRBY', meta, 'beat', 1)
+if epoch < tonumber(ARGV[2]) then
+  redis.call('HSET', meta, 'epoch', ARGV[2], unpack(ARGV, 3))
+else
+  redis.call('HINCRBY', meta, 'beat', 1)
+end
 return {'RENEWED'}
 """
 )
@@ -59,6 +64,13 @@ class OtherOwner(Exception):
     def __init__(self, instance: str, url: str) -> None:
         super().__init__(f"{instance} at {url}")
         self.instance, self.url = instance, url
+
+
+def claim(instance: str, url: str, state_dir: Path, host: str) -> tuple[str, ...]:
+    """Fields and values of the owner record, but for its epoch; for an owner whose own Redis lost."""
+    return (
+        "instance", instance, "url", url, "state_dir", str(state_dir.resolve()), "host", host, "beat", "1",
+    )  # fmt: skip
 
 
 class FileLock:
@@ -101,6 +113,7 @@ class Owners:
     def __init__(self, redis_url: str, instance: str, url: str, state_dir: Path, host: str, owner_ttl: float) -> None:
         self.instance, self.url, self.host = instance, url, host
         self._state_dir = str(state_dir.resolve())
+        self._claim = claim(instance, url, state_dir, host)
         self._ttl = owner_ttl
         self._lock = FileLock(state_dir)
         self._link = Link(redis_url)
@@ -133,9 +146,10 @@ class Owners:
         return now - seen.since >= self._ttl
 
     def renew(self, name: str, epoch: int) -> str | None:
-        """The beat goes on. Returns None, or the url of who deposed us ('' if unknown). Raises Away."""
-        answer = self._link.run(RENEW, _base(name), [self.instance, str(epoch)])
-        return None if answer[0] in ("RENEWED", "LOST") else str(answer[1])
+        """The beat goes on; a claim that Redis lost is made again. Returns None, or the url of who deposed us ('' if
+        unknown). Raises Away."""
+        answer = self._link.run(RENEW, _base(name), [self.instance, str(epoch), *self._claim])
+        return None if answer[0] == "RENEWED" else str(answer[1])
 
     def release(self, name: str, epoch: int) -> None:
         """Gives the session up, so that another may take it at once. Raises Away."""

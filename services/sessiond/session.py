@@ -14,7 +14,7 @@ from typing import Any, cast
 import gevent
 import structlog
 
-from sessiond import views
+from sessiond import owner, views
 from sessiond.acts import Acts
 from sessiond.agent import state as st
 from sessiond.agentlines import AgentLines
@@ -70,7 +70,8 @@ class Session:
         writes = Writes(
             self.standing, self.turns, store, self.lease_time, settings.times.max_hold, lambda: self.link.guard
         )
-        self.commits = Commits(store, epoch, version, writes.everything)
+        owned = owner.claim(settings.instance, settings.url, settings.state_dir, settings.host_name)
+        self.commits = Commits(store, epoch, version, lambda: writes.everything(("HSET", "meta", *owned)))
         self._outages = Outages(name, self._inbox, self._desk, self.commits, self.link, settings.times.owner_doubt)
         self._acts = Acts(self.standing, self.link, self.turns, self._desk, self.lease_time, self.observer)
         self.steps = Steps(

@@ -57,11 +57,11 @@ class Writes:
         """What `of` gave for this plan is in Redis."""
         self._stored_agent = self._agent(plan.agent)
 
-    def everything(self) -> tuple[list[record.Command], list[ev.Entry]]:
-        """The whole state, for a Redis that lost some of it."""
+    def everything(self, owner: record.Command) -> tuple[list[record.Command], list[ev.Entry]]:
+        """The whole state and the owner's record, for a Redis that lost some of it."""
         now = self._standing
         commands = changes.full(now.lock, self._extras(now.extras), self._agent(now.agent))
-        return commands + self._store.recent_commands(), [("snapshot", views.snapshot(now.lock))]
+        return [owner, *commands, *self._store.recent_commands()], [("snapshot", views.snapshot(now.lock))]
 
     def _fresh_lease(self, plan: Plan) -> record.LeaseExtras:
         worker = plan.lock.lease is not None and plan.lock.lease.kind is Kind.WORKER

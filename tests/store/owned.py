@@ -144,7 +144,7 @@ class Owner:
         def end() -> None:
             raise gevent.GreenletExit
 
-        if not self._closed and self.session.running:
+        if not self._closed and hasattr(self, "session") and self.session.running:
             self.ask(end)
         self.close()
 

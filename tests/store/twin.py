@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import orjson
@@ -103,8 +104,17 @@ def forgotten(ticket: Ticket) -> Ticket:
 
 
 def same(entries: Entries) -> Entries:
-    """As it comes back from JSON."""
-    return [(event, json.loads(orjson.dumps(data))) for event, data in entries]
+    """As it comes back from JSON; tickets that are told of together in the order of their ids."""
+    told = [(event, json.loads(orjson.dumps(data))) for event, data in entries]
+    for event, data in told:
+        if event == "snapshot":
+            data["tickets"].sort(key=lambda ticket: ticket["id"])
+    runs = [list(run) for _, run in groupby(told, key=lambda entry: entry[0] == "absent")]
+    return [entry for run in runs for entry in (sorted(run, key=_ticket_of) if run[0][0] == "absent" else run)]
+
+
+def _ticket_of(entry: tuple[str, dict[str, Any]]) -> str:
+    return str(entry[1]["ticket"])
 
 
 # ---- what must be stored ---------------------------------------------------------------------
