@@ -105,7 +105,7 @@ class Commits:
                 return
             commands, ledger = self._restore()
             log.error("Redis lost writes; written back", session=self.session, version=self.version)
-            ledger.insert(0, ("restored", {"version": self.version}))
+            ledger.insert(0, ("restored", {"found": meta.version}))
             self._mending = Step(self.epoch, self.version, uuid.uuid4().hex, commands, ledger, None, reset=True)
             asked = time.monotonic()
             self._store.commit(self._mending)

@@ -51,8 +51,8 @@ class Outages:
             self._link.end()
 
     def absences(self, now: Standing) -> Plan:
-        """The step after an outage: nobody who was told so is present any more."""
-        present = [t for t in now.lock.tickets.values() if t.present and not self._desk.has(t.id)]
-        tickets = {t.id: replace(t, presence=Presence.ABSENT, passed=False) for t in present}
+        """The step after an outage: nobody who was told so is present any more, and nobody is passed over."""
+        told = [t for t in now.lock.tickets.values() if (t.present or t.passed) and not self._desk.has(t.id)]
+        tickets = {t.id: replace(t, presence=Presence.ABSENT, passed=False) for t in told}
         lock = replace(now.lock, tickets={**now.lock.tickets, **tickets}) if tickets else now.lock
-        return Plan(lock, now.agent, [("absent", {"ticket": t}) for t in tickets])
+        return Plan(lock, now.agent, [("absent", {"ticket": t.id}) for t in told if t.present])

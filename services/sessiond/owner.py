@@ -31,6 +31,7 @@ redis.call('HSET', meta, 'epoch', tostring(epoch), 'version', now[2] or '0', 'in
 return {'OWNED', tostring(epoch), now[2] or '0', now[3] or ''}
 """
 )
+# ARGV: instance, epoch, version
 RENEW: Final = Script(
     """
 local meta = KEYS[1] .. 'meta'

@@ -59,7 +59,7 @@ class Writes:
         self._stored_agent = self._agent(plan.agent)
 
     def everything(self) -> tuple[list[record.Command], list[ev.Entry]]:
-        """The whole state, for a Redis that lost some of it."""
+        """The whole state and the owner's record, for a Redis that lost some of it."""
         now = self._standing
         extras = record.Extras(lease=now.extras, turn=self._turns.open or {}, taken=now.taken)
         commands = [*self._claim, *changes.full(now.lock, extras, self._agent(now.agent))]

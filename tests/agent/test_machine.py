@@ -108,5 +108,5 @@ def test_no_question_outlives_its_process() -> None:
 def test_a_conversation_begun_afresh_is_a_generation_later() -> None:
     agent, outputs = run(Agent("old", known=True), st.Afresh("new", "asked"))
     assert (agent.conversation, agent.generation, agent.known) == ("new", 2, False)
-    note = {"id": "new", "generation": 2, "why": "asked"}
+    note = {"conversation": "new", "generation": 2, "why": "asked"}
     assert [(o.event, o.data) for o in outputs if isinstance(o, st.Note)] == [("conversation", note)]

@@ -87,7 +87,7 @@ def _spawned(d: Draft, _: st.Spawned) -> None:
 def _afresh(d: Draft, e: st.Afresh) -> None:
     generation = d.agent.generation + 1
     d.set(conversation=e.conversation, generation=generation, known=False)
-    d.note("conversation", id=e.conversation, generation=generation, why=e.why)
+    d.note("conversation", conversation=e.conversation, generation=generation, why=e.why)
 
 
 # ---- timers ----------------------------------------------------------------------------------
