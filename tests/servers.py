@@ -263,6 +263,10 @@ class Sessiond:
         doomed = [self._process.pid, *(c.pid for c in psutil.Process(self.pid).children())]
         for pid in doomed:
             os.kill(pid, signal.SIGKILL)
+        self.reap()
+
+    def reap(self) -> None:
+        """After its master was killed."""
         self._process.wait()
         self.log_file.close()
 
