@@ -110,3 +110,10 @@ def test_a_conversation_begun_afresh_is_a_generation_later() -> None:
     assert (agent.conversation, agent.generation, agent.known) == ("new", 2, False)
     note = {"id": "new", "generation": 2, "why": "asked"}
     assert [(o.event, o.data) for o in outputs if isinstance(o, st.Note)] == [("conversation", note)]
+
+
+def test_an_owner_in_doubt_is_no_fault_of_the_agents() -> None:
+    agent, outputs = run(in_turn(), st.Exited(143, "", "owner-doubt"))
+    assert ended(outputs) == [st.Outcome.LOST]
+    assert (agent.phase, agent.fails) == (Phase.ASLEEP, 0)
+    assert run(in_turn(), st.Exited(143, ""))[0].fails == 1

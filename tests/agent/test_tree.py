@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import redis as redis_library
 
 from servers import Redis, Sessiond, alive, eventually, scripted_env, tree
 from sessiond.client import SessiondError
@@ -255,3 +256,57 @@ def test_the_tree_ends_with_its_owner(
     name = request.node.callspec.id
     matrix("trees", end=name, why=stand.check(), children=len(ways), left=", ".join(left) or 0)
     assert (left, stand.check()) == ([], why)
+
+
+# ---- an owner that no longer is one -------------------------------------------------------------
+
+
+@full
+def test_a_deposed_owners_tree_is_gone_before_its_successors_agent(
+    sessiond: Start, redis_server: Redis, matrix: Row
+) -> None:
+    """It stood still for so long that another took the session; that one waits for the guard all the same."""
+    times = {"owner_ttl": 1.5, "owner_renew": 0.3}
+    first, second = sessiond(scripted_env(**times), name="a"), sessiond(scripted_env(**times), name="b")
+    stand = Stand(first, SESSION)
+    worker = worker_of(first)
+    worker.suspend()
+    try:
+        meta = redis_library.Redis.from_url(redis_server.url, decode_responses=True)
+        eventually(lambda: meta.hget(f"sessiond:{{{SESSION}}}:meta", "url") == second.url, 20)
+        assert set(stand.strays.found().values()) == set(WAYS), "the owner that stands still has its tree still"
+    finally:
+        worker.resume()
+    stand.service, stand.client = second, second.client()
+    left = stand.next_turn()
+    matrix("trees", end="deposed", why=stand.check(), children=len(WAYS), left=", ".join(left) or 0)
+    assert (left, stand.check()) == ([], "owner-restart")
+
+
+@full
+def test_an_owner_in_doubt_ends_its_tree(sessiond: Start, redis_server: Redis, matrix: Row) -> None:
+    service = sessiond(scripted_env(owner_doubt=1.0, owner_renew=0.3))
+    stand = Stand(service, SESSION)
+    redis_server.pause()
+    try:
+        eventually(lambda: not stand.left(), 30, lambda: f"while Redis is away: {stand.left()}")
+    finally:
+        redis_server.go_on()
+    left = stand.next_turn()
+    matrix("trees", end="owner in doubt", why=stand.check(), children=len(WAYS), left=", ".join(left) or 0)
+    assert (left, stand.check()) == ([], "owner-doubt")
+
+
+@full
+def test_who_scrubs_its_environment_outlives_a_killed_guard(sessiond: Start, matrix: Row) -> None:
+    """As docs/architecture.md says: without a guard only the environment tells whose a process is."""
+    service = sessiond(scripted_env())
+    stand = Stand(service, SESSION)
+    try:
+        kill(stand.guard)
+        stand.next_turn()
+        left = set(stand.strays.found().values())
+        matrix("trees", end="kill -9 of the guard", why=stand.check(), children=len(WAYS), left=", ".join(left))
+        assert left == {"bare"}
+    finally:
+        stand.strays.end()

@@ -137,10 +137,14 @@ class Garbage:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The guard is gone, and the whole tree with it. `status` None: it never started."""
+    """The guard is gone, and the whole tree with it. `status` None: it never started.
+
+    `why`: for what it was ended while no step could be made; empty for anything else.
+    """
 
     status: int | None
     stderr: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
