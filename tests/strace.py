@@ -1,0 +1,101 @@
+"""strace of running processes, and its lines read back: who wrote what to which file, in order."""
+
+import codecs
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from servers import eventually
+
+SHOWN: Final = 70_000
+"""Bytes shown of a call's data; no call moves more to a pipe, whose size is 64 KiB."""
+WRITES: Final = (
+    "write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg,sendmmsg,sendfile,splice,tee,vmsplice,io_uring_enter"
+)
+READS: Final = "recvfrom"
+
+_LINE = re.compile(r"(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)$", re.DOTALL)
+_TARGET = re.compile(r"(\d+)<(.*?)>(?=, |\))")
+_TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_DONE = re.compile(r"\) += (-?\d+)[^=]*$")
+_ASKED = re.compile(r", (\d+)\) += -?\d+[^=]*$")
+UNFINISHED: Final = " <unfinished ...>"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A system call that came back, in the order of the returns."""
+
+    at: int
+    """Its place in the trace."""
+    tid: int
+    name: str
+    fd: int
+    target: str
+    """As strace names it: `pipe:[123]`, `TCP:[127.0.0.1:1->127.0.0.1:2]`."""
+    data: bytes
+    """What was moved, at most `SHOWN` bytes."""
+    asked: int
+    """For `write`: how much was to be."""
+    done: int
+    """How much was; negative for an error."""
+
+
+def why_not() -> str | None:
+    """Why there can be no trace here; None when there can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    tried = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True)
+    return f"strace: {tried.stderr.strip()}" if tried.returncode else None
+
+
+class Strace:
+    """A trace of a process, all its threads, and all that it starts from now on."""
+
+    def __init__(self, pid: int, place: Path) -> None:
+        self._file, self._said = place / "trace", place / "strace.err"
+        command = ["strace", "-f", "-yy", "-s", str(SHOWN), "-e", f"trace={WRITES},{READS}", "-e", "signal=none"]
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen([*command, "-o", str(self._file), "-p", str(pid)], stderr=said)
+        eventually(lambda: "attached" in self._said.read_text(), 20, lambda: self._said.read_text())
+
+    def close(self) -> None:
+        """Lets go of them all; they go on."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        self._process.wait(30)
+
+    def calls(self) -> Iterator[Call]:
+        """What was traced, until `close`."""
+        begun: dict[int, str] = {}
+        with self._file.open(encoding="latin-1", newline="\n") as lines:
+            for at, line in enumerate(lines):
+                found = _LINE.match(line)
+                if found is None:
+                    continue
+                tid, text = int(found[1]), found[4].rstrip("\n")
+                if found[3] is not None:
+                    name, _, before = begun.pop(tid, "").partition("(")
+                    text = before + text
+                else:
+                    name = found[2]
+                if text.endswith(UNFINISHED):
+                    begun[tid] = f"{name}({text.removesuffix(UNFINISHED)}"
+                elif name and (call := _call(at, tid, name, text)) is not None:
+                    yield call
+
+
+def _call(at: int, tid: int, name: str, text: str) -> Call | None:
+    target, done = _TARGET.match(text), _DONE.search(text)
+    if target is None or done is None:
+        return None
+    moved, asked = int(done[1]), _ASKED.search(text)
+    said = b"".join(codecs.escape_decode(one.encode("latin-1"))[0] for one in _TEXT.findall(text))
+    return Call(
+        at, tid, name, int(target[1]), target[2], said[: max(0, moved)], int(asked[1]) if asked else moved, moved
+    )
