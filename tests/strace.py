@@ -21,9 +21,7 @@ READS: Final = "recvfrom"
 
 _LINE = re.compile(r"(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)$", re.DOTALL)
 _TARGET = re.compile(r"(\d+)<(.*?)>(?=, |\))")
-_TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-_DONE = re.compile(r"\) += (-?\d+)[^=]*$")
-_ASKED = re.compile(r", (\d+)\) += -?\d+[^=]*$")
+_END = re.compile(r"(?:, (\d+))?\) += (-?\d+)[^=]*$")
 UNFINISHED: Final = " <unfinished ...>"
 
 
@@ -91,11 +89,18 @@ class Strace:
 
 
 def _call(at: int, tid: int, name: str, text: str) -> Call | None:
-    target, done = _TARGET.match(text), _DONE.search(text)
-    if target is None or done is None:
+    target, end = _TARGET.match(text), _END.search(text[-200:])
+    if target is None or end is None:
         return None
-    moved, asked = int(done[1]), _ASKED.search(text)
-    said = b"".join(codecs.escape_decode(one.encode("latin-1"))[0] for one in _TEXT.findall(text))
-    return Call(
-        at, tid, name, int(target[1]), target[2], said[: max(0, moved)], int(asked[1]) if asked else moved, moved
-    )
+    moved = int(end[2])
+    asked = int(end[1]) if end[1] and name == "write" else moved
+    return Call(at, tid, name, int(target[1]), target[2], _bytes(text, max(0, moved)), asked, moved)
+
+
+def _bytes(text: str, size: int) -> bytes:
+    """The first `size` bytes of what is between the first quote and the last; a byte takes at most four characters."""
+    begin, end = text.find('"') + 1, text.rfind('"')
+    shown = text[begin : min(end, begin + 4 * size)]
+    if (len(shown) - len(shown.rstrip("\\"))) % 2:
+        shown = shown[:-1]
+    return codecs.escape_decode(shown.encode("latin-1"))[0][:size]

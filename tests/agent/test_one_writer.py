@@ -317,8 +317,8 @@ def check(trace: Strace, owner: int, service: Sessiond, sessions: list[str], sto
     writes, partial = (sum(getattr(p, what) for p in pipes.values()) for what in ("writes", "partial"))
     cut = sum(bool(pipe.rest) for pipe in pipes.values())
     figures(
-        f"{len(pipes)} pipes, {writes} writes ({partial} partial) of 1 thread, {len(lines)} whole lines and {cut} cut by "
-        f"an agent's end: {dict(reader.kinds)}; done: {dict(storm.done)}"
+        f"{len(pipes)} pipes, {writes} writes ({partial} partial) of 1 thread, {len(lines)} whole lines and {cut} cut "
+        f"by an agent's end: {dict(reader.kinds)}; done: {dict(storm.done)}"
     )
     assert 1 < len(pipes) <= happened["agent-started"]
     assert partial > 0 and reader.kinds["set_model"] > 0 and reader.kinds["interrupt"] > 0
