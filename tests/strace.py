@@ -1,16 +1,13 @@
-"""strace of running processes, and its lines read back: who wrote what to which file, in order."""
+"""strace of a service, and its lines read back: who wrote what to which file, in order."""
 
 import codecs
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from servers import eventually
 
 SHOWN: Final = 70_000
 """Bytes shown of a call's data; no call moves more to a pipe, whose size is 64 KiB."""
@@ -48,28 +45,31 @@ def why_not() -> str | None:
     """Why there can be no trace here; None when there can."""
     if shutil.which("strace") is None:
         return "strace is not installed"
-    tried = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True)
+    tried = subprocess.run(
+        ["strace", "-qq", "-f", "--seccomp-bpf", "-o", "/dev/null", "true"], capture_output=True, text=True
+    )
     return f"strace: {tried.stderr.strip()}" if tried.returncode else None
 
 
 class Strace:
-    """A trace of a process, all its threads, and all that it starts from now on."""
+    """A trace of one process that is started `under` it, of all its threads, and of all that they start."""
 
-    def __init__(self, pid: int, place: Path) -> None:
-        self._file, self._said = place / "trace", place / "strace.err"
-        command = ["strace", "-f", "-yy", "-s", str(SHOWN), "-e", f"trace={WRITES},{READS}", "-e", "signal=none"]
-        with self._said.open("wb") as said:
-            self._process = subprocess.Popen([*command, "-o", str(self._file), "-p", str(pid)], stderr=said)
-        eventually(lambda: "attached" in self._said.read_text(), 20, lambda: self._said.read_text())
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.under: Final = (
+            "strace", "-D", "-qq", "-f", "--seccomp-bpf", "-yy", "-s", str(SHOWN), "-e", f"trace={WRITES},{READS}",
+            "-e", "signal=none", "-o", str(file),
+        )  # fmt: skip
+        """Goes before the command; what then is called so is the command's process, strace is a stranger to it."""
 
-    def close(self) -> None:
-        """Lets go of them all; they go on."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-        self._process.wait(30)
+    def follows(self, pid: int) -> int:
+        """The pid of the strace that traces this process."""
+        found = re.search(r"^TracerPid:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert found is not None and found[1] != "0"
+        return int(found[1])
 
     def calls(self) -> Iterator[Call]:
-        """What was traced, until `close`."""
+        """What was traced; all of it once that strace is gone, which ends with the last that it traces."""
         begun: dict[int, str] = {}
         with self._file.open(encoding="latin-1", newline="\n") as lines:
             for at, line in enumerate(lines):

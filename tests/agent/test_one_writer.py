@@ -45,6 +45,7 @@ class Storm:
     def __init__(self, service: Sessiond, sessions: list[str], big: int) -> None:
         self._service, self._sessions, self._big = service, sessions, big
         self._over = threading.Event()
+        self._at_work = {session: threading.Event() for session in sessions}
         self.done: Counter[str] = Counter()
         """What was done: turns completed, big ones among them, workers' turns preempted, each of the operator's acts;
         `look`: every process's open files were looked at, and only the owner and its agent had the agent's stdin."""
@@ -64,6 +65,8 @@ class Storm:
                     self._look(session)
         finally:
             self._over.set()
+            for event in self._at_work.values():
+                event.set()
             for thread in threads:
                 thread.join(60)
         assert not [t for t in threads if t.is_alive()]
@@ -73,7 +76,9 @@ class Storm:
             self._lease(session, dice, "worker", ["#tokens 1000\n#pace 5ms"] * 3, key="w")
 
     def _handler(self, session: str, dice: random.Random) -> None:
-        while not self._over.wait(dice.uniform(0.0, 0.6)):
+        while not self._over.wait(dice.uniform(0.0, 0.3)):
+            if dice.random() < 0.5:
+                self._at_work[session].wait(20)
             big = "#say big\n" + "xü-" * (dice.randrange(self._big // 2, self._big) // 4)
             prompts = dice.choice([[big], ["#tokens 300\n#pace 5ms"], ["#say one", "#say two"], ["#say three"]])
             self._lease(session, dice, "handler", prompts, priority=dice.randrange(10))
@@ -81,6 +86,8 @@ class Storm:
     def _lease(self, session: str, dice: random.Random, kind: str, prompts: list[str], **more: Any) -> None:
         try:
             with self._service.client().lease(session, kind=kind, timeout=60, **more) as lease:
+                if kind == "worker":
+                    self._at_work[session].set()
                 for prompt in prompts:
                     if self._over.is_set():
                         return
@@ -90,6 +97,9 @@ class Storm:
                     self.done["preempted"] += result.reason == "preempted"
         except SessiondError:
             return
+        finally:
+            if kind == "worker" and not self._over.is_set():
+                self._at_work[session].clear()
 
     def _operator(self, session: str, dice: random.Random) -> None:
         client, ended = self._service.client(), None
@@ -303,54 +313,56 @@ class Reader:
                 )
 
 
-def check(trace: Strace, owner: int, service: Sessiond, sessions: list[str], storm: Storm, figures: Figures) -> None:
-    calls = list(trace.calls())
-    pipes = stdins(calls, owner)
-    assert {(frozenset(p.threads), frozenset(p.names)) for p in pipes.values()} == {
-        (frozenset({owner}), frozenset({"write"}))
-    }
+def storm(
+    sessiond: Start, env: dict[str, str], place: Path, sessions: int, seconds: float, big: int, figures: Figures
+) -> None:
+    """A storm on a traced service; then what its ledgers and the trace say."""
+    trace, names = Strace(place / "trace"), [f"octo/s{n}" for n in range(sessions)]
+    service = sessiond(env, under=trace.under)
+    tracer = psutil.Process(trace.follows(service.pid))
+    (owner,) = psutil.Process(service.pid).children()
+    done = Storm(service, names, big)
+    done.run(seconds)
+    assert alive(owner), "the same owner all the time"
+    happened: Counter[str] = Counter()
+    for name in names:
+        entries = service.client().ledger(name)
+        happened.update(e["event"] for e in entries)
+        assert verify(entries).violations == []
+    assert happened["refused"] == 0 and happened["force-release"] > 0
+    service.terminate()
+    eventually(lambda: not alive(tracer), 30)
+    figures(f"{judge(list(trace.calls()), owner.pid, happened)}; done: {dict(done.done)}")
+
+
+def judge(calls: list[Call], owner: int, happened: Counter[str]) -> str:
+    """What the trace of a storm shows, in a line; asserts what must hold."""
+    pipes, reader = stdins(calls, owner), Reader()
+    assert {thread for pipe in pipes.values() for thread in pipe.threads} == {owner}, "one thread writes, the owner's"
+    assert {name for pipe in pipes.values() for name in pipe.names} == {"write"}
     lines = [line for name, pipe in pipes.items() for line in pipe.lines(name)]
-    reader = Reader()
     for one in sorted([*lines, *steps(calls, owner)], key=lambda one: one.at):
         reader.step(one) if isinstance(one, Step) else reader.line(one)
-    happened = Counter(e["event"] for session in sessions for e in service.client().ledger(session))
     writes, partial = (sum(getattr(p, what) for p in pipes.values()) for what in ("writes", "partial"))
     cut = sum(bool(pipe.rest) for pipe in pipes.values())
-    figures(
-        f"{len(pipes)} pipes, {writes} writes ({partial} partial) of 1 thread, {len(lines)} whole lines and {cut} cut "
-        f"by an agent's end: {dict(reader.kinds)}; done: {dict(storm.done)}"
-    )
     assert 1 < len(pipes) <= happened["agent-started"]
     assert partial > 0 and reader.kinds["set_model"] > 0 and reader.kinds["interrupt"] > 0
-    assert len(reader.written) <= happened["turn-accepted"]
-    assert happened["force-release"] > 0 and happened["refused"] == 0
-    for session in sessions:
-        assert verify(service.client().ledger(session)).violations == []
-
-
-def storm(service: Sessiond, place: Path, sessions: list[str], seconds: float, big: int, figures: Figures) -> None:
-    (worker,) = psutil.Process(service.pid).children()
-    trace = Strace(worker.pid, place)
-    try:
-        storm = Storm(service, sessions, big)
-        storm.run(seconds)
-    finally:
-        trace.close()
-    assert alive(worker), "the same owner all the time"
-    check(trace, worker.pid, service, sessions, storm, figures)
+    assert 0 < len(reader.written) <= happened["turn-accepted"]
+    return (
+        f"{len(pipes)} pipes, {writes} writes ({partial} partial) by 1 thread, {len(lines)} whole lines, {cut} cut by "
+        f"an agent's end: {dict(reader.kinds)}"
+    )
 
 
 @traced
 def test_one_thread_writes_whole_lines_each_after_its_step(sessiond: Start, tmp_path: Path, figures: Figures) -> None:
-    sessions = [f"octo/s{n}" for n in range(3 if FULL else 2)]
-    storm(sessiond(scripted_env()), tmp_path, sessions, 10.0 if FULL else 3.0, 1_900_000, figures)
+    storm(sessiond, scripted_env(), tmp_path, 3 if FULL else 2, 10.0 if FULL else 3.0, 1_900_000, figures)
 
 
 @traced
 @pytest.mark.skipif(not FULL, reason="of the full form")
 def test_one_thread_writes_to_the_real_claude(sessiond: Start, model: Model, tmp_path: Path, figures: Figures) -> None:
-    sessions = [f"octo/s{n}" for n in range(2)]
-    storm(sessiond(claude_env(model)), tmp_path, sessions, 60.0, 300_000, figures)
+    storm(sessiond, claude_env(model), tmp_path, 2, 60.0, 300_000, figures)
 
 
 # ---- and in the code ----------------------------------------------------------------------------
