@@ -92,6 +92,11 @@ class AgentLink:
         if self._process is not None:
             self._process.write(data)
 
+    @property
+    def strays(self) -> bool:
+        """Whether anything but the agent itself lives in its tree."""
+        return self._process is not None and self._process.strays
+
     def end(self, why: str = "") -> None:
         """Ends this life, also one that is only about to start. Exited follows; it says `why` if no step could."""
         self._condemned = self._life

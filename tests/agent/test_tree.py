@@ -62,10 +62,9 @@ def afresh(stand: Stand) -> None:
     stand.client.new_conversation(stand.session)
 
 
-def asleep(stand: Stand) -> None:
+def released(stand: Stand) -> None:
     stand.until_turn_over()
     stand.leave()
-    eventually(lambda: stand.client.view(stand.session)["agent"]["state"] == "asleep", 20)
 
 
 WITHOUT_BARE = tuple(way for way in WAYS if way != "bare")
@@ -73,18 +72,19 @@ ENDS: dict[str, tuple[Callable[[Stand], None], str, str]] = {
     "an interrupt is ignored": (nothing, f"#fault ignore-interrupt\n{LONG}", "drain-deadline"),
     "the turn does not close": (nothing, "#fault no-close", "drain-deadline"),
     "forced in a turn": (forced, f"#fault ignore-interrupt\n{LONG}", "drain-deadline"),
+    "forced in a turn, and it closes": (forced, LONG, "strays"),
     "forced in draining": (forced_in_draining, f"#fault ignore-interrupt\n{LONG}", "forced"),
     "the lease expires": (expired, f"#fault ignore-interrupt\n{LONG}", "drain-deadline"),
     "kill -9 of the guard": (Stand.kill_guard, LONG, "died"),
     "kill -9 of the agent": (Stand.kill_agent, LONG, "died"),
     "restart": (restarted, LONG, "restart"),
     "a fresh conversation": (afresh, "#say done", "conversation"),
-    "sleep": (asleep, "#say done", "sleep"),
+    "released after its turn": (released, "#say done", "strays"),
 }
 
 
 def test_the_tree_is_gone_before_the_next_agent(sessiond: Start, matrix: Row) -> None:
-    times = {"drain_deadline": 3.0, "lease_ttl": 4.0, "idle": 3.0}
+    times = {"drain_deadline": 3.0, "lease_ttl": 4.0}
     service = sessiond({**scripted_env(**times), "SESSIOND_MAX_AGENTS": str(len(ENDS))})
 
     def run(name: str) -> tuple[str, Stand, list[str]]:

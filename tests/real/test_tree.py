@@ -1,4 +1,4 @@
-"""The real claude's tools leave processes behind in every way, and none outlives its agent: as tests/agent/test_tree.py."""
+"""The real claude's tools leave processes behind in every way, and none outlives its agent or its lease."""
 
 import json
 from collections.abc import Callable
@@ -54,15 +54,17 @@ def test_the_tree_of_the_real_agent_is_gone_before_the_next_one(sessiond: Start,
             assert (left, why) == ([], ENDS[name][1]), name
 
 
-def test_what_a_drain_ends_and_what_it_does_not(sessiond: Start, model: Model, matrix: Row) -> None:
-    """A drain that succeeds ends the tool that claude runs and claude's own background tasks, and keeps the agent."""
+def test_an_agent_that_is_kept_is_alone(sessiond: Start, model: Model, matrix: Row) -> None:
+    """A drain ends the tool that claude runs and its background tasks; what those left behind ends with the process."""
     service = sessiond(claude_env(model, SESSIOND_BACKGROUND_TASKS="1"))
-    prompts = {"a turn": bash, "a background task": in_background}
-    for session, tool in prompts.items():
-        stand = Stand(service, f"octo/{len(session)}", tool)
+    rows = [("one way", in_background, ("foreground",)), ("every way", in_background, tuple(WAYS))]
+    for name, tool, ways in rows:
+        stand = Stand(service, f"octo/{name.replace(' ', '-')}", tool, ways)
+        stand.until_turn_over()
         forced(stand)
-        with stand.client.lease(stand.session) as lease:
-            found = sorted(stand.strays.found().values())
-            matrix("trees", end=f"claude: forced in {session}, drained", children=len(WAYS), left=", ".join(found))
-        print(found)
-    assert 0
+        left = stand.next_turn()
+        kept = not stand.events("agent-reaped")
+        why = "kept" if kept else stand.check()
+        matrix("trees", end=f"claude: background task, forced, {name}", why=why, children=len(ways), left=left or 0)
+        assert kept == (ways == ("foreground",)) and (kept or why == "strays")
+        assert [left for left in stand.left() if "claude" not in left and "python" not in left] == []

@@ -96,8 +96,8 @@ def exited(d: Draft, e: st.Exited) -> None:
     fails = d.agent.fails + failed
     broken = why in FATAL or fails >= FAILS_ALLOWED
     d.set(
-        said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), questions={}, foreign=False,
-        dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False,
+        said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), strays=False, questions={},
+        foreign=False, dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False,
     )  # fmt: skip
     d.go(Move.GONE_BAD if broken else Move.GONE, reason if broken else "")
     if broken:
