@@ -1,7 +1,7 @@
 """Fixtures: real servers, ended after each test, with a check that nothing of them is left."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Factory]:
     """Starts sessionds on the test's Redis: sessiond(env, name="a")."""
     with ExitStack() as stack:
 
-        def start(env: Mapping[str, str] | None = None, name: str = "a") -> Sessiond:
-            service = Sessiond(redis_server.url, tmp_path / name, env)
+        def start(env: Mapping[str, str] | None = None, name: str = "a", under: Sequence[str] = ()) -> Sessiond:
+            service = Sessiond(redis_server.url, tmp_path / name, env, under)
             stack.callback(service.close)
             return service
 

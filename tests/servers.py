@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -221,8 +221,11 @@ def answers(url: str) -> bool:
 class Sessiond:
     """A real sessiond process (gunicorn and all) with a state directory of its own."""
 
-    def __init__(self, redis_url: str, state: Path, env: Mapping[str, str] | None = None) -> None:
-        self.state = state
+    def __init__(
+        self, redis_url: str, state: Path, env: Mapping[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
+        """`under`: what becomes the service, or starts it, when that is put behind it (strace -D, …)."""
+        self.state, self._under = state, under
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys = {role: f"{role}-key" for role in ROLES}
@@ -243,7 +246,7 @@ class Sessiond:
             "PYTHONPATH": str(SERVICES), **self._env,
         }  # fmt: skip
         self.log_file = (self.state / "sessiond.log").open("ab")
-        command = [sys.executable, "-m", "sessiond.main"]
+        command = [*self._under, sys.executable, "-m", "sessiond.main"]
         self._process = subprocess.Popen(command, env=env, stdout=self.log_file, stderr=self.log_file)
         self.pid = self._process.pid
         if wait:
@@ -277,6 +280,10 @@ class Sessiond:
         doomed = [self._process.pid, *(c.pid for c in psutil.Process(self.pid).children())]
         for pid in doomed:
             os.kill(pid, signal.SIGKILL)
+        self.reap()
+
+    def reap(self) -> None:
+        """After its master was killed."""
         self._process.wait()
         self.log_file.close()
 

@@ -56,12 +56,16 @@ class AgentLines:
 
     def _line(self, line: protocol.Line) -> None:
         """Most lines are only forwarded: no step is made for them."""
-        agent, outputs = agent_machine.decide(self._standing.agent, st.Got(line.message))
+        message, events = line.message, list[st.Event]()
+        if isinstance(message, protocol.Response) and self._standing.agent.requests.get(message.request_id) == "fence":
+            events.append(st.Looked(self._link.strays))
+        events.append(st.Got(message))
+        agent, outputs = agent_machine.decide(self._standing.agent, st.Got(message))
         if any(isinstance(o, st.Forward) for o in outputs):
             self._turns.feed(line.raw)
         if agent is self._standing.agent and all(isinstance(o, st.Forward) for o in outputs):
             return
-        plan = self._steps.step(st.Got(line.message))
+        plan = self._steps.step(*events)
         for output in plan.outputs:
             if isinstance(output, st.Asked):
                 self._judge(output.request)

@@ -44,6 +44,7 @@ class AgentLink:
         self._process: AgentProcess | None = None
         self._life = 0
         self._condemned = 0
+        self._why = ""
         self._unread = 0
         self.guard: dict[str, Any] | None = None
         """The living guard, as it is stored; None when the tree is gone."""
@@ -56,6 +57,7 @@ class AgentLink:
     def start(self, conversation: str, resume: bool) -> None:
         """Starts the next life, in its own greenlet; Spawned or Exited follows in the inbox."""
         self._life += 1
+        self._why = ""
         gevent.spawn(self._start, self._life, conversation, resume)
 
     def _start(self, life: int, conversation: str, resume: bool) -> None:
@@ -66,7 +68,7 @@ class AgentLink:
             self._put(FromAgent(life, lines=batch))
 
         def gone(status: int | None, stderr: str) -> None:
-            self._put(FromAgent(life, event=st.Exited(status, stderr)))
+            self._put(FromAgent(life, event=st.Exited(status, stderr, self._why)))
 
         self._slots.take(self._owner)
         if self._over(life):
@@ -92,9 +94,15 @@ class AgentLink:
         if self._process is not None:
             self._process.write(data)
 
-    def end(self) -> None:
-        """Ends this life, also one that is only about to start. Exited follows."""
+    @property
+    def strays(self) -> bool:
+        """Whether anything but the agent itself lives in its tree."""
+        return self._process is not None and self._process.strays
+
+    def end(self, why: str = "") -> None:
+        """Ends this life, also one that is only about to start. Exited follows; it says `why` if no step could."""
         self._condemned = self._life
+        self._why = why
         if self._process is not None:
             self._process.stop()
 

@@ -78,7 +78,9 @@ TOKENS_USED = _counter("sessiond_tokens_total", "Tokens of turns, as the agent t
 COST = _counter("sessiond_cost_usd_total", "US dollars of turns, as the agent tells them")
 RECOVERIES = _counter(
     "sessiond_recoveries_total", "Agents stopped because they did not close",
-    reason=("drain-deadline", "not-taken", "start-deadline", "rules-refused", "initialize-refused", "garbage"),
+    reason=(
+        "drain-deadline", "strays", "not-taken", "start-deadline", "rules-refused", "initialize-refused", "garbage",
+    ),
 )  # fmt: skip
 STEP = _histogram("sessiond_redis_step_seconds", "One step's commit: the script's call and its answer", _STEPS)
 REQUESTS = _counter("sessiond_http_requests_total", "HTTP requests answered", route=(), status=())

@@ -48,7 +48,7 @@ class Outages:
             raise Answered
         if self._commits.unsure > self._doubt and self._link.alive:
             log.error("owner in doubt: the agent is ended", session=self._name)
-            self._link.end()
+            self._link.end("owner-doubt")
 
     def absences(self, now: Standing) -> Plan:
         """The step after an outage: nobody who was told so is present any more, and nobody is passed over."""

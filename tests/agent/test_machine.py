@@ -110,3 +110,40 @@ def test_a_conversation_begun_afresh_is_a_generation_later() -> None:
     assert (agent.conversation, agent.generation, agent.known) == ("new", 2, False)
     note = {"conversation": "new", "generation": 2, "why": "asked"}
     assert [(o.event, o.data) for o in outputs if isinstance(o, st.Note)] == [("conversation", note)]
+
+
+def test_an_owner_in_doubt_is_no_fault_of_the_agents() -> None:
+    agent, outputs = run(in_turn(), st.Exited(143, "", "owner-doubt"))
+    assert ended(outputs) == [st.Outcome.LOST]
+    assert (agent.phase, agent.fails) == (Phase.ASLEEP, 0)
+    assert run(in_turn(), st.Exited(143, ""))[0].fails == 1
+
+
+FENCED = (st.Got(wire.Response("r1", True, {}, None)),)
+
+
+def closing(leased: bool, strays: bool) -> tuple[Agent, list[st.Output]]:
+    """The worker's turn is over, its fence is answered, and the tree was looked at."""
+    agent, _ = run(replace(in_turn(cancel=None if leased else "preempted"), leased=leased), *ENDING)
+    return run(agent, st.Looked(strays), *FENCED)
+
+
+def test_what_a_tool_left_keeps_a_turn_open_once_its_lease_is_over() -> None:
+    assert ended(closing(leased=False, strays=False)[1]) == [st.Outcome.CANCELLED]
+    agent, outputs = closing(leased=False, strays=True)
+    assert ended(outputs) == [] and st.Busy(True) in outputs
+    looking, outputs = run(agent, st.Due("look"))
+    assert written(outputs) == ["fence"]
+    _, outputs = run(looking, st.Looked(False), st.Got(wire.Response("r2", True, {}, None)))
+    assert ended(outputs) == [st.Outcome.CANCELLED] and st.Busy(False) in outputs
+    stopping, outputs = run(agent, st.Due("strays"))
+    assert stopping.phase is Phase.STOPPING and st.Kill("strays") in outputs
+    assert ended(run(stopping, st.Exited(143))[1]) == [st.Outcome.CANCELLED]
+
+
+def test_what_a_tool_left_may_run_on_between_the_turns_of_a_lease_and_no_longer() -> None:
+    agent, outputs = closing(leased=True, strays=True)
+    assert len(ended(outputs)) == 1 and st.Busy(True) in outputs
+    over, outputs = run(agent, st.LeaseEnded("released"))
+    assert written(outputs) == ["fence"] and over.busy
+    assert st.Busy(False) in run(over, st.Looked(False))[1]

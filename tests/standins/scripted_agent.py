@@ -3,7 +3,8 @@
     python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
 
 Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #history, #ask TOOL {json}, #bg 2s,
-#cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD. `#script FILE` takes them from the
+#cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD, #spawn COMMAND (a tool that goes on by
+itself: the shell's, in a session of its own), #fault NAME (from now on). `#script FILE` takes them from the
 file's first line, after a completed turn from its next one (`say=x;tokens=5`, the last line again and again); a prompt
 without any goes on with the conversation's last script.
 The conversation is kept in $CLAUDE_CONFIG_DIR, so that a resumed one knows its prompts.
@@ -248,6 +249,10 @@ class Agent:
     def live(self, uid, prompt):
         """(terminal reason, text)"""
         asked = self.directives(prompt)
+        if "spawn" in asked:
+            self.spawn(asked["spawn"])
+        if "fault" in asked:
+            self.faults.setdefault(asked["fault"], True)
         if self.misbehave(uid):
             return "aborted_streaming", ""
         if "bg" in asked:
@@ -278,6 +283,12 @@ class Agent:
                 file.write("completed\n")
         self.out(type="assistant", message={"content": [{"type": "text", "text": text}]}, user_message_uuid=uid)
         return "completed", text
+
+    @staticmethod
+    def spawn(command):
+        from subprocess import DEVNULL, Popen
+
+        Popen(["sh", "-c", command], stdin=DEVNULL, stdout=DEVNULL, start_new_session=True)
 
     @staticmethod
     def own(prompt):

@@ -88,16 +88,16 @@ def recover(d: Draft, reason: str) -> None:
 
 def exited(d: Draft, e: st.Exited) -> None:
     """The tree is gone, and whatever was the process's own is forgotten."""
-    why, turn = d.agent.why, d.agent.turn
-    expected = d.agent.phase is Phase.STOPPING
-    d.note("agent-reaped", exit=e.status, why=why if expected else "died", stderr=e.stderr[-300:])
-    reason = why if expected else f"agent exited with {e.status}: {_last_line(e.stderr)}".rstrip(": ")
-    failed = not expected or why in FAILED_START or why in FATAL
+    turn = d.agent.turn
+    why = d.agent.why if d.agent.phase is Phase.STOPPING else e.why
+    d.note("agent-reaped", exit=e.status, why=why or "died", stderr=e.stderr[-300:])
+    reason = why or f"agent exited with {e.status}: {_last_line(e.stderr)}".rstrip(": ")
+    failed = not why or why in FAILED_START or why in FATAL
     fails = d.agent.fails + failed
     broken = why in FATAL or fails >= FAILS_ALLOWED
     d.set(
-        said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), questions={}, foreign=False,
-        dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False,
+        said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), strays=False, questions={},
+        foreign=False, dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False,
     )  # fmt: skip
     d.go(Move.GONE_BAD if broken else Move.GONE, reason if broken else "")
     if broken:

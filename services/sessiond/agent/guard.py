@@ -78,6 +78,25 @@ def descendants(root: int) -> list[Process]:
     return [one for one in tree if not one.dead]
 
 
+def strays(guard: int, agent: int) -> bool:
+    """Whether anything but the agent lives below its guard: what its tools started, or left to the guard."""
+    try:
+        below = [pid for parent in (guard, agent) for pid in _children(parent) if pid != agent]
+    except FileNotFoundError:  # a kernel that does not tell, or they are gone
+        return any(one.pid != agent for one in descendants(guard))
+    return any(one is not None and not one.dead for one in map(process, below))
+
+
+def _children(pid: int) -> list[int]:
+    """Without a walk through the whole process table."""
+    tasks = f"/proc/{pid}/task"
+    found: list[int] = []
+    for thread in os.listdir(tasks):  # noqa: PTH208
+        with contextlib.suppress(ProcessLookupError), open(f"{tasks}/{thread}/children") as file:
+            found.extend(map(int, file.read().split()))
+    return found
+
+
 def send(targets: list[Process], number: int) -> None:
     """Signals processes that were just read from /proc; those that are gone by now are skipped."""
     for target in targets:

@@ -20,6 +20,10 @@ from sessiond.agent.progress import advance
 from sessiond.agent.state import Agent, Phase
 from sessiond.lock.rules import Times
 
+LOOK_AGAIN: Final = 0.1
+STRAYS_END: Final = 1.0
+"""Seconds that what a cancelled tool started has for its end; then the process is ended, and all of it."""
+
 
 def decide(agent: Agent, event: st.Event) -> tuple[Agent, list[st.Output]]:
     """The step that `event` makes of `agent`: its next state, and what to do, in order.
@@ -51,6 +55,9 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
         subject = turn.id if turn is not None else "busy"
         found["drain", subject] = times.drain_deadline
         found["again", subject] = times.drain_deadline / 2
+    if agent.phase in ALIVE and agent.strays and not agent.leased:
+        found["look", str(agent.count)] = LOOK_AGAIN
+        found["strays", agent.conversation] = STRAYS_END
     if agent.phase is Phase.IDLE and turn is None and not agent.busy:
         found["sleep", agent.conversation] = times.idle
     return found
@@ -76,6 +83,10 @@ def _lease_ended(d: Draft, e: st.LeaseEnded) -> None:
     d.set(leased=False)
     if d.agent.turn is not None:
         cancel(d, st.Cancel(d.agent.turn.id, e.why))
+
+
+def _looked(d: Draft, e: st.Looked) -> None:
+    d.set(strays=e.strays)
 
 
 def _spawned(d: Draft, _: st.Spawned) -> None:
@@ -105,8 +116,10 @@ def _due(d: Draft, e: st.Due) -> None:
         stop(d, st.Stop("sleep"))
     elif e.name == "start":
         _start_over(d)
-    elif e.name in ("drain", "not-taken"):
-        recover(d, "drain-deadline" if e.name == "drain" else "not-taken")
+    elif e.name == "look":
+        d.set(fenced=False)
+    elif e.name in ("drain", "not-taken", "strays"):
+        recover(d, "drain-deadline" if e.name == "drain" else e.name)
 
 
 def _start_over(d: Draft) -> None:
@@ -129,6 +142,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
     st.LeaseEnded: _lease_ended,
     st.Spawned: _spawned,
     st.Got: read,
+    st.Looked: _looked,
     st.Garbage: _garbage,
     st.Exited: exited,
     st.Stop: stop,

@@ -115,6 +115,11 @@ class AgentProcess:
         """Bytes accepted by `write` that are not in the pipe yet."""
         return self._input.unwritten
 
+    @property
+    def strays(self) -> bool:
+        """Whether anything but the agent itself lives in its tree."""
+        return guarding.strays(self.guard.pid, self.guard.agent_pid)
+
     def pause(self) -> None:
         """Stops reading: the agent will block on its stdout once the pipe is full."""
         self._flowing.clear()

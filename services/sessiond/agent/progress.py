@@ -3,7 +3,8 @@
 Progress is a level: every step ends in `advance`, whatever came last. A turn is over when its
 lifecycle is terminal, it never was `started` or its result is read, no permission question is open,
 and claude says idle. It is closed when, besides, every control request is answered, no background
-task runs that must be stopped, and the fence (one cheap request behind it all) came back idle.
+task runs that must be stopped, and the fence (one cheap request behind it all) came back idle; and, once its
+lease is over, no process that its tools left behind.
 """
 
 from sessiond.agent import protocol as wire
@@ -34,7 +35,7 @@ def advance(d: Draft) -> None:
         _stop_tasks(d)
         if _settled(d):
             _send(d)
-    busy = d.agent.phase in ALIVE and bool(d.agent.tasks or d.agent.dirty)
+    busy = d.agent.phase in ALIVE and bool(d.agent.tasks or d.agent.dirty or d.agent.strays)
     if busy != d.agent.busy:
         d.set(busy=busy)
         d.out.append(st.Busy(busy))
@@ -54,12 +55,15 @@ def _settled(d: Draft) -> bool:
     waiting = d.agent.turn is not None and d.agent.turn.written and not over
     if waiting or d.agent.said != "idle" or d.agent.requests or d.agent.questions:
         return False
-    if not (over or d.agent.dirty):
+    strays = d.agent.strays and not d.agent.leased
+    if not (over or d.agent.dirty or strays):
         return True
     if not d.agent.leased and d.agent.tasks:
         return False
     if not d.agent.fenced:
         d.ask("fence", wire.cost)
+        return False
+    if strays:
         return False
     d.set(dirty=False, foreign=False)
     if over and d.agent.turn is not None:

@@ -74,6 +74,8 @@ class Agent:
     count: int = 0
     tasks: frozenset[str] = frozenset()
     stopped_tasks: frozenset[str] = frozenset()
+    strays: bool = False
+    """Processes that its tools left behind live, as of the last fence; claude does not know of them."""
     questions: Mapping[str, Question] = field(default_factory=dict)
     """Permissions that it asked for and has no answer to: request id to question."""
     foreign: bool = False
@@ -129,6 +131,13 @@ class Got:
 
 
 @dataclass(frozen=True, slots=True)
+class Looked:
+    """Whether anything but the agent itself lives in its tree; comes with each fence's answer."""
+
+    strays: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Garbage:
     """A line that is no protocol."""
 
@@ -137,10 +146,14 @@ class Garbage:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The guard is gone, and the whole tree with it. `status` None: it never started."""
+    """The guard is gone, and the whole tree with it. `status` None: it never started.
+
+    `why`: for what it was ended while no step could be made; empty for anything else.
+    """
 
     status: int | None
     stderr: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +185,9 @@ class Due:
     name: str
 
 
-Event = Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Garbage | Exited | Stop | Answer | Afresh | Due
+Event = (
+    Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Looked | Garbage | Exited | Stop | Answer | Afresh | Due
+)
 
 
 # ---- outputs ---------------------------------------------------------------------------------
