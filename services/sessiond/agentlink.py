@@ -12,7 +12,7 @@ import structlog
 
 from sessiond.agent import state as st
 from sessiond.agent.guards import GuardId, wait_guard_gone
-from sessiond.agent.process import AgentProcess
+from sessiond.agent.process import AgentProcess, InputFull
 from sessiond.launch import conversation_known, launch
 from sessiond.settings import Settings
 from sessiond.slots import Sleeper, Slots
@@ -25,7 +25,7 @@ UNREAD_LIMIT: Final = 8 * 2**20
 
 @dataclass(slots=True)
 class FromAgent:
-    """Lines, the start, or the end of the process of this life. Life 0 is a predecessor's."""
+    """Lines, the start, a fault, or the end of the process of this life. Life 0 is a predecessor's."""
 
     life: int
     lines: list[bytes] | None = None
@@ -86,9 +86,13 @@ class AgentLink:
         return life != self._life or life <= self._condemned
 
     def write(self, data: bytes) -> None:
-        """A whole line to stdin; to a dead process nothing."""
-        if self._process is not None:
+        """A whole line to stdin; to a dead process nothing. If too much is unread there, Fault follows in the inbox."""
+        if self._process is None:
+            return
+        try:
             self._process.write(data)
+        except InputFull as error:
+            self._put(FromAgent(self._life, event=st.Fault("stdin-full", str(error))))
 
     def end(self) -> None:
         """Ends this life, also one that is only about to start. Exited follows."""

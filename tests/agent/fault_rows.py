@@ -1,4 +1,4 @@
-"""The fault table: what the agent does wrong, and what must come of it. Prompts steer tests/standins/scripted_agent.py."""
+"""The fault table: what the agent does wrong, and what must come of it. Prompts steer the scripted agent."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -163,8 +163,8 @@ BYTES = (
         faults=("slow-start=60000",), deadlines=True),
     Row("crash loop", "starting", "#say mine", "failed", "agent exited with 1", faults=("exit-start=1",) * 3,
         broken="agent exited with 1", why=({"event": "agent-broken"},)),
-    Row("crash loop", "once started", "#say mine", "failed", "agent exited with 0", faults=("at initialized exit=0",) * 3,
-        broken="agent exited with 0", why=({"event": "agent-broken"},)),
+    Row("crash loop", "once started", "#say mine", "failed", "agent exited with 0",
+        faults=("at initialized exit=0",) * 3, broken="agent exited with 0", why=({"event": "agent-broken"},)),
 )  # fmt: skip
 
 

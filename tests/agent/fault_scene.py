@@ -4,13 +4,13 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from fault_rows import CANCEL, FORCE, PREEMPT, RELEASE, TIMEOUT, Row
 
 from servers import Sessiond, eventually
-from sessiond.client import Client, Lease, TurnResult, Unavailable
+from sessiond.client import Lease, TurnResult, Unavailable
+from sessiond.client.turns import result_of
 from sessiond.verify import verify
 
 PATIENCE = 90.0
@@ -67,23 +67,32 @@ class Scene:
                 turn = lease.turn(self.row.prompt, timeout=1 if self.row.end == TIMEOUT else None)
                 for event in turn._stream:
                     self.results += event is not None and event.event == "result"
-                answer = self.client.turn(self.session, turn.id)
-                self.told.append(_result(answer))
+                self.told.append(result_of(self.client.turn(self.session, turn.id), turn.id))
                 if self.row.then:
                     self._arrives(self.row.then)
         except Exception as error:
             self.wrong.append(f"first: {type(error).__name__}: {error}")
 
     def _arrives(self, moment: str) -> None:
-        eventually(lambda: self._there(moment), PATIENCE, f"{self.session}: {moment}")
-
-    def _there(self, moment: str) -> bool:
         if moment.endswith(".mark"):
-            return (self.place / moment).exists()
-        if moment in ("in_turn", "tasks"):
-            agent = self.client.view(self.session)["agent"]
-            return bool(agent["tasks"]) if moment == "tasks" else agent["state"] == moment
-        return any(e["event"] == moment for e in self.client.ledger(self.session))
+            eventually((self.place / moment).exists, PATIENCE, moment)
+        elif moment in ("in_turn", "tasks"):
+            eventually(lambda: self._views(moment), PATIENCE, moment)
+        else:
+            self._happens(moment)
+
+    def _views(self, moment: str) -> bool:
+        agent = self.client.view(self.session)["agent"]
+        return bool(agent["tasks"]) if moment == "tasks" else agent["state"] == moment
+
+    def _happens(self, event: str) -> None:
+        after, ends = None, time.monotonic() + PATIENCE
+        while time.monotonic() < ends:
+            entries = self.client.ledger(self.session, after, wait=5)
+            if any(e["event"] == event for e in entries):
+                return
+            after = entries[-1]["id"] if entries else after
+        raise AssertionError(f"no {event}")
 
     def _end(self, lease: Lease) -> None:
         if self.row.end == RELEASE:
@@ -175,9 +184,3 @@ class Scene:
             next=("503, restart, " if self.refused else "") + (self.next.outcome if self.next else "none"),
             ledger=", ".join(why), as_said="; ".join(self.wrong)[:60] or "yes",
         )  # fmt: skip
-
-
-def _result(answer: dict[str, Any]) -> TurnResult:
-    return TurnResult(
-        answer["turn"], answer["outcome"], answer["text"], answer["reason"], conversation=answer["conversation"]
-    )

@@ -48,21 +48,25 @@ def fail(d: Draft, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
 
 def close(d: Draft, turn: Turn) -> None:
     """The open turn is closed: its outcome is told."""
+    _conclude(d, turn)
+    if d.agent.phase is Phase.IN_TURN:
+        d.go(Move.CLOSED)
+    if turn.result is not None and says_no_login(turn.result):
+        stop(d, st.Stop("no-login"))
+
+
+def _conclude(d: Draft, turn: Turn) -> None:
     outcome, reason = outcome_of(turn)
     result, cost = turn.result, None
     if result is not None and result.cost_usd is not None:
         cost = max(0.0, result.cost_usd - d.agent.cost)
         d.set(cost=result.cost_usd)
     d.set(turn=None, fenced=False)
-    if d.agent.phase is Phase.IN_TURN:
-        d.go(Move.CLOSED)
     if outcome is Outcome.COMPLETED:
         d.set(fails=0)
     text = result.text if result is not None and outcome is Outcome.COMPLETED else ""
     usage = result.usage if result is not None else {}
     d.out.append(st.TurnOver(turn.id, outcome, text, reason, usage, cost))
-    if result is not None and says_no_login(result):
-        stop(d, st.Stop("no-login"))
 
 
 # ---- of the process --------------------------------------------------------------------------
@@ -87,13 +91,15 @@ def recover(d: Draft, reason: str) -> None:
 
 
 def exited(d: Draft, e: st.Exited) -> None:
-    """The tree is gone, and whatever was the process's own is forgotten."""
-    why, turn = d.agent.why, d.agent.turn
+    """The tree is gone, and whatever was the process's own is forgotten; a turn that had its result is closed."""
+    why = d.agent.why
     expected = d.agent.phase is Phase.STOPPING
     d.note("agent-reaped", exit=e.status, why=why if expected else "died", stderr=e.stderr[-300:])
     reason = why if expected else f"agent exited with {e.status}: {_last_line(e.stderr)}".rstrip(": ")
-    failed = not expected or why in FAILED_START or why in FATAL
-    fails = d.agent.fails + failed
+    died = not expected or why in FAILED_START or why in FATAL
+    if d.agent.turn is not None and d.agent.turn.result is not None:
+        _conclude(d, d.agent.turn)
+    turn, fails = d.agent.turn, d.agent.fails + died
     broken = why in FATAL or fails >= FAILS_ALLOWED
     d.set(
         said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), questions={}, foreign=False,
@@ -112,9 +118,7 @@ def exited(d: Draft, e: st.Exited) -> None:
 
 
 def _reap(d: Draft, turn: Turn, reason: str) -> None:
-    if turn.result is not None:
-        close(d, turn)
-    elif turn.written and turn.cancel == "preempted" and turn.kind is Kind.WORKER:
+    if turn.written and turn.cancel == "preempted" and turn.kind is Kind.WORKER:
         fail(d, reason, Outcome.CANCELLED)
     elif turn.written and reason not in FATAL:
         fail(d, reason, Outcome.LOST)

@@ -116,10 +116,11 @@ def _start_over(d: Draft) -> None:
         fail(d, "start-deadline")
 
 
-def _garbage(d: Draft, e: st.Garbage) -> None:
-    """A broken line: what else is missing is unknown, so the process is not used any further."""
-    d.note("fault", what="garbage", detail=e.detail[:200])
-    recover(d, "garbage")
+def _fault(d: Draft, e: st.Fault) -> None:
+    """What else is missing is unknown, so the process is not used any further; told once a process."""
+    if d.agent.phase in ALIVE:
+        d.note("fault", what=e.what, detail=e.detail[:200])
+        recover(d, e.what)
 
 
 _HANDLERS: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
@@ -129,7 +130,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
     st.LeaseEnded: _lease_ended,
     st.Spawned: _spawned,
     st.Got: read,
-    st.Garbage: _garbage,
+    st.Fault: _fault,
     st.Exited: exited,
     st.Stop: stop,
     st.Answer: answer,

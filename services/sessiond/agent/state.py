@@ -129,9 +129,10 @@ class Got:
 
 
 @dataclass(frozen=True, slots=True)
-class Garbage:
-    """A line that is no protocol."""
+class Fault:
+    """The process cannot be used any further: a line that is no protocol (`garbage`), stdin not read (`stdin-full`)."""
 
+    what: str
     detail: str
 
 
@@ -172,7 +173,7 @@ class Due:
     name: str
 
 
-Event = Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Garbage | Exited | Stop | Answer | Afresh | Due
+Event = Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Fault | Exited | Stop | Answer | Afresh | Due
 
 
 # ---- outputs ---------------------------------------------------------------------------------
