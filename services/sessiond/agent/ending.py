@@ -108,7 +108,7 @@ def exited(d: Draft, e: st.Exited) -> None:
     d.go(Move.GONE_BAD if broken else Move.GONE, reason if broken else "")
     if broken:
         d.note("agent-broken", why=reason, rest_seconds=backoff(fails))
-    keep = turn is not None and not turn.written and not broken and why not in ("start-deadline", "shutdown")
+    keep = turn is not None and not turn.written and not broken and why != "shutdown"
     if keep:
         d.out.append(st.Busy(False))
         return

@@ -97,23 +97,25 @@ def _due(d: Draft, e: st.Due) -> None:
     turn = d.agent.turn
     if e.name == "backoff" and d.agent.phase is Phase.BROKEN:
         d.go(Move.RESTED)
-    elif e.name == "timeout" and turn is not None:
-        cancel(d, st.Cancel(turn.id, "timeout"))
+    elif e.name == "timeout":
+        cancel(d, st.Cancel(e.subject, "timeout"))
     elif e.name == "again" and d.agent.phase is Phase.IN_TURN:
         d.ask("interrupt", wire.interrupt)
     elif e.name == "sleep" and d.agent.phase is Phase.IDLE and turn is None:
         stop(d, st.Stop("sleep"))
-    elif e.name == "start":
-        _start_over(d)
+    elif e.name == "start" and turn is not None and turn.id == e.subject:
+        _not_started(d, turn)
+    elif e.name == "start" and d.agent.phase is Phase.STARTING:
+        recover(d, "start-deadline")
     elif e.name in ("drain", "not-taken"):
         recover(d, "drain-deadline" if e.name == "drain" else "not-taken")
 
 
-def _start_over(d: Draft) -> None:
-    if d.agent.phase in ALIVE:
-        recover(d, "start-deadline")
-    else:
+def _not_started(d: Draft, turn: st.Turn) -> None:
+    """This turn's time is over, and nobody else's: one that waits when the process is gone has its own."""
+    if not turn.written:
         fail(d, "start-deadline")
+    recover(d, "start-deadline")
 
 
 def _fault(d: Draft, e: st.Fault) -> None:

@@ -168,9 +168,10 @@ class Afresh:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A timer of `machine.timers` ran out."""
+    """A timer of `machine.timers` ran out: (name, subject) there."""
 
     name: str
+    subject: str
 
 
 Event = Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Fault | Exited | Stop | Answer | Afresh | Due
