@@ -116,7 +116,7 @@ class Play:
 
     def _timer(self) -> None:
         due = sorted(machine.timers(self.agent, Times()))
-        if due and self.dice.random() < 0.3:
+        if due and self.dice.random() < 0.1:
             self.step(st.Due(*self.dice.choice(due)))
 
     def _holder(self) -> None:

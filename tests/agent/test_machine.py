@@ -135,6 +135,14 @@ def test_a_turn_that_had_its_result_when_the_agent_died_costs_what_it_cost() -> 
     assert (agent.cost, agent.fails, agent.phase) == (0.0, 1, Phase.ASLEEP), "the next process counts from nothing"
 
 
+def test_an_agent_that_was_broken_and_is_only_put_to_sleep_is_not_broken_again() -> None:
+    rested = replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None, fails=3)
+    agent, _ = run(rested, st.Due("sleep", "c"), st.Exited(143, ""))
+    assert (agent.phase, agent.fails) == (Phase.ASLEEP, 3)
+    agent, _ = run(rested, st.Exited(1, ""))
+    assert (agent.phase, agent.why) == (Phase.BROKEN, "agent exited with 1")
+
+
 def test_what_a_turn_of_before_asked_for_fails_no_other() -> None:
     idle = replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None)
     first, second = (Turn(name, name, "prompt", Kind.WORKER, f"model {name}") for name in ("t", "v"))

@@ -100,7 +100,7 @@ def exited(d: Draft, e: st.Exited) -> None:
     if d.agent.turn is not None and d.agent.turn.result is not None:
         _conclude(d, d.agent.turn)
     turn, fails = d.agent.turn, d.agent.fails + died
-    broken = why in FATAL or fails >= FAILS_ALLOWED
+    broken = why in FATAL or (died and fails >= FAILS_ALLOWED)
     d.set(
         said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), questions={}, foreign=False,
         dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False,
