@@ -21,6 +21,8 @@ log = structlog.get_logger("sessiond.agent")
 
 UNREAD_LIMIT: Final = 8 * 2**20
 """Bytes of lines in the inbox; beyond them the agent is not read, and will wait on its stdout."""
+LINE_WEIGHT: Final = 2 * 2**10
+"""What a line counts for besides its bytes: callers stand behind it in the inbox, however short it is."""
 
 
 @dataclass(slots=True)
@@ -30,6 +32,10 @@ class FromAgent:
     life: int
     lines: list[bytes] | None = None
     event: st.Event | None = None
+
+
+def _weight(lines: list[bytes]) -> int:
+    return sum(map(len, lines)) + LINE_WEIGHT * len(lines)
 
 
 class AgentLink:
@@ -58,7 +64,7 @@ class AgentLink:
 
     def _start(self, life: int, conversation: str, resume: bool) -> None:
         def lines(batch: list[bytes]) -> None:
-            self._unread += sum(map(len, batch))
+            self._unread += _weight(batch)
             if self._unread > UNREAD_LIMIT and self._process is not None:
                 self._process.pause()
             self._put(FromAgent(life, lines=batch))
@@ -114,7 +120,7 @@ class AgentLink:
     def accepts(self, item: FromAgent) -> bool:
         """Takes an item out of the inbox: keeps the accounts, says whether it is of the present life."""
         if item.lines is not None:
-            self._unread -= sum(map(len, item.lines))
+            self._unread -= _weight(item.lines)
         if isinstance(item.event, st.Exited) and item.life:
             self._slots.give(self._owner)
         if item.life not in (self._life, 0):
