@@ -32,6 +32,8 @@ class Row:
     """What its holder waits for, as for a `moment`, before it releases."""
     broken: str | None = None
     """Why the next turn is refused, until an operator restarts the agent."""
+    rests: bool = False
+    """Until it has rested, rather."""
     text: str = "mine"
     generation: int = 1
     """Of the conversation, as the first turn's result has it."""
@@ -163,6 +165,8 @@ BYTES = (
         faults=("slow-start=60000",), deadlines=True),
     Row("crash loop", "starting", "#say mine", "failed", "agent exited with 1", faults=("exit-start=1",) * 3,
         broken="agent exited with 1", why=({"event": "agent-broken"},)),
+    Row("crash loop", "starting, rests", "#say mine", "failed", "agent exited with 137", faults=("exit-start=137",) * 3,
+        broken="agent exited with 137", rests=True, why=({"event": "agent-broken", "rest_seconds": 8},)),
     Row("crash loop", "once started", "#say mine", "failed", "agent exited with 0",
         faults=("at initialized exit=0",) * 3, broken="agent exited with 0", why=({"event": "agent-broken"},)),
 )  # fmt: skip

@@ -111,8 +111,16 @@ class Scene:
             if refused.type != "agent-broken":
                 raise
             self.refused = refused.reason
-        self.client.restart_agent(self.session)
-        return lease.turn(prompt).result()
+        if not self.row.rests:
+            self.client.restart_agent(self.session)
+        return eventually(lambda: self._again(lease, prompt), PATIENCE, "it has rested")
+
+    def _again(self, lease: Lease, prompt: str) -> TurnResult | None:
+        try:
+            return lease.turn(prompt).result()
+        except Unavailable as refused:
+            time.sleep(refused.retry_after or 1.0)  # as it says
+            return None
 
     # ---- what must have come of it -----------------------------------------------------------
 
@@ -181,6 +189,6 @@ class Scene:
             "faults", fault=self.row.fault, when=self.row.when,
             first=f"{first.outcome} {first.reason or ''}"[:44] if first else "none",
             recovery=", ".join(e["reason"] for e in self._all("recovery")) or "none",
-            next=("503, restart, " if self.refused else "") + (self.next.outcome if self.next else "none"),
+            next=(f"503, {'rest' if self.row.rests else 'restart'}, " if self.refused else "") + (self.next.outcome if self.next else "none"),
             ledger=", ".join(why), as_said="; ".join(self.wrong)[:60] or "yes",
         )  # fmt: skip
