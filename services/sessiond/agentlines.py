@@ -33,6 +33,8 @@ class AgentLines:
             return
         if item.lines is not None:
             self._lines(item.lines)
+        elif isinstance(item.event, st.Fault):
+            self._steps.step(item.event)
         elif isinstance(item.event, st.Spawned):
             self._steps.step(item.event, ledger=[("agent-started", {"guard": self._link.guard})])
         elif isinstance(item.event, st.Exited):
@@ -47,14 +49,14 @@ class AgentLines:
             try:
                 line = protocol.parse(text)
             except protocol.ProtocolError as error:
-                self._steps.step(st.Garbage(str(error)))
+                self._steps.step(st.Fault("garbage", str(error)))
                 continue
-            self._line(line)
+            self._line(line, len(text))
             if number % YIELD_EVERY == 0:
                 gevent.sleep(0)
         self._link.flow()
 
-    def _line(self, line: protocol.Line) -> None:
+    def _line(self, line: protocol.Line, size: int) -> None:
         """Most lines are only forwarded: no step is made for them."""
         message, events = line.message, list[st.Event]()
         if isinstance(message, protocol.Response) and self._standing.agent.requests.get(message.request_id) == "fence":
@@ -62,7 +64,7 @@ class AgentLines:
         events.append(st.Got(message))
         agent, outputs = agent_machine.decide(self._standing.agent, st.Got(message))
         if any(isinstance(o, st.Forward) for o in outputs):
-            self._turns.feed(line.raw)
+            self._turns.feed(line.raw, size)
         if agent is self._standing.agent and all(isinstance(o, st.Forward) for o in outputs):
             return
         plan = self._steps.step(*events)

@@ -12,7 +12,7 @@ import structlog
 
 from sessiond.agent import state as st
 from sessiond.agent.guards import GuardId, end_guard
-from sessiond.agent.process import AgentProcess
+from sessiond.agent.process import AgentProcess, InputFull
 from sessiond.launch import conversation_known, launch
 from sessiond.settings import Settings
 from sessiond.slots import Sleeper, Slots
@@ -23,15 +23,21 @@ GUARD_SECONDS: Final = 5.0
 """How long a predecessor's guard has to end its tree (it needs little more than 1 s) before it is killed."""
 UNREAD_LIMIT: Final = 8 * 2**20
 """Bytes of lines in the inbox; beyond them the agent is not read, and will wait on its stdout."""
+LINE_WEIGHT: Final = 2 * 2**10
+"""What a line counts for besides its bytes: callers stand behind it in the inbox, however short it is."""
 
 
 @dataclass(slots=True)
 class FromAgent:
-    """Lines, the start, or the end of the process of this life. Life 0 is a predecessor's."""
+    """Lines, the start, a fault, or the end of the process of this life. Life 0 is a predecessor's."""
 
     life: int
     lines: list[bytes] | None = None
     event: st.Event | None = None
+
+
+def _weight(lines: list[bytes]) -> int:
+    return sum(map(len, lines)) + LINE_WEIGHT * len(lines)
 
 
 class AgentLink:
@@ -62,7 +68,7 @@ class AgentLink:
 
     def _start(self, life: int, conversation: str, resume: bool) -> None:
         def lines(batch: list[bytes]) -> None:
-            self._unread += sum(map(len, batch))
+            self._unread += _weight(batch)
             if self._unread > UNREAD_LIMIT and self._process is not None:
                 self._process.pause()
             self._put(FromAgent(life, lines=batch))
@@ -90,9 +96,13 @@ class AgentLink:
         return life != self._life or life <= self._condemned
 
     def write(self, data: bytes) -> None:
-        """A whole line to stdin; to a dead process nothing."""
-        if self._process is not None:
+        """A whole line to stdin; to a dead process nothing. If too much is unread there, Fault follows in the inbox."""
+        if self._process is None:
+            return
+        try:
             self._process.write(data)
+        except InputFull as error:
+            self._put(FromAgent(self._life, event=st.Fault("stdin-full", str(error))))
 
     @property
     def strays(self) -> bool:
@@ -120,7 +130,7 @@ class AgentLink:
     def accepts(self, item: FromAgent) -> bool:
         """Takes an item out of the inbox: keeps the accounts, says whether it is of the present life."""
         if item.lines is not None:
-            self._unread -= sum(map(len, item.lines))
+            self._unread -= _weight(item.lines)
         if isinstance(item.event, st.Exited) and item.life:
             self._slots.give(self._owner)
         if item.life not in (self._life, 0):

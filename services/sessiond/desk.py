@@ -14,6 +14,8 @@ from gevent.event import AsyncResult, Event
 BEAT_SECONDS: Final = 10.0
 STREAM_LIMIT: Final = 2_000
 """`agent` events that wait for a slow reader; the oldest of more are dropped."""
+STREAM_BYTES: Final = 8 * 2**20
+"""The same in bytes of the agent's lines; of whatever size, the newest one is kept."""
 
 
 class Parked:
@@ -106,21 +108,28 @@ class TurnStream:
 
     def __init__(self, turn: str) -> None:
         self.turn = turn
-        self._lines: deque[dict[str, Any]] = deque()
+        self._lines: deque[tuple[dict[str, Any], int]] = deque()
+        self._bytes = 0
         self._lost = 0
         self._result: dict[str, Any] | None = None
         self._filled = Event()
         self._closed = False
 
-    def feed(self, line: dict[str, Any]) -> None:
-        """One of the agent's own lines. Never blocks."""
+    def feed(self, line: dict[str, Any], size: int) -> None:
+        """One of the agent's own lines, of `size` bytes. Never blocks."""
         if self._closed:
             return
-        if len(self._lines) >= STREAM_LIMIT:
-            self._lines.popleft()
+        while self._lines and (len(self._lines) >= STREAM_LIMIT or self._bytes + size > STREAM_BYTES):
+            self._next()
             self._lost += 1
-        self._lines.append(line)
+        self._lines.append((line, size))
+        self._bytes += size
         self._filled.set()
+
+    def _next(self) -> dict[str, Any]:
+        line, size = self._lines.popleft()
+        self._bytes -= size
+        return line
 
     def finish(self, result: dict[str, Any]) -> None:
         """The turn's one result."""
@@ -131,6 +140,7 @@ class TurnStream:
         """The reader went away; the turn goes on."""
         self._closed = True
         self._lines.clear()
+        self._bytes = 0
 
     def __iter__(self) -> Iterator[StreamItem]:
         while True:
@@ -144,7 +154,7 @@ class TurnStream:
                     lost, self._lost = self._lost, 0
                     yield ("gap", {"lost": lost})
                 else:
-                    yield ("agent", self._lines.popleft())
+                    yield ("agent", self._next())
             if self._result is not None:
                 yield ("result", self._result)
                 return

@@ -217,7 +217,7 @@ class Session:
         for key in self.deadlines.pop_due():
             self._acts.cause = time.monotonic()
             machine, timer = cast("tuple[str, Any]", key)
-            self.steps.step(ev.Due(timer) if machine == "lock" else st.Due(timer[0]))
+            self.steps.step(ev.Due(timer) if machine == "lock" else st.Due(*timer))
 
     def _refused(self, error: Exception) -> None:
         """A step that must not be: grants stop, the invariant is named, the stored state is taken again."""

@@ -173,10 +173,10 @@ class TurnBook:
 
     # ---- while it runs -----------------------------------------------------------------------
 
-    def feed(self, line: dict[str, Any]) -> None:
-        """One of the agent's own lines for the open turn's reader."""
+    def feed(self, line: dict[str, Any], size: int) -> None:
+        """One of the agent's own lines, of so many bytes, for the open turn's reader."""
         if self.stream is not None:
-            self.stream.feed(line)
+            self.stream.feed(line, size)
 
     def interrupted(self, cause: float) -> None:
         """The first interrupt of the open turn was written just now; its cause came at `cause`."""

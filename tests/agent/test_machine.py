@@ -37,6 +37,12 @@ def written(outputs: list[st.Output]) -> list[str]:
     return [o.what for o in outputs if isinstance(o, st.Write)]
 
 
+def agent_request(agent: Agent) -> str:
+    """The one control request that is not answered yet."""
+    (request,) = agent.requests
+    return request
+
+
 def ended(outputs: list[st.Output]) -> list[st.Outcome]:
     return [o.outcome for o in outputs if isinstance(o, st.TurnOver)]
 
@@ -97,6 +103,83 @@ def test_a_fence_with_an_interrupt_written_behind_it_is_none() -> None:
 def test_a_question_whose_turn_is_being_cancelled_is_denied() -> None:
     _, outputs = run(in_turn(), st.Got(QUESTION), st.LeaseEnded("preempted"), st.Answer("q1"))
     assert written(outputs) == ["interrupt", "deny"]
+
+
+def test_a_question_after_the_turns_result_is_denied() -> None:
+    over = st.Got(wire.Result(("u",), None, False, "completed", "done"))
+    assert written(run(in_turn(), over, st.Got(QUESTION), st.Answer("q1"))[1]) == ["deny"]
+
+
+@pytest.mark.parametrize(
+    ("result", "ours"),
+    [
+        (wire.Result(("u",), None, False, "completed", "done"), True),
+        (wire.Result(("u", "v"), None, False, "completed", "done"), True),
+        (wire.Result((), None, True, None, "early error"), True),
+        (wire.Result((), None, False, "completed", "nobody's"), False),
+        (wire.Result((), "task-notification", True, None, "nobody's"), False),
+        (wire.Result(("v",), None, False, "completed", "another's"), False),
+    ],
+)
+def test_a_result_belongs_to_the_turn_that_it_names(result: wire.Result, ours: bool) -> None:
+    agent, outputs = run(in_turn(), st.Got(result))
+    assert agent.turn is not None and (agent.turn.result is not None) is ours
+    assert [o.event for o in outputs if isinstance(o, st.Note)] == ([] if ours else ["foreign"])
+
+
+def test_a_turn_that_had_its_result_when_the_agent_died_costs_what_it_cost() -> None:
+    result = wire.Result(("u",), None, False, "completed", "done", cost_usd=0.75)
+    agent, outputs = run(replace(in_turn(), cost=0.5, fails=2), st.Got(result), st.Exited(1, "gone"))
+    (over,) = [o for o in outputs if isinstance(o, st.TurnOver)]
+    assert (over.outcome, over.cost_usd) == (st.Outcome.COMPLETED, 0.25)
+    assert (agent.cost, agent.fails, agent.phase) == (0.0, 1, Phase.ASLEEP), "the next process counts from nothing"
+
+
+def test_an_agent_that_was_broken_and_is_only_put_to_sleep_is_not_broken_again() -> None:
+    rested = replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None, fails=3)
+    agent, _ = run(rested, st.Due("sleep", "c"), st.Exited(143, ""))
+    assert (agent.phase, agent.fails) == (Phase.ASLEEP, 3)
+    agent, _ = run(rested, st.Exited(1, ""))
+    assert (agent.phase, agent.why) == (Phase.BROKEN, "agent exited with 1")
+
+
+def test_what_a_turn_of_before_asked_for_fails_no_other() -> None:
+    idle = replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None)
+    first, second = (Turn(name, name, "prompt", Kind.WORKER, f"model {name}") for name in ("t", "v"))
+    agent, outputs = run(idle, st.Begin(first), st.Cancel("t", "cancelled"), st.Begin(second))
+    assert written(outputs) == ["model:model t"]
+    agent, outputs = run(agent, st.Got(wire.Response(agent_request(agent), False, {}, "no such model")))
+    assert (written(outputs), ended(outputs)) == (["model:model v"], [])
+    _, outputs = run(agent, st.Got(wire.Response(agent_request(agent), False, {}, "no such model")))
+    assert ended(outputs) == [st.Outcome.FAILED]
+
+
+def test_a_turn_that_could_not_start_takes_no_time_from_the_next() -> None:
+    first, second = (Turn(name, name, "prompt", Kind.WORKER, "m") for name in ("t", "v"))
+    starting, _ = run(Agent("c", leased=True), st.Begin(first), st.Spawned())
+    agent, outputs = run(starting, st.Due("start", "c"), st.Due("start", "t"))
+    assert (agent.phase, ended(outputs)) == (Phase.STOPPING, [st.Outcome.FAILED])
+    agent, outputs = run(agent, st.Begin(second), st.Due("start", "t"), st.Exited(143, ""))
+    assert (agent.phase, ended(outputs)) == (Phase.STARTING, []), "the next turn waits for the next process"
+
+
+@pytest.mark.parametrize("event", [st.Fault("garbage", "not JSON"), st.Fault("stdin-full", "16 MB wait")])
+def test_a_fault_of_the_process_is_told_once_and_ends_it(event: st.Fault) -> None:
+    agent, outputs = run(in_turn(), event, event, event)
+    assert [(o.event, *o.data.values()) for o in outputs if isinstance(o, st.Note)] == [
+        ("fault", event.what, event.detail), ("recovery", event.what), ("agent-stopping", event.what),
+    ]  # fmt: skip
+    assert agent.phase is Phase.STOPPING
+
+
+def test_what_outlives_a_lease_is_there_until_the_tree_is_gone() -> None:
+    idle = replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None)
+    agent, _ = run(idle, st.Got(wire.Tasks(frozenset({"b1"}))), st.LeaseEnded("released"))
+    agent, outputs = run(agent, st.Due("drain", "busy"))
+    assert (agent.phase, agent.busy) == (Phase.STOPPING, True)
+    assert not [o for o in outputs if isinstance(o, st.Busy)]
+    _, outputs = run(agent, st.Exited(143, ""))
+    assert [o for o in outputs if isinstance(o, st.Gone)]
 
 
 def test_no_question_outlives_its_process() -> None:

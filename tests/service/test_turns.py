@@ -106,19 +106,6 @@ def test_a_turns_start_is_a_step(sessiond: Start, tmp_path: Path, point: str) ->
         assert [e["outcome"] for e in entries if e["event"] == "turn-closed"] == ["cancelled", "completed"]
 
 
-def test_a_slow_reader_loses_lines_is_told_how_many_and_gets_its_result(sessiond: Start) -> None:
-    service = sessiond(scripted_env("flood=60000"))
-    client = service.client()
-    with client.lease(SESSION) as lease:
-        turn = lease.turn("#say survived")
-        eventually(lambda: client.turn(SESSION, turn.id)["state"] == "closed", 20)
-        kinds: dict[str, int] = {}
-        for event in turn:
-            kinds[type(event).__name__] = kinds.get(type(event).__name__, 0) + getattr(event, "lost", 1)
-    assert kinds["TurnResult"] == 1 and kinds["Gap"] > 10_000
-    assert turn.result().text == "survived"
-
-
 def test_a_broken_agent_answers_503_with_its_reason_and_places_stand(sessiond: Start) -> None:
     service = sessiond(scripted_env("exit-start=3"))
     client = service.client()
@@ -130,70 +117,6 @@ def test_a_broken_agent_answers_503_with_its_reason_and_places_stand(sessiond: S
         assert refused.value.type == "agent-broken" and "exited with 3" in refused.value.reason
         lease.check()
         assert client.view(SESSION)["agent"]["state"] == "broken"
-
-
-FAULTS = [
-    ("no-ack", {"drain_deadline": 1}, "cancelled"),
-    ("late-ack=50", {}, "cancelled"),
-    ("ack-only", {"drain_deadline": 1}, "cancelled"),
-    ("ignore-interrupt", {"drain_deadline": 1}, "cancelled"),
-    ("exit-drain=1", {}, "cancelled"),
-    ("endless", {}, "cancelled"),
-    ("retries", {}, "cancelled"),
-    ("no-close", {"drain_deadline": 1}, "cancelled"),
-]
-
-
-@pytest.mark.parametrize(("fault", "times", "outcome"), FAULTS, ids=[f[0] for f in FAULTS])
-def test_whatever_the_agent_does_the_next_holder_gets_the_lock(
-    sessiond: Start, fault: str, times: dict[str, float], outcome: str
-) -> None:
-    """The faulty agent's turn is the worker's; a handler's ticket preempts it and must be granted."""
-    service = sessiond(scripted_env(fault, **times))
-    client, told = service.client(), []
-
-    def worker() -> None:
-        with service.client().lease(SESSION, kind="worker", key="w") as lease:
-            told.append(lease.turn("#tokens 20000\n#pace 5ms").result())
-
-    thread = threading.Thread(target=worker)
-    thread.start()
-    eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION)))
-    with client.lease(SESSION, key="h", timeout=10) as lease:
-        lease.check()
-    thread.join(10)
-    assert [t.outcome for t in told] == [outcome]
-    assert len(closed(client)) == 1
-    assert verify(client.ledger(SESSION)).violations == []
-
-
-@pytest.mark.parametrize(
-    "fault",
-    ["garbage", "half-line", "exit-turn=1", "exit-turn=137", "no-lifecycle", "renamed", "no-capability", "deaf"],
-)
-def test_a_turn_that_goes_wrong_has_one_outcome_and_a_reason(sessiond: Start, fault: str) -> None:
-    service = sessiond(scripted_env(fault, not_taken=0.5, start_deadline=2))
-    client = service.client()
-    with client.lease(SESSION) as lease:
-        result = lease.turn("hello", timeout=1.5 if fault == "half-line" else None)
-        if fault == "half-line":
-            client.force_release(SESSION, lease.fence, "stuck")
-        outcome = result.result()
-    assert len(closed(client)) == 1
-    if fault == "renamed":
-        assert outcome.outcome == "completed" and outcome.conversation["generation"] == 2
-    else:
-        assert outcome.outcome in ("lost", "failed", "cancelled") and outcome.reason
-
-
-@pytest.mark.parametrize("fault", ["long-line", "split-utf8", "two-results", "stderr-flood", "foreign-first"])
-def test_odd_output_does_not_hurt(sessiond: Start, fault: str) -> None:
-    client = sessiond(scripted_env(fault)).client()
-    with client.lease(SESSION) as lease:
-        for word in ("one", "two"):
-            result = lease.turn(f"#say {word}").result()
-            assert (result.outcome, result.text) == ("completed", word)
-    assert not [e for e in client.ledger(SESSION) if e["event"] == "recovery"]
 
 
 def test_an_idle_agent_sleeps_and_is_resumed_with_its_conversation(sessiond: Start) -> None:

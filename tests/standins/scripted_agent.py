@@ -2,15 +2,13 @@
 
     python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
 
-Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #history, #ask TOOL {json}, #bg 2s,
-#cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD, #spawn COMMAND (a tool that goes on by
-itself: the shell's, in a session of its own), #fault NAME (from now on). `#script FILE` takes them from the
-file's first line, after a completed turn from its next one (`say=x;tokens=5`, the last line again and again); a prompt
-without any goes on with the conversation's last script.
+Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #big N (letters), #history, #ask TOOL
+{json}, #bg 2s, #cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD, #spawn COMMAND (a tool
+that goes on by itself: the shell's, in a session of its own). `#script FILE` takes them from the file's first line,
+after a completed turn from its next one (`say=x;tokens=5`, the last line again and again); a prompt without any goes on
+with the conversation's last script.
 The conversation is kept in $CLAUDE_CONFIG_DIR, so that a resumed one knows its prompts.
-Faults: no-ack, late-ack=ms, ack-only, no-result, no-lifecycle, two-results, foreign-idle=ms, foreign-first,
-garbage, half-line, exit-start=code, exit-turn=code, exit-drain=code, endless, retries, deaf, long-line,
-split-utf8, flood=lines, stderr-flood, renamed, no-capability, slow-start=ms, no-close, ignore-interrupt.
+What it can do wrong, by --fault, #fault and #at, is in scripted_faults.py.
 """
 
 import json
@@ -21,21 +19,21 @@ import threading
 import time
 import uuid
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from scripted_faults import Faults
+
 CAPABILITIES = ["interrupt_cancel_queued_v1", "msg_lifecycle_v1"]
 
 
-class Agent:
+class Agent(Faults):
     """One process: a reader thread fills the inbox, the main thread lives through turns."""
 
     def __init__(self, argv):
-        self.faults = {}
         flags = {}
+        self.begin([word.removeprefix("--fault=") for word in argv if word.startswith("--fault=")])
         words = iter(argv)
         for word in words:
-            if word.startswith("--fault="):
-                name, _, arg = word.removeprefix("--fault=").partition("=")
-                self.faults[name] = arg or True
-            elif word in ("--session-id", "--resume", "--model"):
+            if word in ("--session-id", "--resume", "--model"):
                 flags[word] = next(words)
         self.session = flags.get("--resume") or flags.get("--session-id") or str(uuid.uuid4())
         self.model = flags.get("--model", "scripted")
@@ -71,10 +69,12 @@ class Agent:
 
     def init(self):
         capabilities = [] if "no-capability" in self.faults else CAPABILITIES
-        session = str(uuid.uuid4()) if "renamed" in self.faults else self.session
+        if "renamed" in self.faults:
+            self.session = str(uuid.uuid4())
+            self.file = os.path.join(os.path.dirname(self.file), f"{self.session}.jsonl")
         with self.lock:
             line = {
-                "type": "system", "subtype": "init", "session_id": session, "model": self.model,
+                "type": "system", "subtype": "init", "session_id": self.session, "model": self.model,
                 "capabilities": capabilities, "claude_code_version": "scripted",
             }  # fmt: skip
             print(json.dumps(line), flush=True)
@@ -83,7 +83,7 @@ class Agent:
         self.cost += cost
         self.out(
             type="result", subtype="success", is_error=error, terminal_reason=reason, result=text,
-            user_message_uuids=[uid] if uid else None, origin=origin and {"kind": origin}, num_turns=1,
+            user_message_uuids=[uid, *self.also] if uid else None, origin=origin and {"kind": origin}, num_turns=1,
             total_cost_usd=self.cost, usage={"output_tokens": 1},
         )  # fmt: skip
 
@@ -91,23 +91,21 @@ class Agent:
         kind = {"subtype": "success", "response": body} if ok else {"subtype": "error", "error": "unknown request"}
         self.out(type="control_response", response={"request_id": rid, **kind})
 
-    def exit(self, name):
-        if name in self.faults:
-            code = int(self.faults[name])
-            os.kill(os.getpid(), 9) if code == 137 else os._exit(code)
-
     # ---- reading
 
     def read(self):
-        if "deaf" in self.faults:
-            time.sleep(3600)
-        for text in sys.stdin:
+        # Line by line and no further: a deaf one leaves the rest in the pipe.
+        left = int(self.faults.get("deaf", -1))
+        while left != 0 and (text := sys.stdin.readline()):
+            left -= 1
             if text.strip():
                 try:
                     self.inbox.put(json.loads(text))
                 except ValueError:
                     print("Error parsing streaming input line", file=sys.stderr)
                     os._exit(1)
+        if left == 0:
+            time.sleep(3600)
         self.inbox.put(None)
 
     def next(self, timeout=None):
@@ -122,11 +120,19 @@ class Agent:
                 return line
             if kind == "set_model":
                 self.model = request["model"]
-            if kind == "stop_task":
+            if kind == "stop_task" and kind != self.faults.get("mute"):
                 self.tasks.pop(request["task_id"], None)
                 self.changed()
             known = ("initialize", "set_model", "apply_flag_settings", "get_session_cost", "stop_task")
-            self.respond(rid, ok=kind in known, pid=os.getpid())
+            self.asked = rid
+            if kind == "initialize":
+                self.at("initialize")
+            if kind != self.faults.get("mute"):
+                self.respond(rid, ok=kind in known and kind != self.faults.get("refuse"), pid=os.getpid())
+            if kind == "initialize":
+                self.at("initialized")
+            if kind == "get_session_cost":
+                self.at("fenced")
 
     # ---- background tasks and turns that nobody asked for
 
@@ -167,13 +173,16 @@ class Agent:
 
     def turn(self, line):
         uid, prompt = line["uuid"], line["message"]["content"]
+        self.uid = uid
+        self.prompted(prompt)
         self.exit("exit-turn-early")
         if "foreign-first" in self.faults:
-            self.faults.pop("foreign-first")
+            self.always.pop("foreign-first", None)
             self.life(uid, "queued")
             self.foreign()
         else:
             self.life(uid, "queued")
+        self.at("queued")
         self.state("running")
         stop = self.peek()
         if stop is not None:
@@ -184,19 +193,25 @@ class Agent:
         self.life(uid, "started")
         if "no-lifecycle" in self.faults:
             time.sleep(3600)
+        self.at("started")
         self.init()
+        self.at("init")
         self.remember(prompt)
         self.failing, self.price = False, 0.001
         reason, text = self.live(uid, prompt)
         self.exit("exit-turn")
+        self.at("text")
         if "no-close" in self.faults:
             time.sleep(3600)
         if "no-result" not in self.faults:
             self.result(uid, text, reason, error=self.failing, cost=self.price)
             if "two-results" in self.faults:
                 self.result(uid, "the second", reason)
+        self.at("result")
         self.life(uid, "completed" if reason == "completed" else "cancelled")
+        self.at("completed")
         self.state("idle")
+        self.at("idle")
         if "late-ack" in self.faults and reason != "completed":
             time.sleep(int(self.faults["late-ack"]) / 1000)
             self.ack(self.pending, [])
@@ -209,7 +224,7 @@ class Agent:
 
     def peek(self):
         try:
-            line = self.next(timeout=0.0005)
+            line = self.later.pop(0) if self.later else self.next(timeout=0.0005)
         except queue.Empty:
             return None
         if line and line["type"] == "control_request":
@@ -251,9 +266,7 @@ class Agent:
         asked = self.directives(prompt)
         if "spawn" in asked:
             self.spawn(asked["spawn"])
-        if "fault" in asked:
-            self.faults.setdefault(asked["fault"], True)
-        if self.misbehave(uid):
+        if self.misbehave():
             return "aborted_streaming", ""
         if "bg" in asked:
             self.background(float(asked["bg"].rstrip("s")))
@@ -261,6 +274,8 @@ class Agent:
         text = asked.get("say", "scripted answer")
         if "lines" in asked:
             text = asked["lines"].replace("|", "\n")
+        if "big" in asked:
+            text = "x" * int(asked["big"])
         if "history" in asked:
             text = json.dumps([json.loads(line) for line in open(self.file)])
         if "error" in asked and self.seen("#error") <= int(asked["error"] or 10**6):
@@ -297,9 +312,9 @@ class Agent:
     def stopped(self, seconds):
         """Lives on for so long; True when an interrupt came."""
         ends = time.monotonic() + seconds
-        while (left := ends - time.monotonic()) > 0:
+        while True:
             try:
-                line = self.next(timeout=left)
+                line = self.next(timeout=max(0.0001, ends - time.monotonic()))
             except queue.Empty:
                 return False
             if line is None:
@@ -310,6 +325,7 @@ class Agent:
             if "ignore-interrupt" in self.faults:
                 continue
             self.exit("exit-drain")
+            self.at("interrupt")
             if "ack-only" in self.faults:
                 self.ack(line, [])
                 time.sleep(3600)
@@ -318,13 +334,13 @@ class Agent:
                 self.ack(line, [])
             self.out(type="user", message={"content": [{"type": "text", "text": "[Request interrupted by user]"}]})
             return True
-        return False
 
     def ask(self, tool, given):
         rid = str(uuid.uuid4())
         self.state("requires_action")
         request = {"subtype": "can_use_tool", "tool_name": tool, "input": json.loads(given or "{}")}
         self.out(type="control_request", request_id=rid, request=request)
+        self.at("asked")
         while True:
             line = self.next()
             if line["type"] == "control_response":
@@ -336,35 +352,6 @@ class Agent:
                 self.state("running")
                 return None
 
-    def misbehave(self, uid):
-        if "garbage" in self.faults:
-            self.raw(b"this is no JSON\n")
-        if "half-line" in self.faults:
-            self.raw(b'{"type":"assist')
-            time.sleep(3600)
-        if "long-line" in self.faults:
-            self.out(type="assistant", message={"content": [{"type": "text", "text": "x" * 5_000_000}]})
-        if "split-utf8" in self.faults:
-            data = json.dumps({"type": "other", "text": "üöä"}, ensure_ascii=False).encode() + b"\n"
-            for byte in data:
-                self.raw(bytes([byte]))
-        if "flood" in self.faults:
-            line = json.dumps({"type": "stream_event", "event": {"text": "x" * 900}}).encode() + b"\n"
-            for _ in range(int(self.faults["flood"]) // 1000):
-                self.raw(line * 1000)
-        if "stderr-flood" in self.faults:
-            sys.stderr.write("noise\n" * 200_000)
-        if "endless" in self.faults:
-            while not self.stopped(0.001):
-                self.out(type="stream_event", event={})
-            return True
-        if "retries" in self.faults:
-            for attempt in range(1, 10_000):
-                self.out(type="system", subtype="api_retry", attempt=attempt, error_status=529)
-                if self.stopped(0.05):
-                    return True
-        return False
-
     def remember(self, prompt):
         with open(self.file, "a") as file:
             file.write(json.dumps(prompt) + "\n")
@@ -373,6 +360,7 @@ class Agent:
         if "slow-start" in self.faults:
             time.sleep(int(self.faults["slow-start"]) / 1000)
         self.exit("exit-start")
+        self.at("start")
         threading.Thread(target=self.read, daemon=True).start()
         while True:
             line = self.later.pop(0) if self.later else self.next()

@@ -48,21 +48,25 @@ def fail(d: Draft, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
 
 def close(d: Draft, turn: Turn) -> None:
     """The open turn is closed: its outcome is told."""
+    _conclude(d, turn)
+    if d.agent.phase is Phase.IN_TURN:
+        d.go(Move.CLOSED)
+    if turn.result is not None and says_no_login(turn.result):
+        stop(d, st.Stop("no-login"))
+
+
+def _conclude(d: Draft, turn: Turn) -> None:
     outcome, reason = outcome_of(turn)
     result, cost = turn.result, None
     if result is not None and result.cost_usd is not None:
         cost = max(0.0, result.cost_usd - d.agent.cost)
         d.set(cost=result.cost_usd)
     d.set(turn=None, fenced=False)
-    if d.agent.phase is Phase.IN_TURN:
-        d.go(Move.CLOSED)
     if outcome is Outcome.COMPLETED:
         d.set(fails=0)
     text = result.text if result is not None and outcome is Outcome.COMPLETED else ""
     usage = result.usage if result is not None else {}
     d.out.append(st.TurnOver(turn.id, outcome, text, reason, usage, cost))
-    if result is not None and says_no_login(result):
-        stop(d, st.Stop("no-login"))
 
 
 # ---- of the process --------------------------------------------------------------------------
@@ -87,14 +91,15 @@ def recover(d: Draft, reason: str) -> None:
 
 
 def exited(d: Draft, e: st.Exited) -> None:
-    """The tree is gone, and whatever was the process's own is forgotten."""
-    turn = d.agent.turn
+    """The tree is gone, and whatever was the process's own is forgotten; a turn that had its result is closed."""
     why = d.agent.why if d.agent.phase is Phase.STOPPING else e.why
     d.note("agent-reaped", exit=e.status, why=why or "died", stderr=e.stderr[-300:])
     reason = why or f"agent exited with {e.status}: {_last_line(e.stderr)}".rstrip(": ")
-    failed = not why or why in FAILED_START or why in FATAL
-    fails = d.agent.fails + failed
-    broken = why in FATAL or fails >= FAILS_ALLOWED
+    died = not why or why in FAILED_START or why in FATAL
+    if d.agent.turn is not None and d.agent.turn.result is not None:
+        _conclude(d, d.agent.turn)
+    turn, fails = d.agent.turn, d.agent.fails + died
+    broken = why in FATAL or (died and fails >= FAILS_ALLOWED)
     d.set(
         said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), strays=False, questions={},
         foreign=False, dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False,
@@ -102,7 +107,7 @@ def exited(d: Draft, e: st.Exited) -> None:
     d.go(Move.GONE_BAD if broken else Move.GONE, reason if broken else "")
     if broken:
         d.note("agent-broken", why=reason, rest_seconds=backoff(fails))
-    keep = turn is not None and not turn.written and not broken and why not in ("start-deadline", "shutdown")
+    keep = turn is not None and not turn.written and not broken and why != "shutdown"
     if keep:
         d.out.append(st.Busy(False))
         return
@@ -112,9 +117,7 @@ def exited(d: Draft, e: st.Exited) -> None:
 
 
 def _reap(d: Draft, turn: Turn, reason: str) -> None:
-    if turn.result is not None:
-        close(d, turn)
-    elif turn.written and turn.cancel == "preempted" and turn.kind is Kind.WORKER:
+    if turn.written and turn.cancel == "preempted" and turn.kind is Kind.WORKER:
         fail(d, reason, Outcome.CANCELLED)
     elif turn.written and reason not in FATAL:
         fail(d, reason, Outcome.LOST)

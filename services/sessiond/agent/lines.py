@@ -75,7 +75,8 @@ def _init(d: Draft, m: wire.Init) -> None:
 
 def _result(d: Draft, m: wire.Result) -> None:
     turn = d.agent.turn
-    unnamed = not m.uuids and m.origin is None and turn is not None and turn.taken
+    # claude names every turn's result but that of an early error.
+    unnamed = m.is_error and not m.uuids and m.origin is None and turn is not None and turn.taken
     if turn is None or not (turn.uuid in m.uuids or unnamed):
         d.set(dirty=True)
         d.note("foreign", origin=m.origin, state="result", text_chars=len(m.text), is_error=m.is_error)
@@ -100,13 +101,16 @@ def _response(d: Draft, m: wire.Response) -> None:
         d.set(fenced=d.agent.said == "idle" and m.request_id == d.last_request)
     elif name == "interrupt":
         d.out.append(st.Acked())
-    elif name in ("rules", "model") and not m.ok:
-        fail(d, f"{name}-refused: {m.error}")
-        if name == "rules":
-            # Never a turn under the last holder's rules: the process is not used any further.
-            recover(d, "rules-refused")
+    elif name == "rules" and not m.ok:
+        # Never a turn under the last holder's rules: the process is not used any further.
+        fail(d, f"rules-refused: {m.error}")
+        recover(d, "rules-refused")
     elif name == "rules":
         d.set(rules=Kind(value))
+    elif name == "model" and not m.ok:
+        # Asked for by a turn that was cancelled meanwhile, it is not the next one's failure.
+        if d.agent.turn is not None and d.agent.turn.model == value:
+            fail(d, f"model-refused: {m.error}")
     elif name == "model":
         d.set(model=value)
 
@@ -128,12 +132,12 @@ def _question_cancelled(d: Draft, m: wire.QuestionCancelled) -> None:
 
 
 def answer(d: Draft, e: st.Answer) -> None:
-    """Answers a question that is still open: denied once its turn is being cancelled."""
+    """Answers a question that is still open: denied once its turn is being cancelled or has its result."""
     question, turn = d.agent.questions.get(e.request), d.agent.turn
     if question is None or d.agent.phase not in ALIVE:
         return
     _question_cancelled(d, wire.QuestionCancelled(e.request))
-    if turn is None or not turn.taken or turn.cancel is not None:
+    if turn is None or not turn.taken or turn.result is not None or turn.cancel is not None:
         why: str | None = "the turn is over"
     else:
         why = refusal(turn.kind, question.tool, question.input, d.agent.cwd)

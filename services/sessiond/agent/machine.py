@@ -108,31 +108,34 @@ def _due(d: Draft, e: st.Due) -> None:
     turn = d.agent.turn
     if e.name == "backoff" and d.agent.phase is Phase.BROKEN:
         d.go(Move.RESTED)
-    elif e.name == "timeout" and turn is not None:
-        cancel(d, st.Cancel(turn.id, "timeout"))
+    elif e.name == "timeout":
+        cancel(d, st.Cancel(e.subject, "timeout"))
     elif e.name == "again" and d.agent.phase is Phase.IN_TURN:
         d.ask("interrupt", wire.interrupt)
     elif e.name == "sleep" and d.agent.phase is Phase.IDLE and turn is None:
         stop(d, st.Stop("sleep"))
-    elif e.name == "start":
-        _start_over(d)
+    elif e.name == "start" and turn is not None and turn.id == e.subject:
+        _not_started(d, turn)
+    elif e.name == "start" and d.agent.phase is Phase.STARTING:
+        recover(d, "start-deadline")
     elif e.name == "look":
         d.set(fenced=False)
     elif e.name in ("drain", "not-taken", "strays"):
         recover(d, "drain-deadline" if e.name == "drain" else e.name)
 
 
-def _start_over(d: Draft) -> None:
-    if d.agent.phase in ALIVE:
-        recover(d, "start-deadline")
-    else:
+def _not_started(d: Draft, turn: st.Turn) -> None:
+    """This turn's time is over, and nobody else's: one that waits when the process is gone has its own."""
+    if not turn.written:
         fail(d, "start-deadline")
+    recover(d, "start-deadline")
 
 
-def _garbage(d: Draft, e: st.Garbage) -> None:
-    """A broken line: what else is missing is unknown, so the process is not used any further."""
-    d.note("fault", what="garbage", detail=e.detail[:200])
-    recover(d, "garbage")
+def _fault(d: Draft, e: st.Fault) -> None:
+    """What else is missing is unknown, so the process is not used any further; told once a process."""
+    if d.agent.phase in ALIVE:
+        d.note("fault", what=e.what, detail=e.detail[:200])
+        recover(d, e.what)
 
 
 _HANDLERS: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
@@ -143,7 +146,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
     st.Spawned: _spawned,
     st.Got: read,
     st.Looked: _looked,
-    st.Garbage: _garbage,
+    st.Fault: _fault,
     st.Exited: exited,
     st.Stop: stop,
     st.Answer: answer,

@@ -66,6 +66,7 @@ class AgentProcess:
         self._on_lines = on_lines
         self._on_exit = on_exit
         self._stderr = b""
+        self._last_words = ""
         self._flowing = Event()
         self._flowing.set()
         self._input = _Input(pipes.stdin)
@@ -152,11 +153,20 @@ class AgentProcess:
                 # A read that need not wait does not yield; whoever floods would have the hub for himself.
                 gevent.sleep(0)
                 self._flowing.wait()
-        except Exception:
-            log.exception("agent %d: its output cannot be taken; it is ended", self.guard.agent_pid)
-            self.stop()
+        except Exception as error:
+            self._give_up(f"its output cannot be taken: {error}")
+        else:
+            # Usual just before its end; one that lives on could never be heard again.
+            gevent.spawn_later(EOF_SECONDS, self._give_up, "it closed its stdout")
         finally:
             os.close(stdout)
+
+    def _give_up(self, why: str) -> None:
+        """Ends an agent that lives on and is of no use; `on_exit` gives the reason as its last words."""
+        if self._lifeline is not None:
+            log.error("agent %d: %s; it is ended", self.guard.agent_pid, why)
+            self._last_words = f"\nsessiond: {why}"
+            self.stop()
 
     def _read_errors(self, stderr: int) -> None:
         try:
@@ -174,7 +184,7 @@ class AgentProcess:
         gevent.joinall(readers, timeout=EOF_SECONDS)
         gevent.killall(readers)
         self._input.close()
-        self._on_exit(code if code >= 0 else None, self._stderr.decode(errors="replace"))
+        self._on_exit(code if code >= 0 else None, self._stderr.decode(errors="replace") + self._last_words)
 
 
 class _Pipes:

@@ -35,6 +35,8 @@ def advance(d: Draft) -> None:
         _stop_tasks(d)
         if _settled(d):
             _send(d)
+    if d.agent.phase is Phase.STOPPING:
+        return  # what runs may outlive its lease until the tree is gone: `exited` says so
     busy = d.agent.phase in ALIVE and bool(d.agent.tasks or d.agent.dirty or d.agent.strays)
     if busy != d.agent.busy:
         d.set(busy=busy)

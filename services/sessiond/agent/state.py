@@ -138,9 +138,10 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class Garbage:
-    """A line that is no protocol."""
+class Fault:
+    """The process cannot be used any further: a line that is no protocol (`garbage`), stdin not read (`stdin-full`)."""
 
+    what: str
     detail: str
 
 
@@ -180,13 +181,14 @@ class Afresh:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A timer of `machine.timers` ran out."""
+    """A timer of `machine.timers` ran out: (name, subject) there."""
 
     name: str
+    subject: str
 
 
 Event = (
-    Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Looked | Garbage | Exited | Stop | Answer | Afresh | Due
+    Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Looked | Fault | Exited | Stop | Answer | Afresh | Due
 )
 
 

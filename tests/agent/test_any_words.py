@@ -1,0 +1,166 @@
+"""Whatever the agent says and whenever it ends, no step is refused, and the next holder gets the lock."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sessiond.agent import machine, protocol
+from sessiond.agent import state as st
+from sessiond.agent.lines import NEEDED
+from sessiond.agent.moves import ALIVE
+from sessiond.agent.state import Phase
+from sessiond.composition import Plan, compose
+from sessiond.lock import events as ev
+from sessiond.lock.rules import Kind, Times
+from sessiond.lock.state import Lock
+from size import FULL
+
+STEPS = 150
+SEEDS = 3_000 if FULL else 300
+
+
+class Play:
+    """A session with an agent that says anything at all."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.lock = Lock()
+        self.agent = st.Agent("c")
+        self.said: list[str] = []
+        self.over: list[str] = []
+        self.turns = 0
+        self.tickets = 0
+        self.process = self.spawned = False
+
+    def step(self, *events: Any) -> None:
+        self.said.append(", ".join(map(repr, events))[:200])
+        plan = compose(self.lock, self.agent, events)
+        self._check(plan)
+        self.lock, self.agent = plan.lock, plan.agent
+        for output in plan.outputs:
+            if isinstance(output, st.Launch):
+                self.process, self.spawned = True, False
+            if isinstance(output, st.Asked):
+                self.step(st.Answer(output.request))
+
+    def _check(self, plan: Plan) -> None:
+        over = [o.turn for o in plan.outputs if isinstance(o, st.TurnOver)]
+        assert not set(over) & set(self.over), "one turn, one outcome"
+        self.over += over
+        assert plan.lock.turn == (plan.agent.turn.id if plan.agent.turn else None), "one_turn_open"
+        user = [o for o in plan.outputs if isinstance(o, st.Write) and o.what == "user"]
+        assert not user or (plan.lock.lease is not None and len(user) == 1), "single_writer"
+        if plan.grant is not None:
+            lives = plan.agent.phase in ALIVE or plan.agent.phase is Phase.STOPPING
+            assert not (lives and (plan.agent.tasks or (self.agent.turn and self.agent.turn.written and not over))), (
+                "nothing_outlives_its_lease"
+            )
+
+    # ---- what happens ------------------------------------------------------------------------
+
+    def any(self) -> None:
+        self.dice.choice([self._line, self._line, self._line, self._holder, self._process, self._timer])()
+
+    def _line(self) -> None:
+        if self.process and self.spawned:
+            self.step(self.dice.choice([self._good, self._bad])())
+
+    def _good(self) -> st.Event:
+        """What claude would say about now."""
+        turn, requests = self.agent.turn, sorted(self.agent.requests)
+        if requests and self.dice.random() < 0.6:
+            return st.Got(protocol.Response(self.dice.choice(requests), True, {}))
+        if turn is None or not turn.written or (turn.result is not None and turn.lifecycle == "completed"):
+            return st.Got(protocol.StateChanged("idle"))
+        if not turn.taken:
+            return st.Got(protocol.Lifecycle(turn.uuid, "started"))
+        if turn.result is None:
+            return st.Got(protocol.Result((turn.uuid,), None, False, "completed", "done"))
+        return st.Got(protocol.Lifecycle(turn.uuid, "completed"))
+
+    def _bad(self) -> st.Event:
+        dice, turn = self.dice, self.agent.turn
+        uuid = turn.uuid if turn is not None and dice.random() < 0.5 else "never sent"
+        request = dice.choice([*sorted(self.agent.requests), "never asked"])
+        uuids = dice.choice([(), (uuid,), ("another", uuid)])
+        origin, error = dice.choice([None, "peer"]), dice.random() < 0.5
+        capable = NEEDED if dice.random() < 0.95 else frozenset[str]()
+        found: Sequence[protocol.Message] = (
+            protocol.StateChanged(dice.choice(["idle", "running", "requires_action", "?"])),
+            protocol.Lifecycle(uuid, dice.choice(["queued", "started", "completed", "cancelled", "?"])),
+            protocol.Init(dice.choice([self.agent.conversation, "renamed"]), "m", capable, "1"),
+            protocol.Result(
+                uuids, origin, error, dice.choice(["completed", "aborted_tools", None]), "text", status=None
+            ),
+            protocol.Response(request, dice.random() < 0.7, {}, "refused"),
+            protocol.Question(dice.choice("ab"), dice.choice(["Bash", "Read"]), {}),
+            protocol.QuestionCancelled(dice.choice("ab")),
+            protocol.Tasks(frozenset(dice.sample("xyz", dice.randrange(3)))),
+            protocol.Other("stream_event"),
+        )
+        return st.Fault("garbage", "?") if dice.random() < 0.02 else st.Got(dice.choice(found))
+
+    def _process(self) -> None:
+        if self.process and not self.spawned:
+            self.spawned = True
+            self.step(st.Spawned())
+        elif self.process and (self.agent.phase is Phase.STOPPING or self.dice.random() < 0.1):
+            self.exit()
+
+    def exit(self) -> None:
+        self.process = False
+        self.step(st.Exited(self.dice.choice([0, 1, 137, None]), "gone"))
+
+    def _timer(self) -> None:
+        due = sorted(machine.timers(self.agent, Times()))
+        if due and self.dice.random() < 0.1:
+            self.step(st.Due(*self.dice.choice(due)))
+
+    def _holder(self) -> None:
+        lock, dice = self.lock, self.dice
+        if lock.lease is None or dice.random() < 0.2:
+            self.wants(dice.choice([Kind.HANDLER, Kind.WORKER]))
+        elif lock.turn is None and self.agent.phase is not Phase.BROKEN:
+            self.turns += 1
+            turn = st.Turn(f"t{self.turns}", f"u{self.turns}", "p", lock.lease.kind, dice.choice("mn"))
+            self.step(ev.AcceptTurn(lock.lease.fence, turn.id), st.Begin(turn))
+        elif lock.turn is not None and dice.random() < 0.3:
+            self.step(st.Cancel(lock.turn, "cancelled"))
+        elif dice.random() < 0.3:
+            self.step(ev.Release(lock.lease.fence))
+
+    def wants(self, kind: Kind) -> None:
+        self.tickets += 1
+        name = f"k{self.tickets}"
+        self.step(ev.Take(name, kind, 5 if kind is Kind.HANDLER else 30, None))
+        self.step(ev.Wait(name, f"holder of {name}"))
+
+    def ends(self) -> None:
+        """It says no more, and its holder goes: within the deadlines the lock is the next one's."""
+        if self.lock.lease is not None:
+            self.lock = replace(self.lock, tickets={self.lock.lease.ticket: self.lock.tickets[self.lock.lease.ticket]})
+            self.step(ev.Release(self.lock.lease.fence))
+        for _ in range(4):
+            if not self.lock.open:
+                break
+            if self.agent.phase is Phase.STOPPING:
+                self.exit()
+            else:
+                self.step(st.Due(*next(t for t in machine.timers(self.agent, Times()) if t[0] == "drain")))
+        self.wants(Kind.HANDLER)
+        assert self.lock.lease is not None, "every_present_ticket_is_served"
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_any_words_at_any_moment(part: int) -> None:
+    for seed in range(part, SEEDS, 3):
+        play = Play(seed)
+        try:
+            for _ in range(STEPS):
+                play.any()
+            play.ends()
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error!r} after\n" + "\n".join(play.said[-12:])) from error
