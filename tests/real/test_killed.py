@@ -21,7 +21,7 @@ from sessiond.verify import verify
 from size import FULL
 
 SESSION = "octo/hello"
-ROUNDS = {"claude": 10, "guard": 10, "sessiond": 10} if FULL else {"claude": 2, "guard": 1, "sessiond": 1}
+ROUNDS = {"claude": 10, "guard": 6, "sessiond": 6} if FULL else {"claude": 2, "guard": 1, "sessiond": 1}
 MOMENTS = ("in a tool", "in a text", "at the start", "idle", "at the end", "before the turn")
 LONGEST = {"in a tool": 0.3, "in a text": 0.8, "at the start": 0.02, "at the end": 0.15}
 """Seconds of the turn within which the kill comes; the other moments are before the turn."""
@@ -38,8 +38,10 @@ class Rounds:
         self.first = len(model.log())
         self.turns: list[Said] = []
         self.seen: dict[int, psutil.Process] = {}
+        self.kills = 0
 
     def kill(self) -> None:
+        self.kills += 1
         guard = agents(self.client, SESSION)[-1]
         self.seen |= {p.pid: p for p in tree(guard["pid"])}
         if self.victim == "sessiond":
@@ -51,21 +53,10 @@ class Rounds:
         if self.victim == "sessiond":
             self.service.start()
 
-    def idle(self) -> None:
-        """A kill at a random moment between two turns."""
-        time.sleep(self.dice.uniform(0.0, 0.3))  # the random moment is what is tried here
-        reaped = self.reaped()
-        self.kill()
-        self.back()
-        eventually(lambda: self.reaped() > reaped, 20, "reaped")
-
-    def reaped(self) -> int:
-        return len(told(entries(self.client, SESSION), "agent-reaped"))
-
-    def gone(self) -> None:
-        """Nothing of any earlier tree is left, its tools included."""
-        left = [p for p in self.seen.values() if alive(p)]
-        assert left == []
+    def settled(self) -> None:
+        """The tree that was killed is reaped: nothing of it, nor of any earlier one, is left, its tools included."""
+        eventually(lambda: len(told(entries(self.client, SESSION), "agent-reaped")) == self.kills, 20, "reaped")
+        assert [p for p in self.seen.values() if alive(p)] == []
 
     def prompt(self, moment: str, number: int) -> tuple[str, str]:
         """(prompt, all that the model would answer)."""
@@ -136,16 +127,18 @@ def test_the_conversation_goes_on_without_the_turn(
             moment = MOMENTS[number % len(MOMENTS)]
             outcome = "none"
             if moment == "idle":
-                rounds.idle()
+                time.sleep(rounds.dice.uniform(0.0, 0.3))  # the random moment is what is tried here
+                rounds.kill()
+                rounds.back()
             else:
                 result = rounds.cut(lease, moment, number)
                 outcome = result.outcome
                 possible = ("lost",) if moment in ("in a tool", "in a text") else ("lost", "completed")
                 assert outcome in possible, (moment, result)
-            if outcome != "completed":
-                rounds.gone()
+            if moment != "before the turn":
+                rounds.settled()
             rounds.sound(lease, f"sound {number}")
-            rounds.gone()
+            rounds.settled()
             rounds.remembers()
             matrix("killed with -9", victim=victim, moment=moment, turn=outcome, next_="completed")
     ledger = entries(rounds.client, SESSION)
