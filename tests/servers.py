@@ -124,8 +124,9 @@ class Model:
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
 
-    def log(self) -> list[dict[str, Any]]:
-        with urllib.request.urlopen(f"{self.url}/log") as answer:
+    def log(self, first: int = 0) -> list[dict[str, Any]]:
+        """Every request from number `first` on, with its messages."""
+        with urllib.request.urlopen(f"{self.url}/log?from={first}") as answer:
             found: list[dict[str, Any]] = json.load(answer)
         return found
 

@@ -13,7 +13,7 @@ from sessiond.agent.moves import MOVES, BadMove, Draft, Move
 from sessiond.agent.state import Agent, Phase, Turn
 from sessiond.lock.rules import Kind
 
-QUESTION = wire.Question("q1", "Read", {"file_path": "/work/a.txt"})
+QUESTION = wire.Question("q1", "Write", {"file_path": "/work/.mcp.json"})
 
 
 def in_turn(**turn: Any) -> Agent:
@@ -73,6 +73,29 @@ def test_a_question_is_answered_by_the_leases_kind() -> None:
     assert (written(outputs), agent.questions) == (["allow"], {})
     agent, outputs = run(in_turn(kind=Kind.HANDLER), st.Got(replace(QUESTION, tool="Bash")), st.Answer("q1"))
     assert written(outputs) == ["deny"]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize(
+    ("tool", "given", "leads_to", "worker_may"),
+    [
+        ("Write", {"file_path": "/work/.git/config"}, None, True),
+        ("Write", {"file_path": "/work/link/x"}, "/elsewhere/x", False),
+        ("Write", {"file_path": "/work/../x"}, None, False),
+        ("NotebookEdit", {"notebook_path": "/workshop/x.ipynb"}, None, False),
+        ("Agent", {"prompt": "look"}, None, True),
+        ("Read", {"file_path": "/work/link.txt"}, "/elsewhere/x", False),
+        ("Glob", {"pattern": "/elsewhere/*"}, None, False),
+        ("Grep", {"pattern": "x", "path": "~"}, None, False),
+        ("EnterPlanMode", {}, None, False),
+    ],
+)
+def test_what_is_asked_is_for_the_worker_and_inside(
+    kind: Kind, tool: str, given: dict[str, Any], leads_to: str | None, worker_may: bool
+) -> None:
+    question = wire.Question("q1", tool, given, leads_to)
+    _, outputs = run(in_turn(kind=kind), st.Got(question), st.Answer("q1"))
+    assert written(outputs) == ["allow" if worker_may and kind is Kind.WORKER else "deny"]
 
 
 def test_a_cancelled_turn_with_an_open_question_closes_once_it_is_taken_back() -> None:

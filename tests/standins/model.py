@@ -6,7 +6,8 @@ The reply is steered by lines of the last user text (anywhere in it; a later one
     #tokens N [xN] · #pace 20ms · #delay 2s · #say TEXT · #fail CODE [xN] · #tool NAME {json}
 `xN`: only the first N requests with that line. In TEXT, \\n is a line's end.
 One `#tool` is served a turn: a request whose last message holds tool results gets text. GET /log is
-every request with its messages and how it ended, DELETE /log forgets them, GET /health is alive.
+every request with its messages and how it ended, /log?from=N those behind the first N, DELETE /log forgets them,
+GET /health is alive.
 """
 
 import argparse
@@ -115,7 +116,8 @@ class Handler(BaseHTTPRequestHandler):
     model: Model
 
     def do_GET(self) -> None:
-        self.answer(200, self.model.log if self.path == "/log" else {"ok": True})
+        path, _, first = self.path.partition("?from=")
+        self.answer(200, self.model.log[int(first or 0) :] if path == "/log" else {"ok": True})
 
     def do_HEAD(self) -> None:
         self.answer(200, {})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from sessiond.agent.permissions import OUTSIDE
+from sessiond.agent.permissions import NEVER, OUTSIDE
 
 
 class NoClaude(Exception):
@@ -23,7 +23,6 @@ PASSED: Final = (
     "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "SCRIPTED_FAULTS",
 )  # fmt: skip
 """All that the agent sees of the owner's environment: an allow-list."""
-DISALLOWED: Final = "Monitor,ScheduleWakeup,SendMessage,ListAgents,Workflow"
 
 
 def find_claude() -> Path:
@@ -51,7 +50,7 @@ def claude_argv(
         str(binary), "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
         "--model", model, "--resume" if resume else "--session-id", conversation,
         "--permission-prompt-tool", "stdio", "--setting-sources", "user", "--strict-mcp-config",
-        "--settings", json.dumps(settings), "--disallowedTools", DISALLOWED,
+        "--settings", json.dumps(settings), "--disallowedTools", ",".join(sorted(NEVER)),
     ]  # fmt: skip
     if append_system_prompt:
         argv += ["--append-system-prompt", append_system_prompt, "--system-prompt-snapshot", "off"]

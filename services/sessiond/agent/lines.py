@@ -140,7 +140,7 @@ def answer(d: Draft, e: st.Answer) -> None:
     if turn is None or not turn.taken or turn.result is not None or turn.cancel is not None:
         why: str | None = "the turn is over"
     else:
-        why = refusal(turn.kind, question.tool, question.input, d.agent.cwd)
+        why = refusal(turn.kind, question, d.agent.cwd)
     if why is None:
         d.out.append(st.Write("allow", wire.allow(e.request, question.input)))
     else:

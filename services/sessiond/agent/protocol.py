@@ -77,6 +77,8 @@ class Question:
     request_id: str
     tool: str
     input: Mapping[str, Any]
+    leads_to: str | None = None
+    """Where the path in `input` ends if a link takes it out of the working directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +190,13 @@ def _request(raw: dict[str, Any]) -> Message:
     request = raw["request"]
     if request["subtype"] != "can_use_tool":
         return Other("control_request", _text(request["subtype"]))
-    given = request.get("input")
-    return Question(_text(raw["request_id"]), _text(request["tool_name"]), given if isinstance(given, dict) else {})
+    given, leads_to = request.get("input"), request.get("blocked_path")
+    return Question(
+        _text(raw["request_id"]),
+        _text(request["tool_name"]),
+        given if isinstance(given, dict) else {},
+        None if leads_to is None else _text(leads_to),
+    )
 
 
 _READERS: Mapping[str, Callable[[dict[str, Any]], Message]] = {
