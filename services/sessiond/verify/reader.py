@@ -40,7 +40,7 @@ class Reader:
             self._read(entry)
         except KeyError as error:
             raise Unreadable(f"{_name(entry)} lacks {error.args[0]}") from error
-        except (AttributeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
             raise Unreadable(f"{_name(entry)} cannot be read: {error}") from error
 
     def _read(self, entry: Entry) -> None:
