@@ -13,7 +13,7 @@ import structlog
 from sessiond import metrics
 from sessiond.redis_link import Away, Broken
 from sessiond.store import Store
-from sessiond.verify import Reader
+from sessiond.verify import Reader, Unreadable
 
 log = structlog.get_logger("sessiond.audit")
 
@@ -41,15 +41,17 @@ class Audit:
                 self._one(entry)
             if page:
                 self._after = page[-1]["id"]
-            self._tell()
             if len(page) < PAGE:
+                # The ledger ends here, and only ever with a whole step.
+                self._reader.step_over()
                 self._read = version
+            self._tell()
             gevent.sleep(0)
 
     def _one(self, entry: dict[str, object]) -> None:
         try:
             self._reader.read(entry)
-        except (KeyError, TypeError, ValueError) as error:
+        except Unreadable as error:
             # The next snapshot says again how everything stands.
             log.error("a ledger entry cannot be read", session=self._name, entry=entry["id"], error=repr(error))
             self._tell()

@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from sessiond.client import AgentEvent, Client, connect
+from sessiond import verdict
+from sessiond.client import AgentEvent, Client, SessiondError, connect
 
 Run = Callable[[Client, argparse.Namespace], int]
 Commands = Any
@@ -50,6 +51,10 @@ def add_commands(commands: Commands) -> None:
     ledger.add_argument("session", metavar="owner/repo")
     ledger.add_argument("--follow", action="store_true", help="go on with what comes")
     ledger.add_argument("--after", help="begin behind this entry")
+    verify = command("verify", _verify, "whether a ledger keeps the rules")
+    whose = verify.add_mutually_exclusive_group(required=True)
+    whose.add_argument("session", nargs="?", metavar="owner/repo")
+    whose.add_argument("--file", help="JSON lines, as `ledger --json` prints them; - for stdin")
     ask = command("ask", _ask, "one turn as a handler; prints the answer")
     ask.add_argument("session", metavar="owner/repo")
     ask.add_argument("prompt")
@@ -134,6 +139,17 @@ def _all(client: Client, options: argparse.Namespace) -> Any:
     while entries := client.ledger(options.session, after):
         yield from entries
         after = entries[-1]["id"]
+
+
+def _verify(client: Client, options: argparse.Namespace) -> int:
+    """0 clean, 1 rules were broken, 2 whatever kept it from reading all."""
+    try:
+        saved, session = options.file, options.session
+        entries = verdict.of_session(client, session) if saved is None else verdict.of_file(saved)
+        return verdict.run(entries, options.json)
+    except (verdict.BadInput, SessiondError) as error:
+        print(f"sessionctl: {error}", file=sys.stderr)
+        return 2
 
 
 def _ask(client: Client, options: argparse.Namespace) -> int:

@@ -134,6 +134,7 @@ class TurnBook:
                 "kind": turn["kind"],
                 "outcome": turn["outcome"],
                 "reason": end.reason,
+                "text_chars": len(end.text.strip()),
                 **self._times(),
             },
         )

@@ -81,13 +81,19 @@ def snapshot(lock: Lock) -> dict[str, Any]:
     tickets = [
         {
             "id": t.id, "kind": t.kind.value, "score": t.score, "lapsed": t.lapsed, "holder": t.holder,
-            "superseded": sorted(t.superseded), "passed": t.passed, "present": t.present,
+            "superseded": sorted(t.superseded), "passed": t.passed, "present": t.present, "losses": t.losses,
         }
         for t in lock.tickets.values()
     ]  # fmt: skip
-    lease = lock.lease and {"fence": lock.lease.fence, "ticket": lock.lease.ticket, "kind": lock.lease.kind.value}
+    lease = lock.lease and {
+        "fence": lock.lease.fence, "ticket": lock.lease.ticket, "kind": lock.lease.kind.value,
+        "claimed": lock.lease.claimed,
+    }  # fmt: skip
     drain = lock.drain and {"fence": lock.drain.fence, "why": lock.drain.why.value}
-    return {"tickets": tickets, "lease": lease, "drain": drain, "fence": lock.fence, "turn": lock.turn}
+    return {
+        "tickets": tickets, "lease": lease, "drain": drain, "fence": lock.fence, "turn": lock.turn,
+        "tasks": lock.tasks,
+    }  # fmt: skip
 
 
 def result_event(turn: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,4 +138,5 @@ def test_a_second_writer_is_found_out_and_the_session_taken_anew(sessiond: Start
         assert '"before"' in lease.turn("#history").result().text
     assert "refused" not in [t["key"] for t in client.view(SESSION)["queue"]]
     assert "single_writer" in service.log_bytes().decode()
-    assert verify(client.ledger(SESSION)).violations == []
+    # Versions that no owner wrote into the ledger: the checker misses them, and nothing else.
+    assert [name for name, _, _ in verify(client.ledger(SESSION)).violations] == ["single_writer"]

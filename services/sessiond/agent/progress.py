@@ -85,5 +85,7 @@ def _send(d: Draft) -> None:
     else:
         d.go(Move.SENT)
         d.turn(written=True)
+        if not d.agent.known:
+            d.note("conversation", id=d.agent.conversation, generation=d.agent.generation, why="first prompt")
         d.set(known=True, fenced=False)
         d.out.append(st.Write("user", wire.user(turn.uuid, turn.prompt, composed=turn.composed)))

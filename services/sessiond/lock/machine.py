@@ -304,7 +304,9 @@ def _turn_closed(d: _Draft, e: ev.TurnClosed) -> None:
 
 
 def _tasks_changed(d: _Draft, e: ev.TasksChanged) -> None:
-    d.lock = replace(d.lock, tasks=e.running)
+    if d.lock.tasks != e.running:
+        d.lock = replace(d.lock, tasks=e.running)
+        d.note("tasks", running=e.running)
     _closed(d, "closed")
 
 

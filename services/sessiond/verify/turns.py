@@ -1,0 +1,110 @@
+"""What is wrong with an entry about a turn, the background tasks, or the agent's process."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sessiond.verify.state import Agent, Life, State, Turn
+
+Entry = Mapping[str, Any]
+LEASE_ENDS: Final = frozenset(
+    {"released", "unclaimed", "preempted", "expired", "hold-limit", "forced", "withdrawn"}
+)  # fmt: skip
+OUTCOMES: Final = frozenset({"completed", "cancelled", "failed", "lost"})
+
+
+def accepted(r: State, e: Entry) -> None:
+    turn, fence = e["turn"], e["fence"]
+    if r.turn is not None:
+        r.wrong("one_turn_open", f"{turn} is accepted while {r.turn.id} is open")
+    if r.lease is None or r.lease.fence != fence:
+        r.wrong("single_writer", f"{turn} is accepted under fence {fence}, {r.lease and r.lease.fence} lives")
+    elif (r.lease.ticket, r.lease.kind) != (e["ticket"], e["kind"]):
+        r.wrong("one_holder_per_lease", f"{turn} is {e['ticket']}'s, the lease is {r.lease.ticket}'s")
+    r.turn = Turn(turn, fence, started=False, interrupted=False)
+
+
+def started(r: State, e: Entry) -> None:
+    turn = e["turn"]
+    if turn == r.closed:
+        r.wrong("closed_means_nothing_can_come", f"{turn} starts and was closed")
+    elif r.turn is None or r.turn.id != turn or r.turn.started:
+        r.wrong("result_belongs_to_its_turn", f"{turn} starts, {r.turn and r.turn.id} is open")
+    if r.agent.life not in (Life.UNKNOWN, Life.STARTED) or r.agent.stopping:
+        r.wrong("one_agent_per_conversation", f"{turn} starts, and the agent does not run")
+    if r.turn is not None:
+        r.turn.started = True
+
+
+def interrupt(r: State, e: Entry) -> None:
+    turn = e["turn"]
+    if r.turn is None or r.turn.id != turn:
+        r.wrong("cancel_stays_in_its_turn", f"{turn} is interrupted, {r.turn and r.turn.id} is open")
+    elif r.turn.interrupted:
+        r.wrong("cancel_stays_in_its_turn", f"{turn} is interrupted twice")
+    else:
+        r.turn.interrupted = True
+
+
+def closed(r: State, e: Entry) -> None:
+    turn = r.turn
+    if e["outcome"] not in OUTCOMES:
+        raise ValueError(f"{e['outcome']!r} is no outcome")
+    if turn is None or turn.id != e["turn"]:
+        r.wrong("result_belongs_to_its_turn", f"{e['turn']} is closed, {turn and turn.id} is open")
+        return
+    if turn.fence is not None and turn.fence != e["fence"]:
+        r.wrong("result_belongs_to_its_turn", f"{turn.id} is closed under fence {e['fence']}, not {turn.fence}")
+    wrong = _wrong_outcome(r, e, turn)
+    if wrong is not None:
+        r.wrong(*wrong)
+    r.turn, r.closed = None, turn.id
+
+
+def _wrong_outcome(r: State, e: Entry, turn: Turn) -> tuple[str, str] | None:
+    outcome, reason = e["outcome"], e.get("reason")
+    if outcome == "completed" and not e.get("text_chars", 1):
+        return "empty_result_is_not_completion", f"{turn.id} is completed with nothing"
+    if outcome == "completed" and turn.started is False:
+        return "result_belongs_to_its_turn", f"{turn.id} is completed and never started"
+    if outcome == "lost" and not r.step.reaped:
+        return "closed_means_nothing_can_come", f"{turn.id} is lost and its agent was not reaped"
+    if turn.interrupted and not r.step.reaped and "interrupt_to_ack_ms" not in e:
+        return "closed_means_nothing_can_come", f"{turn.id} is closed before its interrupt was answered"
+    over = r.drain is not None and r.drain.why == reason
+    if outcome == "cancelled" and reason in LEASE_ENDS and not over:
+        return "cancel_stays_in_its_turn", f"{turn.id} is cancelled by {reason}, and its lease did not end so"
+    return None
+
+
+def tasks(r: State, e: Entry) -> None:
+    r.tasks = bool(e["running"])
+
+
+# ---- the process -----------------------------------------------------------------------------
+
+ONE: Final = "one_agent_per_conversation"
+
+
+def agent_starting(r: State, _: Entry) -> None:
+    if r.agent.life not in (Life.UNKNOWN, Life.NONE):
+        r.wrong(ONE, f"an agent is to start while another is {r.agent.life.value}")
+    r.agent = Agent(Life.STARTING)
+
+
+def agent_started(r: State, _: Entry) -> None:
+    if r.agent.life not in (Life.UNKNOWN, Life.STARTING):
+        r.wrong(ONE, f"an agent is started, which was {r.agent.life.value}")
+    r.agent.life = Life.STARTED
+
+
+def agent_stopping(r: State, _: Entry) -> None:
+    if r.agent.life in (Life.NONE, Life.LEFT) or r.agent.stopping:
+        r.wrong(ONE, f"an agent is stopped that is {'stopping' if r.agent.stopping else r.agent.life.value}")
+    r.agent.stopping = True
+
+
+def agent_reaped(r: State, _: Entry) -> None:
+    if r.agent.life is Life.NONE:
+        r.wrong(ONE, "an agent is reaped and none was started")
+    r.agent = Agent(Life.NONE)
+    r.tasks, r.step.reaped = False, True
