@@ -92,6 +92,7 @@ def story(stack: Stack) -> None:
     seen.times(stack)
     seen.panels(stack)
     restarted(stack)
+    upkeep.checkout(stack)
     upkeep.back_up_and_restore(stack)
     upkeep.rotate(stack)
     upkeep.upgrade(stack)

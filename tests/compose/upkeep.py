@@ -3,7 +3,7 @@
 import re
 import subprocess
 
-from stack import Stack, comment, say
+from stack import SESSION, Stack, comment, say
 
 PAGE = "docs/operations.md"
 KNOCK = """
@@ -49,6 +49,20 @@ def answered(stack: Stack, mark: str, what: str) -> None:
     stack.begin()
     stack.flurry(mark, 1)
     say(f"{what}; a comment is answered")
+
+
+def checkout(stack: Stack) -> None:
+    """The agent reads and changes what the operator put there."""
+    (stack.place / "checkout").mkdir()
+    (stack.place / "checkout" / "CLAUDE.md").write_text("Answer in one sentence.\n")
+    block = written(stack, "A real repository, step by step")[-1]
+    typed(stack, f"REPO={SESSION}\n{block}")
+    place = f"/var/lib/sessiond/work/{SESSION}"
+    seen = stack.compose(
+        "exec", "-T", "-u", "10003", "sessiond", "sh", "-c", f"cd {place} && touch new && stat -c %u CLAUDE.md"
+    )
+    assert seen.strip() == "10003", seen
+    say("a checkout is the agent's")
 
 
 def back_up_and_restore(stack: Stack) -> None:
