@@ -31,7 +31,7 @@ TELLS: Final[Mapping[str, tuple[str, ...]]] = {
     "agent-started": (),
     "agent-stopping": ("why",),
     "agent-reaped": ("exit", "why"),
-    "agent-broken": ("why", "rest_seconds"),
+    "agent-broken": ("rest_seconds",),
     "agent-restart": ("by",),
     "recovery": ("reason",),
     "conversation": ("generation",),
