@@ -51,9 +51,11 @@ check-answers: setup
 compose-test: setup
 	$(BIN)/python tests/compose/run.py
 
-# Metrics, rules and every panel, in a real Prometheus (Debian's package); skipped where there is none.
+# What one sees, without an engine: metrics, rules and every panel in a real Prometheus, the board in a real Chromium,
+# the logs; what is not installed (Debian's prometheus, chromium) is skipped and named.
 check-see: setup
-	$(BIN)/pytest -rs tests/whole/test_metrics.py tests/see
+	FULL=1 $(BIN)/pytest -rs -n 3 --dist worksteal tests/see tests/whole/test_metrics.py tests/whole/test_story.py \
+	  tests/board tests/http/test_board.py tests/base/test_log.py
 
 clean:
 	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

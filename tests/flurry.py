@@ -31,10 +31,13 @@ class Scrape:
 
     def __init__(self, *urls: str) -> None:
         self.values: Counter[tuple[str, Labels]] = Counter()
+        self.kinds: dict[str, str] = {}
+        """Of each sample's name: counter, gauge, histogram, …"""
         for url in urls:
             with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
                 for family in text_string_to_metric_families(answer.read().decode()):
                     for one in family.samples:
+                        self.kinds[one.name] = family.type
                         self.values[one.name, tuple(sorted(one.labels.items()))] += one.value
 
     def total(self, name: str, **labels: str) -> float:

@@ -6,6 +6,7 @@ import hmac
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -347,7 +348,7 @@ class Webhook:
             raise AssertionError(f"webhook ended: {self.log_text()}")
         try:
             with urllib.request.urlopen(f"{self.url}/healthz", timeout=2) as answer:
-                ready = [one for one in self.workers() if f"pid={one.pid} " in self.log_text(0)]
+                ready = [p for p in self.workers() if re.search(rf"pid\W+{p.pid}\b", self.log_text(0))]
                 return bool(answer.status == 200 and len(ready) == int(self.env["WEBHOOK_PROCESSES"]))
         except OSError:
             return False

@@ -11,6 +11,7 @@ from sessiond.lock import events as ev
 from sessiond.observe import Observer
 from sessiond.refusals import ended, superseded
 from sessiond.standing import LeaseTime, Standing, conversation_of
+from sessiond.telling import Telling
 from sessiond.turnbook import TurnBook
 
 
@@ -19,10 +20,10 @@ class Acts:
 
     def __init__(
         self, standing: Standing, link: AgentLink, turns: TurnBook, desk: Desk, lease_time: LeaseTime,
-        observer: Observer,
+        observer: Observer, telling: Telling,
     ) -> None:  # fmt: skip
         self._standing, self._link, self._turns, self._desk = standing, link, turns, desk
-        self._lease_time, self._observer = lease_time, observer
+        self._lease_time, self._observer, self._telling = lease_time, observer, telling
         self.cause = time.monotonic()
         """When what the present step answers to came in."""
 
@@ -50,6 +51,7 @@ class Acts:
                     self._desk.refuse(ticket, superseded())
         self._turns.publish()
         self._observer.step(plan, self.cause)
+        self._telling.step(plan)
 
     def _write(self, what: str, data: bytes) -> None:
         if what == "interrupt":

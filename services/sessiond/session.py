@@ -40,6 +40,7 @@ from sessiond.slots import Slots
 from sessiond.standing import LeaseTime, Standing
 from sessiond.steps import Steps
 from sessiond.store import Away, Deposed, Store
+from sessiond.telling import Telling
 from sessiond.turnbook import TurnBook
 from sessiond.waits import Waits
 from sessiond.writes import Writes
@@ -75,7 +76,9 @@ class Session:
         )  # fmt: skip
         self.commits = Commits(store, epoch, version, writes.everything)
         self._outages = Outages(name, self._inbox, self._desk, self.commits, self.link, settings.times.owner_doubt)
-        self._acts = Acts(self.standing, self.link, self.turns, self._desk, self.lease_time, self.observer)
+        self._acts = Acts(
+            self.standing, self.link, self.turns, self._desk, self.lease_time, self.observer, Telling(name)
+        )  # fmt: skip
         self.steps = Steps(
             settings, self.standing, self._inbox, self.turns, self.deadlines, self.lease_time, writes, self.commits,
             self._outages, self._acts,

@@ -106,7 +106,9 @@ class Poster:
             demand = claim.head()
             if demand is None:
                 return
-            structlog.contextvars.bind_contextvars(session=demand.session, demand=demand.key)
+            structlog.contextvars.bind_contextvars(
+                session=demand.session, demand=demand.key, ticket=demand.ticket, fence=demand.fence
+            )
             if stopping().is_set():
                 self._posts.wake(claim.thread)
                 return

@@ -48,8 +48,17 @@ def test_a_scrape_agrees_with_the_ledger_and_the_records(
         assert poster.total("webhook_posts_total", outcome="answer") == COMMENTS
         assert poster.total("webhook_posted_seconds_count") == COMMENTS == len(found)
         assert all(stack.scrape(name).by(f"{prefix}_build_info", "version") for name, prefix in BUILDS)
+        check_labels(stack.scrape("sessiond", "webhook", "handler", "poster", "worker"))
         # Both handlers had work-horses, each for one job.
         assert [Scrape(url).total("webhook_answers_total") > 0 for url in stack.targets["handler"]] == [True, True]
+
+
+def check_labels(scrape: Scrape) -> None:
+    """A session is named by gauges only: they end with it, and counters would be there for ever."""
+    named = {name for name, labels in scrape.values if "session" in dict(labels)}
+    assert {scrape.kinds[name] for name in named} == {"gauge"}
+    waits = {float(dict(labels)["le"]) for name, labels in scrape.values if name == "sessiond_lock_wait_seconds_bucket"}
+    assert min(waits) == 0.001 and max(waits - {float("inf")}) == 1800
 
 
 BUILDS = [("sessiond", "sessiond"), ("webhook", "webhook"), ("handler", "webhook"), ("worker", "worker")]
