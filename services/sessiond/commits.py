@@ -69,7 +69,7 @@ class Commits:
                 if not was_away:
                     self._apply(step)
                 elif self._store.read_meta().step == step.step_id:
-                    self._store.applied(step)
+                    self._store.confirm(step)
                 else:
                     raise NotApplied
             except Away:

@@ -153,10 +153,10 @@ class Store:
                 raise Ahead(int(answer[1]))
             case "NOTHEAD":
                 raise NotHead(answer[1], answer[2])
-        self.applied(step)
+        self.confirm(step)
         return Outcome(answer[0])
 
-    def applied(self, step: Step) -> None:
+    def confirm(self, step: Step) -> None:
         """This step of ours is in Redis: what is stored is never older from now on, or Redis lost writes."""
         self._at = (step.epoch, step.version + 1)
         self._recent.extend(c for c in step.commands if c[0] == "SETEX")
