@@ -55,9 +55,12 @@ class Play:
         assert not user or (plan.lock.lease is not None and len(user) == 1), "single_writer"
         if plan.grant is not None:
             lives = plan.agent.phase in ALIVE or plan.agent.phase is Phase.STOPPING
-            assert not (lives and (plan.agent.tasks or (self.agent.turn and self.agent.turn.written and not over))), (
-                "nothing_outlives_its_lease"
-            )
+            assert not (
+                lives
+                and (
+                    plan.agent.tasks or plan.agent.strays or (self.agent.turn and self.agent.turn.written and not over)
+                )
+            ), "nothing_outlives_its_lease"
 
     # ---- what happens ------------------------------------------------------------------------
 
@@ -101,7 +104,9 @@ class Play:
             protocol.Tasks(frozenset(dice.sample("xyz", dice.randrange(3)))),
             protocol.Other("stream_event"),
         )
-        return st.Fault("garbage", "?") if dice.random() < 0.02 else st.Got(dice.choice(found))
+        if dice.random() < 0.05:
+            return dice.choice([st.Fault("garbage", "?"), st.Looked(True), st.Looked(False)])
+        return st.Got(dice.choice(found))
 
     def _process(self) -> None:
         if self.process and not self.spawned:

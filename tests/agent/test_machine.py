@@ -238,11 +238,11 @@ def test_what_a_tool_left_keeps_a_turn_open_once_its_lease_is_over() -> None:
     assert ended(closing(leased=False, strays=False)[1]) == [st.Outcome.CANCELLED]
     agent, outputs = closing(leased=False, strays=True)
     assert ended(outputs) == [] and st.Busy(True) in outputs
-    looking, outputs = run(agent, st.Due("look"))
+    looking, outputs = run(agent, st.Due("look", str(agent.count)))
     assert written(outputs) == ["fence"]
     _, outputs = run(looking, st.Looked(False), st.Got(wire.Response("r2", True, {}, None)))
     assert ended(outputs) == [st.Outcome.CANCELLED] and st.Busy(False) in outputs
-    stopping, outputs = run(agent, st.Due("strays"))
+    stopping, outputs = run(agent, st.Due("strays", agent.conversation))
     assert stopping.phase is Phase.STOPPING and st.Kill("strays") in outputs
     assert ended(run(stopping, st.Exited(143))[1]) == [st.Outcome.CANCELLED]
 

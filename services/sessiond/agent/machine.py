@@ -86,7 +86,8 @@ def _lease_ended(d: Draft, e: st.LeaseEnded) -> None:
 
 
 def _looked(d: Draft, e: st.Looked) -> None:
-    d.set(strays=e.strays)
+    if d.agent.phase in ALIVE:
+        d.set(strays=e.strays)
 
 
 def _spawned(d: Draft, _: st.Spawned) -> None:
