@@ -317,10 +317,12 @@ def unclaimed(s: Scene) -> Iterator[None]:
 
 
 def passed_over(s: Scene) -> Iterator[None]:
+    s.take("z")
+    s.withdraw("z")
+    yield
+    yield
     s.take("a")
-    yield
     s.take("b")
-    yield
     s.later(s.wait, "b", 20)
     yield
 
@@ -334,28 +336,27 @@ def lapsed(s: Scene) -> Iterator[None]:
 
 
 def grace_over(s: Scene) -> Iterator[None]:
-    s.lease("z")
+    s.take("z")
+    yield
     s.take("a")
     yield
-    yield
+    s.lease("z")
     s.wait("a")
     yield
 
 
 def recovery(s: Scene) -> Iterator[None]:
-    """The agent does not listen to the interrupt."""
+    """The agent does not listen to the interrupt that follows on the lease's expiry."""
     s.take("a")
     yield
     s.take("b")
     yield
     s.wait("a", 20)
     call = s.later(s.turn, "a", f"deaf {s.session}\n{LONG}")
-    s.started()
-    s.release("a")
     yield
     call.end()
     assert call.told == "lost"
-    assert s.ended("a") == "released"
+    assert s.lost("a") == "expired"
 
 
 A: Final = frozenset({"a"})
@@ -389,5 +390,5 @@ DEADLINES: Final = (
     Event("passed over", "passed-over", passed_over),
     Event("lapsed", "lapsed", lapsed),
     Event("grace over", "absent", grace_over),
-    Event("recovery", "recovery", recovery, A),
+    Event("recovery", "recovery", recovery),
 )

@@ -17,7 +17,7 @@ def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
         *_counts(old, new),
         *_tickets(old, new, extras.taken),
         *_places(old, new),
-        *_lease(old.lease, new.lease, extras.lease),
+        *lease(old.lease, new.lease, extras.lease),
         *_drain(old.drain, new.drain),
         *_open(old.turn, new.turn, extras.turn),
     ]
@@ -84,7 +84,8 @@ def _scores(lock: Lock) -> dict[str, int]:
     return {ticket.id: ticket.score for ticket in lock.tickets.values() if ticket.id != leased}
 
 
-def _lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> Iterable[Command]:
+def lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> Iterable[Command]:
+    """The lease alone. Raises as `diff` does."""
     if old == new:
         return
     if new is None:

@@ -44,10 +44,14 @@ class Writes:
         if granted is not None:
             extras = self._fresh_lease(plan)
         commands = [*self._ends(plan), *self._turn_commands(plan)]
-        stored = extras
-        if granted is None and extras is not None and (left := self._lease_time.hold_left()) is not None:
-            stored = replace(extras, hold_left=round(left, 1))
-        commands += changes.diff(old, plan.lock, self._extras(stored))
+        lease, left = plan.lock.lease, self._lease_time.hold_left()
+        # After a restart `max_hold` runs for the last time: the next owner must know how far it is.
+        kept = lease is not None and lease == old.lease and lease.restarts > 0
+        if granted is None and extras is not None and left is not None and (kept or lease != old.lease):
+            extras = replace(extras, hold_left=float(round(left)))
+        commands += changes.diff(old, plan.lock, self._extras(extras))
+        if kept and extras != self._standing.extras:
+            commands += changes.lease(None, lease, extras)
         agent = self._agent(plan.agent)
         if agent != self._stored_agent:
             commands.append(record.put("agent", agent))

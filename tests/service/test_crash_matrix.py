@@ -30,7 +30,7 @@ LONG = {
     "owner_renew": 0.5, "owner_doubt": 60,
 }  # fmt: skip
 SHORT = {
-    "head_wait": 0.5, "poll_grace": 0.5, "absence": 0.8, "claim_window": 1.5, "lease_ttl": 1.5, "drain_deadline": 1,
+    "head_wait": 0.5, "poll_grace": 0.5, "absence": 4, "claim_window": 3, "lease_ttl": 5, "drain_deadline": 1,
 }  # fmt: skip
 
 
