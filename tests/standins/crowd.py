@@ -99,9 +99,10 @@ class Session:
 def main(url: str, key: str, sessions: str, *numbers: str) -> None:
     crowd = [Session(name, url, key, *map(int, numbers)) for name in sessions.split(",")]
     gevent.joinall([gevent.spawn(one.run) for one in crowd])
-    told: dict[str, Any] = {
-        name: sum((one.told[name] for one in crowd[1:]), crowd[0].told[name]) for name in crowd[0].told
-    }
+    told = crowd[0].told
+    for other in crowd[1:]:
+        for name, value in other.told.items():
+            told[name] += value
     print(json.dumps(told), flush=True)
 
 
