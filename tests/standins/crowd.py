@@ -2,8 +2,8 @@
 
 crowd.py URL KEY SESSIONS HANDLERS ROUNDS GRANTS
 
-In each round a session's handlers share GRANTS leases: take, wait, claim, release; one of them runs a turn. Then they
-rest until the worker is granted, whose turn has no end: the next round's first ticket preempts it. Prints one line of
+In each round a session's handlers share GRANTS leases: take, wait, claim (every fourth; the others are released as they
+are), release; one runs a turn. Then they rest until the worker is granted, whose turn has no end: the next round's first ticket preempts it. Prints one line of
 JSON: {"grants", "turns", "preempted", "twice" (secrets or fences granted twice), "errors"}.
 """
 
@@ -55,13 +55,14 @@ class Session:
     def _call(self, door: Transport, method: str, path: str, body: object = None, secret: str | None = None) -> Any:
         return door.call(method, path, session=self.name, body=body, secret=secret, timeout=WAIT + 10).body
 
-    def _granted(self, door: Transport, ticket: str, holder: str) -> Any:
+    def _granted(self, door: Transport, ticket: str, holder: str, claim: bool = True) -> Any:
         while True:
             told = self._call(door, "POST", f"/tickets/{ticket}/wait", {"holder": holder, "wait": WAIT})
             if told["state"] == "granted":
                 break
         lease = told["lease"]
-        self._call(door, "POST", "/lease/renew", secret=lease["secret"])
+        if claim:
+            self._call(door, "POST", "/lease/renew", secret=lease["secret"])
         self.told["grants"] += 1
         for one in (lease["fence"], lease["secret"]):
             self.told["twice"] += one in self._known
@@ -77,7 +78,7 @@ class Session:
         for n in left:
             name = f"{number}-{n}"
             ticket = self._call(door, "POST", "/tickets", {"kind": "handler", "key": name, "priority": n % 3 + 4})
-            lease = self._granted(door, ticket["id"], name)
+            lease = self._granted(door, ticket["id"], name, claim=n % 4 == 0)
             if n == self._grants // 2 and self._turn(door, lease["secret"], "#say ok") != "completed":
                 raise AssertionError("a handler's turn did not complete")
             self._call(door, "DELETE", "/lease", secret=lease["secret"])
