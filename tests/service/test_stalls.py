@@ -83,7 +83,7 @@ def test_one_that_stood_still_finds_leases_and_places_as_they_were(
     client = service.client()
     ttl = ALONE.get("lease_ttl", 30.0)
     holder = Holding(service.client(), SESSION, "holder", "#tokens 250\n#pace 10ms\n#say through", ttl)
-    assert holder.granted.wait(10)
+    eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION)))
     waiters = []
     for key in ("b", "c"):
         waiters.append(Holding(service.client(), SESSION, key, None, ttl))
@@ -100,7 +100,10 @@ def test_one_that_stood_still_finds_leases_and_places_as_they_were(
     time.sleep(STALL)
     service.go_on()
     eventually(lambda: holder.told is not None, 30, service.log_text)
-    now = client.view(SESSION)
+    told, now = holder.told, client.view(SESSION)
+    assert isinstance(told, TurnResult) and told.outcome in ("completed", "lost"), told
+    ended = [e for e in ledger_of(client) if e["event"] == "ended"]
+    assert ended == []
     assert now["holder"]["fence"] == before["holder"]["fence"] == holder.fence
     assert [t["id"] for t in now["queue"]][: len(before["queue"])] == [t["id"] for t in before["queue"]]
     assert now["epoch"] == before["epoch"]
@@ -113,8 +116,6 @@ def test_one_that_stood_still_finds_leases_and_places_as_they_were(
     assert [e["reason"] for e in entries if e["event"] == "ended"] == ["released"] * 3
     # What nobody waits on has its absence again, and lapses only then.
     assert not [e for e in entries[: _index(entries, "ended")] if e["event"] == "lapsed"]
-    told = holder.told
-    assert isinstance(told, TurnResult) and told.outcome in ("completed", "lost"), told
     assert where == "within-a-step" or (told.outcome, told.text) == ("completed", "through")
     matrix("stalls", stopped="the only sessiond", at=where, seconds=STALL, turn=told.outcome, leases="stand")
 

@@ -3,8 +3,9 @@
 crowd.py URL KEY SESSIONS HANDLERS ROUNDS GRANTS
 
 In each round a session's handlers share GRANTS leases: take, wait, claim (every fourth; the others are released as they
-are), release; one runs a turn. Then they rest until the worker is granted, whose turn has no end: the next round's first ticket preempts it. Prints one line of
-JSON: {"grants", "turns", "preempted", "twice" (secrets or fences granted twice), "errors"}.
+are), release; one runs a turn. Then they rest until the worker is granted, whose turn has no end: the next round's
+first ticket preempts it. Prints one line of JSON: {"grants", "turns", "preempted", "twice" (secrets or fences granted
+twice), "errors"}.
 """
 
 from gevent import monkey
