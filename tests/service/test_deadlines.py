@@ -15,3 +15,14 @@ def test_one_that_has_run_out_is_given_once_and_has_nothing_left() -> None:
     deadlines.restart(keep={"hold": 5.0})
     assert 0 < (deadlines.left("hold") or 0) <= 5
     assert eventually(deadlines.pop_due) == ["lease"]
+
+
+def test_time_in_which_nobody_looked_does_not_count() -> None:
+    """What a timer had left is asked as of the last look; a stall or an outage since then takes nothing of it."""
+    deadlines = Deadlines()
+    deadlines.want({"hold": 60.0})
+    deadlines.pop_due()
+    eventually(lambda: deadlines.unseen() > 0.2)
+    assert (deadlines.left("hold", deadlines.seen) or 0) >= (deadlines.left("hold") or 0) + 0.2
+    deadlines.restart()
+    assert deadlines.unseen() < 0.2

@@ -140,3 +140,17 @@ def test_a_second_writer_is_found_out_and_the_session_taken_anew(sessiond: Start
     assert "single_writer" in service.log_bytes().decode()
     # Versions that no owner wrote into the ledger: the checker misses them, and nothing else.
     assert [name for name, _, _ in verify(client.ledger(SESSION)).violations] == ["single_writer"]
+
+
+def test_a_session_that_cannot_be_read_costs_no_other_its_owner(sessiond: Start, redis_server: Redis) -> None:
+    """Whoever looks for sessions without an owner also renews the others' records."""
+    service = sessiond(scripted_env(owner_renew=0.3))
+    client = service.client()
+    place = client.take(SESSION, key="k")["id"]
+    with redis_library.Redis.from_url(redis_server.url) as redis:
+        redis.set("sessiond:{octo/unreadable}:lease", "no JSON")
+        redis.sadd("sessiond:sessions", "octo/unreadable")
+        eventually(lambda: b"the session cannot be taken" in service.log_bytes())
+        beat = int(redis.hget(f"sessiond:{{{SESSION}}}:meta", "beat"))
+        eventually(lambda: int(redis.hget(f"sessiond:{{{SESSION}}}:meta", "beat")) >= beat + 2)
+    assert [t["id"] for t in client.view(SESSION)["queue"]] == [place]
