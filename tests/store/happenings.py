@@ -1,4 +1,4 @@
-"""What may be asked of a lock in this state, how likely: what is allowed, what comes late, and what is plainly wrong."""
+"""What may be asked of a lock in this state, and how likely: what is allowed, what is late, what is plainly wrong."""
 
 from collections.abc import Iterable
 
@@ -24,7 +24,7 @@ def lock_events(lock: Lock, composed: bool) -> list[ev.Event]:
 
 def _waits(lock: Lock) -> Likely:
     for ticket in lock.tickets.values():
-        yield 1 if ticket.present else 8, ev.Wait(ticket.id, ticket.holder or f"{ticket.id}-1")
+        yield 1 if ticket.present else 6 + 6 * ticket.losses, ev.Wait(ticket.id, ticket.holder or f"{ticket.id}-1")
 
 
 def _wrong(lock: Lock) -> Likely:
@@ -56,31 +56,32 @@ def _of_ticket(lock: Lock, ticket: Ticket) -> Likely:
     present = 2 if ticket.present else 0
     for name in names:
         yield 1, ev.Wait(ticket.id, name)
-    yield 2 if ticket.losses else 0, ev.GiveUp(ticket.id, now)
-    yield present, ev.WaitOver(ticket.id, now)
+    yield 1 if ticket.losses else 0, ev.GiveUp(ticket.id, now)
+    yield 2 * present, ev.WaitOver(ticket.id, now)
     yield present, ev.HangUp(ticket.id, now)
     yield 1, ev.HangUp(ticket.id, names[-1])
-    yield 1, ev.Withdraw(ticket.id, None if ticket.present else now)
+    yield 0 if ticket.losses else 1, ev.Withdraw(ticket.id, None if ticket.present else now)
     yield 1 if ticket.superseded else 0, ev.Withdraw(ticket.id, min(ticket.superseded, default=""))
 
 
 def _of_lease(lock: Lock) -> Likely:
     lease, drain = lock.lease, lock.drain
     fence = lease.fence if lease else lock.fence
-    yield 3 if drain and not drain.forced else 1, ev.ForceRelease(drain.fence if drain else fence)
+    yield 3 if lease or drain else 1, ev.ForceRelease(drain.fence if drain else fence)
     yield 8 if lease and not lease.claimed else 1, ev.Claim(fence)
     yield 10 if lease else 1, ev.Release(fence)
-    yield 20 if lease and lock.turn is None else 1, ev.AcceptTurn(fence, "")
+    yield (20 if lock.turn is None else 4) if lease else 1, ev.AcceptTurn(fence, "")
 
 
-TIMERS = {"grace": 6, "claim": 4, "hold": 3, "ticket-ttl": 1, "absence": 3, "lease": 6, "head-wait": 12}
+TIMERS = {"grace": 8, "claim": 4, "hold": 1, "ticket-ttl": 1, "absence": 2, "lease": 4, "head-wait": 12}
 """How likely each is."""
 
 
 def timers(lock: Lock) -> list[ev.Timer]:
-    """The deadlines that the state asks for, each as often as it is likely."""
-    wanted = sorted(reading.timers(lock, Times()), key=lambda t: (list(TIMERS).index(t.name), t.subject))
-    return [timer for timer in wanted for _ in range(TIMERS[timer.name])]
+    """The deadlines that the state asks for, each as often as it is likely; of tickets that grow too old only one."""
+    wanted = sorted(reading.timers(lock, Times()), key=lambda t: (t.name == "ticket-ttl", t.name, t.subject))
+    old = [timer for timer in wanted if timer.name == "ticket-ttl"]
+    return [timer for timer in wanted if timer not in old[1:] for _ in range(TIMERS[timer.name])]
 
 
 def _of_agent(lock: Lock) -> Likely:

@@ -34,7 +34,8 @@ from store.owned import Fault, Look, Owner, Raw
 from store.puppet import Puppet
 from store.twin import BOOK, Entries, Kept, Twin, read, same, stored, taken_at
 
-FAULTS = (*(None for _ in range(120)), *Fault)
+FAULTS = (*(None for _ in range(100)), *Fault, *(Fault.WRONG_HEAD for _ in range(6)))
+"""Only a step that grants can name a wrong head."""
 NUMBER = some.integers(0, 2**32 - 1)
 AWAY = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE, Fault.LOST_ANSWER, Fault.KILLED_AFTER})
 NEVER_SENT = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE})
@@ -157,7 +158,7 @@ class Histories(RuleBasedStateMachine):
     def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[record.Command]) -> Any:
         session = self.owner.session
         if due is not None and not self.limbo:
-            # The first makes the loop look at its clock: a loop that seems to have stood still gives everybody more time.
+            # The first makes the loop look at its clock: one that seems to have stood still gives everybody more time.
             self.owner.ask(lambda: None)
             session.deadlines.restart(keep={due: 0.0})
             return self.owner.ask(lambda: None)
@@ -198,7 +199,7 @@ class Histories(RuleBasedStateMachine):
         self.loaded(applied, "refused-step", [("refused", {"invariant": invariant})])
 
     def succeeded(self) -> None:
-        """The owner died after a commit whose answer it never had; the step is asked once more, by the dead and later."""
+        """The owner died after a commit whose answer it never had: its step is sent again, at once and too late."""
         dead = self.owner
         assert not dead.session.running and dead.store.last is not None
         assert dead.store.commit(dead.store.last) is Outcome.REPEATED
@@ -216,7 +217,7 @@ class Histories(RuleBasedStateMachine):
         assert self.raw.look() == self.now
 
     def check(self, applied: int, entries: Entries, lives: bool = True) -> None:
-        """`applied`: how many steps were, before; `entries`: what the ledger must say now, apart from turns' records."""
+        """`applied`: how many steps were, before; `entries`: what the ledger must say now, turns' records aside."""
         twin, session = self.twin, self.owner.session
         if lives:
             assert (session.standing.lock, session.standing.agent) == (twin.lock, twin.agent)
@@ -241,6 +242,10 @@ class Histories(RuleBasedStateMachine):
         assert same(plain(told)) == same(entries)
         self.fences(told)
         self.stored(look)
+        if twin.agent.phase is st.Phase.BROKEN:
+            # It rests for some seconds, whatever the settings are; here it shall not get up by itself.
+            rest = ("agent", ("backoff", str(twin.agent.fails)))
+            session.deadlines.restart(keep={rest: 100_000.0})
 
     def read(self, entries: list[dict[str, Any]]) -> None:
         for entry in entries:
@@ -283,12 +288,14 @@ class Histories(RuleBasedStateMachine):
             self.counts[f"{name} {more}" if more else name] += 1
         grants = [name for name, _ in plan.ledger if name in ("ended", "granted")]
         self.counts["handoffs"] += grants == ["ended", "granted"]
-        self.counts["turns over"] += sum(isinstance(o, st.TurnOver) for o in plan.outputs)
+        for output in plan.outputs:
+            if isinstance(output, st.TurnOver):
+                self.counts[f"turns {output.outcome.value}"] += 1
 
     # ---- what happens ------------------------------------------------------------------------
 
     def pick(self, data: some.DataObject, options: Sequence[Any]) -> Any:
-        """One of them, each as likely: what Hypothesis draws it likes to draw again, which here would mean nothing new."""
+        """One of them, each as likely. Hypothesis likes to draw again what it drew, which here tries nothing new."""
         self.picks += 1
         chosen = random.Random(f"{data.draw(NUMBER)} {self.picks}").choice(options)
         note(f"{chosen}")
@@ -301,7 +308,7 @@ class Histories(RuleBasedStateMachine):
         late = [timer for timer in self.seen if timer not in reading.timers(self.twin.lock, Times())]
         words = [(what, event) for weight, what, event in self.puppet.words() for _ in range(weight)]
         likely = {
-            "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 24 if words else 0,
+            "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 40 if words else 0,
             "told": int(self.composed), "mishap": 0 if self.behind else 1,
         }  # fmt: skip
         what = self.pick(data, [what for what, weight in likely.items() for _ in range(weight)])
@@ -409,7 +416,10 @@ class Histories(RuleBasedStateMachine):
         old.owners.release(self.name, old.session.commits.epoch)
         self.unchanged()
         assert old.session.closed is not None
-        assert (old.session.closed.type, old.session.closed.extra["owner_url"]) == ("not-owner", self.owner.settings.url)
+        assert (old.session.closed.type, old.session.closed.extra["owner_url"]) == (
+            "not-owner",
+            self.owner.settings.url,
+        )
         old.close()
         self.counts["takeovers"] += 1
 

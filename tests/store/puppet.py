@@ -98,7 +98,7 @@ class Puppet:
                 self.alive, self.launched = True, False
             case "gone", _:
                 self.__init__()  # type: ignore[misc]
-            case ("reply" | "no"), _:
+            case (("reply" | "no"), _):
                 self.replies.pop(0)
             case "line", _:
                 self.script.pop(0)
