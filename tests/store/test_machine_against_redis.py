@@ -18,21 +18,22 @@ from store.histories import Histories
 from store.owned import Fault, Owner, Raw
 
 H = Kind.HANDLER
-SEEDS = range(1, 5) if FULL else range(1, 2)
-EXAMPLES = 25 if FULL else 15
+NUMBERS = range(1, 5) if FULL else range(1, 2)
+EXAMPLES = 20 if FULL else 10
 STEPS = 100
+PARTS = 4
 OFTEN = {
-    "histories": 10, "granted": 40, "granted skipping": 10, "handoffs": 10, "back": 15, "superseded": 5, "lapsed": 5,
-    "passed-over": 2, "draining": 10, "drained closed": 5, "drained reaped": 3, "late timers": 10,
-    "ended preempted": 3, "ended expired": 5, "ended unclaimed": 5, "ended hold-limit": 2, "ended released": 5,
-    "ticket-ended too-old": 5, "ticket-ended withdrawn": 5, "turns completed": 1, "turns cancelled": 2,
-    "refused: NoTicket": 10, "refused: NotHeld": 20, "refused: Superseded": 1, "crashes": 2, "handovers": 1,
-    "takeovers": 1, "reaped after a restart": 2, "restored": 4, "repeated": 1, "script forgotten": 2,
+    "histories": 10, "granted": 30, "granted skipping": 5, "handoffs": 10, "back": 10, "superseded": 5, "lapsed": 5,
+    "passed-over": 2, "draining": 10, "drained closed": 5, "drained reaped": 2, "late timers": 10,
+    "ended preempted": 3, "ended expired": 4, "ended unclaimed": 4, "ended hold-limit": 2, "ended released": 5,
+    "ended forced": 1, "ticket-ended too-old": 5, "ticket-ended withdrawn": 5, "turns completed": 1,
+    "turns cancelled": 2, "refused: NoTicket": 10, "refused: NotHeld": 20, "refused: Superseded": 1, "crashes": 2,
+    "handovers": 1, "takeovers": 1, "reaped after a restart": 2, "restored": 4, "repeated": 1, "script forgotten": 1,
     "steps that must not be": 4, "does not fit: NotHead": 1, **{f"fault: {fault.value}": 1 for fault in Fault},
 }  # fmt: skip
 """How often each must have happened in a test, at the least: what never happens is not tried."""
 AT_ALL = (
-    "ended forced", "ended withdrawn", "ticket-ended lost-thrice", "turns lost", "turns failed", "refused: KindMismatch",
+    "ended withdrawn", "ticket-ended lost-thrice", "turns lost", "turns failed", "refused: KindMismatch",
     "refused: TurnOpen", "does not fit: Ahead", "does not fit: Behind",
 )  # fmt: skip
 """What is rarer: for the longer tests only."""
@@ -46,12 +47,8 @@ def server() -> Iterator[Redis]:
     made.close()
 
 
-@pytest.mark.parametrize("number", SEEDS)
-def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
-    number: int, server: Redis, tmp_path: Path, figures: Callable[[str], None]
-) -> None:
-    counts: Counter[str] = Counter()
-    histories = seed(number)(type("Histories", (Histories,), {"server": server, "place": tmp_path, "counts": counts}))
+def run(number: int, server: Redis, place: Path, counts: Counter[str]) -> None:
+    histories = seed(number)(type("Histories", (Histories,), {"server": server, "place": place, "counts": counts}))
     run_state_machine_as_test(
         histories,
         settings=settings(
@@ -59,9 +56,23 @@ def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
-    figures(", ".join(f"{what} {counts[what]}" for what in sorted(counts)))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
+    number: int, server: Redis, tmp_path: Path, figures: Callable[[str], None]
+) -> None:
+    """The seeds are fixed: a failure comes again. More histories follow until all has happened that must be tried."""
     wanted = OFTEN | dict.fromkeys(AT_ALL, 1) if FULL else OFTEN
-    assert {what: counts[what] for what, times in wanted.items() if counts[what] < times} == {}
+    counts: Counter[str] = Counter()
+    missing: dict[str, int] = {}
+    for part in range(PARTS):
+        run(number * PARTS + part, server, tmp_path, counts)
+        missing = {what: counts[what] for what, times in wanted.items() if counts[what] < times}
+        if not missing:
+            break
+    figures(", ".join(f"{what} {counts[what]}" for what in sorted(counts)))
+    assert missing == {}
 
 
 # ---- what these histories found, each by itself ------------------------------------------------
