@@ -76,7 +76,7 @@ class Steps:
         was_away = False
         if written.commands or commands or plan.ledger or must:
             self._snapshot(plan)
-            was_away = self._push([*written.commands, *commands], plan, written.grant)
+            was_away = self._push([*commands, *written.commands], plan, written.grant)
         self._standing.extras = written.extras
         self._adopt(plan, must)
         if plan.lock.turn is not None and old.turn is None:

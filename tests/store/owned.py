@@ -187,22 +187,22 @@ class Raw:
         self.base = f"sessiond:{{{name}}}:"
 
     def _keys(self) -> list[str]:
-        return sorted(self.redis.scan_iter(match=f"{self.base}*", count=1_000))
+        return sorted(self.redis.keys(f"{self.base}*"))
 
     def look(self) -> Look:
         fixed = ("meta", "queue", "tickets", "ledger")
         names = [n for n in (k.removeprefix(self.base) for k in self._keys()) if n not in fixed]
-        with self.redis.pipeline() as pipe:
+        with self.redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(f"{self.base}meta")
             pipe.zrange(f"{self.base}queue", 0, -1, withscores=True)
             pipe.hgetall(f"{self.base}tickets")
             pipe.xlen(f"{self.base}ledger")
             pipe.xrevrange(f"{self.base}ledger", count=1)
-            for name in names:
-                pipe.get(f"{self.base}{name}")
-            meta, queue, tickets, length, last, *strings = pipe.execute()
+            pipe.mget([f"{self.base}{name}" for name in names] or ["none"])
+            meta, queue, tickets, length, last, strings = pipe.execute()
         scores = {ticket: int(score) for ticket, score in queue}
-        return Look(meta, scores, tickets, dict(zip(names, strings, strict=True)), (length, last[0][0] if last else ""))
+        kept = dict(zip(names, strings, strict=False))
+        return Look(meta, scores, tickets, kept, (length, last[0][0] if last else ""))
 
     def entries(self, after: str = "") -> list[dict[str, Any]]:
         """The ledger's entries behind this id, as HTTP gives them but for `at`."""

@@ -55,21 +55,35 @@ class Puppet:
         """What may come next; nothing from a process that is not there."""
         if not (self.launched or self.alive):
             return []
-        if self.dying or not self.alive:
-            end = st.Exited(0 if self.alive else None, "" if self.dying else "cannot start")
-            return [(4 if self.dying else 1, "gone", end)] + ([] if self.alive else [(5, "spawned", st.Spawned())])
-        found: list[Word] = [(1, "gone", st.Exited(1, "died")), (1, "garbage", st.Garbage("no JSON"))]
+        if self.dying:
+            return [(4, "gone", st.Exited(0 if self.alive else None)), *self._spawning(1)]
+        if not self.alive:
+            return [*self._spawning(8), (1, "gone", st.Exited(None, "cannot start"))]
+        return [*self._usual(), *self._odd()]
+
+    def _spawning(self, weight: int) -> list[Word]:
+        return [] if self.alive else [(weight, "spawned", st.Spawned())]
+
+    def _usual(self) -> list[Word]:
+        found: list[Word] = []
         if self.replies:
-            found.append((18, "reply", self.replies[0]))
-            found.append((1, "no", self._refusal()))
+            found.append((20, "reply", self.replies[0]))
         if self.script:
-            found.append((18, "line", self.script[0]))
+            found.append((20, "line", self.script[0]))
             if self.interrupted:
-                found.append((18, "obeys", st.Got(wire.Lifecycle(self.uuid, "cancelled"))))
-        else:
-            found.append((1, "by itself", st.Got(wire.StateChanged("running"))))
+                found.append((20, "obeys", st.Got(wire.Lifecycle(self.uuid, "cancelled"))))
+        return found
+
+    def _odd(self) -> list[Word]:
         tasks = frozenset() if self.tasks else frozenset({"b1"})
-        found.append((2, "tasks", st.Got(wire.Tasks(tasks))))
+        found: list[Word] = [
+            (1, "gone", st.Exited(1, "died")), (1, "garbage", st.Garbage("no JSON")),
+            (4 if self.tasks else 1, "tasks", st.Got(wire.Tasks(tasks))),
+        ]  # fmt: skip
+        if self.replies:
+            found.append((1, "no", self._refusal()))
+        if not self.script:
+            found.append((1, "by itself", st.Got(wire.StateChanged("running"))))
         return found
 
     def _refusal(self) -> st.Event:

@@ -38,6 +38,8 @@ class Twin:
     lock: Lock = field(default_factory=Lock)
     agent: st.Agent = field(default_factory=lambda: st.Agent("none"))
     kept: dict[str, Kept] = field(default_factory=dict)
+    opened: str | None = None
+    """The turn whose record is open; with an agent that sleeps only its end by an owner's restart is recorded."""
     life: int = 0
     """The number of the present owner."""
 
@@ -75,10 +77,18 @@ class Twin:
                 case st.TurnStarted(turn=turn):
                     self.keep(f"turn:{turn}", state="started")
                 case st.TurnOver(turn=turn, outcome=outcome):
-                    self.keep(f"turn:{turn}", state="closed", outcome=outcome.value)
+                    self.close(turn, outcome.value)
                     told = True
-                case st.Gone() if not told and self.lock.turn is not None and plan.lock.turn is None:
-                    self.keep(f"turn:{self.lock.turn}", state="closed", outcome="lost")
+                case st.Gone() if not told and self.opened is not None and plan.lock.turn is None:
+                    self.close(self.opened, "lost")
+
+    def accept(self, turn: str, fence: int) -> None:
+        self.opened = turn
+        self.keep(f"turn:{turn}", state="accepted", fence=fence)
+
+    def close(self, turn: str, outcome: str) -> None:
+        self.opened = None
+        self.keep(f"turn:{turn}", state="closed", outcome=outcome)
 
     def absences(self) -> Entries:
         """Redis is back: presence and passed-over marks are forgotten."""
@@ -90,6 +100,7 @@ class Twin:
         """A new owner, or the same one after a step that must not be, takes the stored state."""
         lock = machine.restarted(self.lock)
         self.lock = replace(lock, fence=max(lock.fence, epoch * FENCES_PER_EPOCH))
+        self.opened = lock.turn
         old = self.agent
         self.agent = st.Agent(
             old.conversation, old.generation, old.known, cwd, old.default_model, leased=lock.lease is not None
