@@ -18,7 +18,7 @@ class Row:
     """Of the first turn."""
     outcome: str
     reason: str | None = None
-    """Of the first turn: how it begins."""
+    """Of the first turn: a pattern for its beginning."""
     end: str = ITSELF
     """What ends the first turn: by itself, or else by this, at `moment`."""
     moment: str = "turn-started"
@@ -191,4 +191,4 @@ def exits(code: int) -> tuple[Row, ...]:
 
 EXITS = tuple(row for code in (0, 1, 137) for row in exits(code))
 HUGE = Row("66 MB without a line end", "in turn", at("text raw=huge silent"), "lost",
-           "agent exited with 143: sessiond: ", why=(died(143),))  # fmt: skip
+           r"agent exited with \d+: sessiond: its output", why=({"event": "agent-reaped", "why": "died"},))  # fmt: skip

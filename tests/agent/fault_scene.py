@@ -132,8 +132,7 @@ class Scene:
         self._check_first()
         row, following = self.row, self.next
         self._is("next", following and (following.outcome, following.text), ("completed", f"next of {self.session}"))
-        self._is("refused", (self.refused or "")[: len(row.broken or "")], row.broken or "")
-        self._is("refused at all", self.refused is not None, row.broken is not None)
+        self._check_broken()
         self._is("recoveries", [e["reason"] for e in self._all("recovery")], [row.recovery] if row.recovery else [])
         self._is("refused steps", [e["detail"] for e in self._all("refused")], [])
         self._is("violations", verify(self.entries).violations, [])
@@ -158,11 +157,24 @@ class Scene:
             return
         told = self.told[0]
         self._is("outcome", told.outcome, row.outcome)
-        self._is("reason", (told.reason or "")[: len(row.reason or "")], row.reason or "")
+        if not re.match(row.reason or "$", told.reason or ""):
+            self.wrong.append(f"reason: {told.reason}, expected {row.reason}")
         self._is("text", told.text, row.text if row.outcome == "completed" else "")
         self._is("generation", told.conversation["generation"], row.generation)
         closed = [(e["outcome"], e["reason"]) for e in self._all("turn-closed") if e["turn"] == told.turn]
         self._is("turn-closed", closed, [(told.outcome, told.reason)])
+
+    def _check_broken(self) -> None:
+        """503 with the reason, unless this machine was so slow that the agent had rested before it was asked."""
+        broken = self._all("agent-broken")
+        self._is("broken", [bool(re.match(self.row.broken or "$", e["why"])) for e in broken], [True] * len(broken))
+        self._is("broken at all", len(broken), 0 if self.row.broken is None else 1)
+        if self.refused is not None:
+            self._is("refused", [self.refused], [e["why"] for e in broken])
+        elif broken:
+            asked = self._all("turn-accepted")[1]
+            rested = (_ms(asked) - _ms(broken[0])) / 1000
+            self._is("rested", rested >= broken[0]["rest_seconds"] - 0.1, True)
 
     def _check_order(self) -> None:
         """Ended by the deadline, reaped, only then granted."""
@@ -185,10 +197,17 @@ class Scene:
                 if e["event"] in ("fault", "agent-reaped") and e.get("why") != "shutdown"]  # fmt: skip
         heard = [e["event"] for e in self.entries if e["event"] in ("foreign", "denied", "agent-broken", "drained")]
         why = dict.fromkeys([*ends, *heard])
+        following = self.next.outcome if self.next else "none"
+        refused = f"503, {'rest' if self.row.rests else 'restart'}, " if self.refused else ""
         matrix(
             "faults", fault=self.row.fault, when=self.row.when,
             first=f"{first.outcome} {first.reason or ''}"[:44] if first else "none",
             recovery=", ".join(e["reason"] for e in self._all("recovery")) or "none",
-            next=(f"503, {'rest' if self.row.rests else 'restart'}, " if self.refused else "") + (self.next.outcome if self.next else "none"),
+            next=refused + following,
             ledger=", ".join(why), as_said="; ".join(self.wrong)[:60] or "yes",
         )  # fmt: skip
+
+
+def _ms(entry: dict[str, Any]) -> int:
+    """When Redis took it, in milliseconds."""
+    return int(entry["id"].partition("-")[0])

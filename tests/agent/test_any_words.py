@@ -19,7 +19,7 @@ from sessiond.lock.state import Lock
 from size import FULL
 
 STEPS = 150
-SEEDS = 3_000 if FULL else 300
+SEEDS = 900 if FULL else 150
 
 
 class Play:

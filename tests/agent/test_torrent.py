@@ -13,7 +13,7 @@ from size import FULL
 
 SESSION = "octo/hello"
 MB = 2**20
-SENT, LINES = (100 * MB, 400_000) if FULL else (30 * MB, 60_000)
+SENT, LINES = (64 * MB, 150_000) if FULL else (20 * MB, 60_000)
 """Enough is one or the other."""
 GROWTH = 60 * MB
 TIMES = {"drain_deadline": 120.0, "claim_window": 60.0, "not_taken": 60.0}
