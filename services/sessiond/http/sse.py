@@ -27,6 +27,8 @@ def turn_response(stream: Stream) -> Response:
 
 
 def _turn(stream: Stream) -> Iterator[bytes]:
+    # The headers go out with the first bytes: who is to cancel a turn must have its id before the agent says anything.
+    yield b": accepted\n\n"
     for name, data in stream:
         yield b": beat\n\n" if name == "beat" else event(name, data)
 
