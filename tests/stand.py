@@ -79,7 +79,7 @@ class Stand:
 
     def left(self) -> list[str]:
         """What still runs of the tree, as it was, and of the strays, wherever they are."""
-        return [str(p) for p in self._tree if alive(p)] + sorted(self.strays.found().values())
+        return [f"pid {p.pid}" for p in self._tree if alive(p)] + sorted(self.strays.found().values())
 
     def next_turn(self) -> list[str]:
         """A handler's turn; what of the old tree lived when its agent had answered."""
@@ -99,6 +99,5 @@ class Stand:
             elif entry["event"] == "agent-reaped":
                 running = False
                 whys.append(entry["why"])
-        assert len(self.events("agent-starting")) > 1
         assert verify(self.ledger()).violations == []
-        return str(whys[0])
+        return str(whys[0]) if whys else "kept"

@@ -18,11 +18,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
+import gevent
 import psutil
 import pytest
+from gevent.event import Event
 
 import strace
 from servers import SERVICES, Model, Sessiond, alive, claude_env, eventually, scripted_env
+from sessiond.agent.process import AgentProcess
 from sessiond.client import Client, SessiondError
 from sessiond.verify import verify
 from size import FULL
@@ -40,15 +43,19 @@ traced = pytest.mark.skipif(strace.why_not() is not None, reason=strace.why_not(
 class Storm:
     """Callers on some sessions, and for each an operator who ends the turns and leases that he finds."""
 
-    ENOUGH: Final = {"turn": 8, "big": 1, "preempted": 1, "cancel": 1, "force": 1, "restart": 1, "look": 2}
+    ENOUGH: Final = {"turn": 8, "big": 1, "cut": 2, "preempted": 1, "cancel": 1, "force": 1, "restart": 1, "look": 2}
 
     def __init__(self, service: Sessiond, sessions: list[str], big: int) -> None:
         self._service, self._sessions, self._big = service, sessions, big
         self._over = threading.Event()
         self._at_work = {session: threading.Event() for session in sessions}
         self.done: Counter[str] = Counter()
-        """What was done: turns completed, big ones among them, workers' turns preempted, each of the operator's acts;
+        """What was done: turns completed, big ones among them, others of those cut while they were being written,
+        workers' turns preempted, each of the operator's acts;
         `look`: every process's open files were looked at, and only the owner and its agent had the agent's stdin."""
+
+        self.others: list[Any] = []
+        """Who else had an agent's stdin open when that was looked at last."""
 
     def run(self, seconds: float) -> None:
         """For so long, and until there was enough of everything."""
@@ -60,7 +67,7 @@ class Storm:
         try:
             ends = time.monotonic() + seconds
             while time.monotonic() < ends or any(self.done[what] < n for what, n in self.ENOUGH.items()):
-                assert time.monotonic() < ends + 60, f"not enough of everything: {self.done}"
+                assert time.monotonic() < ends + 60, f"not enough: {self.done}, {self.others}"
                 for session in self._sessions:
                     self._look(session)
         finally:
@@ -76,11 +83,12 @@ class Storm:
             self._lease(session, dice, "worker", ["#tokens 1000\n#pace 5ms"] * 3, key="w")
 
     def _handler(self, session: str, dice: random.Random) -> None:
+        kinds = cycle([[], ["#tokens 300\n#pace 5ms"], ["#say one", "#say two"], ["#say three"]])
         while not self._over.wait(dice.uniform(0.0, 0.3)):
             if dice.random() < 0.5:
                 self._at_work[session].wait(20)
             big = "#say big\n" + "xü-" * (dice.randrange(self._big // 2, self._big) // 4)
-            prompts = dice.choice([[big], ["#tokens 300\n#pace 5ms"], ["#say one", "#say two"], ["#say three"]])
+            prompts = next(kinds) or [big, big]
             self._lease(session, dice, "handler", prompts, priority=dice.randrange(10))
 
     def _lease(self, session: str, dice: random.Random, kind: str, prompts: list[str], **more: Any) -> None:
@@ -91,7 +99,12 @@ class Storm:
                 for prompt in prompts:
                     if self._over.is_set():
                         return
-                    result = lease.turn(prompt, model=dice.choice(MODELS)).result()
+                    turn = lease.turn(prompt, model=dice.choice(MODELS))
+                    if len(prompt) > 2**16 and dice.random() < 0.5:
+                        eventually(lambda turn=turn: self._begun(session, turn.id), 60)
+                        lease.cancel_turn(turn.id)
+                        self.done["cut"] += 1
+                    result = turn.result()
                     self.done["turn"] += result.completed
                     self.done["big"] += result.completed and len(prompt) > 2**16
                     self.done["preempted"] += result.reason == "preempted"
@@ -100,6 +113,10 @@ class Storm:
         finally:
             if kind == "worker" and not self._over.is_set():
                 self._at_work[session].clear()
+
+    def _begun(self, session: str, turn: str) -> bool:
+        view = self._service.client().view(session)
+        return view["turn"] != turn or view["agent"]["state"] == "in_turn"
 
     def _operator(self, session: str, dice: random.Random) -> None:
         client, ended = self._service.client(), None
@@ -146,6 +163,7 @@ class Storm:
 
         def so() -> bool:
             seen[:] = holders(pipe)
+            self.others = [one for one in seen if one not in expected]
             return seen == expected or (agent, "reads") not in seen
 
         eventually(so, 20, lambda: f"{seen} have the stdin of {agent}, whose owner is {worker.pid}")
@@ -363,6 +381,32 @@ def test_one_thread_writes_whole_lines_each_after_its_step(sessiond: Start, tmp_
 @pytest.mark.skipif(not FULL, reason="of the full form")
 def test_one_thread_writes_to_the_real_claude(sessiond: Start, model: Model, tmp_path: Path, figures: Figures) -> None:
     storm(sessiond, claude_env(model), tmp_path, 2, 60.0, 300_000, figures)
+
+
+# ---- one line after the other -------------------------------------------------------------------
+
+
+def test_a_line_waits_for_the_rest_of_the_one_before() -> None:
+    """Also when the pipe has room again: the agent reads a part of the first line, and stands still."""
+    heard: list[bytes] = []
+    command, ended = ["sh", "-c", "head -c 20000; kill -STOP $$; exec cat"], Event()
+    env = {"PATH": os.environ["PATH"]}
+    process = AgentProcess.spawn(command, Path("/"), env, heard.extend, lambda *_: ended.set())
+    try:
+        long, short = b"x" * 10**6, b"interrupt"
+        process.write(long + b"\n")
+        agent = psutil.Process(process.guard.agent_pid)
+        # Not gevent's to wait: nothing else may be written meanwhile.
+        eventually(lambda: agent.status() == psutil.STATUS_STOPPED, 20)
+        process.write(short + b"\n")
+        agent.resume()
+        with gevent.Timeout(20):
+            while len(heard) < 2:
+                gevent.sleep(0.01)
+        assert heard == [long, short]
+    finally:
+        process.stop()
+        assert ended.wait(20)
 
 
 # ---- and in the code ----------------------------------------------------------------------------

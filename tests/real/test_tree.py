@@ -4,12 +4,16 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from servers import Model, Sessiond, claude_env
+import pytest
+
+from servers import Model, Sessiond, claude_env, eventually
+from size import FULL
 from stand import Stand
 from strays import WAYS
 
 Start = Callable[..., Sessiond]
 Row = Callable[..., None]
+full = pytest.mark.skipif(not FULL, reason="of the full form")
 
 
 def bash(command: str) -> str:
@@ -36,6 +40,7 @@ ENDS = {
 }
 
 
+@full
 def test_the_tree_of_the_real_agent_is_gone_before_the_next_one(sessiond: Start, model: Model, matrix: Row) -> None:
     service = sessiond(claude_env(model, SESSIOND_DRAIN_DEADLINE="0.001"))
 
@@ -62,9 +67,24 @@ def test_an_agent_that_is_kept_is_alone(sessiond: Start, model: Model, matrix: R
         stand = Stand(service, f"octo/{name.replace(' ', '-')}", tool, ways)
         stand.until_turn_over()
         forced(stand)
-        left = stand.next_turn()
-        kept = not stand.events("agent-reaped")
-        why = "kept" if kept else stand.check()
+        left = [one for one in stand.next_turn() if one in WAYS]
+        why = stand.check()
         matrix("trees", end=f"claude: background task, forced, {name}", why=why, children=len(ways), left=left or 0)
-        assert kept == (ways == ("foreground",)) and (kept or why == "strays")
-        assert [left for left in stand.left() if "claude" not in left and "python" not in left] == []
+        assert (left, why) == ([], "kept" if ways == ("foreground",) else "strays")
+
+
+@full
+@pytest.mark.parametrize("end", ["SIGTERM", "kill -9 of master and worker"])
+def test_the_tree_of_the_real_agent_ends_with_its_owner(sessiond: Start, model: Model, matrix: Row, end: str) -> None:
+    service = sessiond(claude_env(model))
+    stand = Stand(service, "octo/hello", bash)
+    if end == "SIGTERM":
+        service.terminate()
+        assert stand.left() == []
+    else:
+        service.kill9()
+        eventually(lambda: not stand.left(), 10, lambda: f"the guard ends its tree: {stand.left()}")
+    service.start()
+    left, why = stand.next_turn(), stand.check()
+    matrix("trees", end=f"claude: {end}", why=why, children=len(WAYS), left=", ".join(left) or 0)
+    assert left == []

@@ -20,7 +20,7 @@ from sessiond.agent.progress import advance
 from sessiond.agent.state import Agent, Phase
 from sessiond.lock.rules import Times
 
-LOOK_AGAIN: Final = 0.1
+LOOK_AGAIN: Final = 0.05
 STRAYS_END: Final = 1.0
 """Seconds that what a cancelled tool started has for its end; then the process is ended, and all of it."""
 
