@@ -136,6 +136,8 @@ DOCTORED: list[Doctored] = [
     ("one_holder_per_lease", [taken("a", 1), granted("a", 1, 1)]),
     ("no_place_lost", [*HELD, [ended("a", 1, "unclaimed"), ("back", {"ticket": "a", "score": score(9, "handler")})]]),
     ("no_place_lost", [*HELD, ended("a", 1, "unclaimed")]),
+    ("no_place_lost", [*HELD, *[[ended("a", n, "unclaimed"), BACK] if lost else [present("a"), granted("a", n + 1, 1)]
+        for n in (1, 2, 3) for lost in (True, False)][:-1]]),
     ("no_place_lost", [taken("a", 1), over("a", "forced")]),
     ("no_place_lost", [taken("a", 1), taken("a", 2)]),
     ("no_place_lost", [taken("a", 1), ("snapshot", EMPTY)]),
