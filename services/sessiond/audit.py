@@ -1,6 +1,6 @@
 """Reads what the owner loops wrote into the ledgers, and counts what is against the rules.
 
-It is no part of a grant: it reads the ledger as anybody can, through verify.py, which shares no code with the machine.
+It is no part of a grant: it reads the ledger as anybody can, through verify, which shares no code with the machines.
 One greenlet for all sessions; a session is read only when it has made steps.
 """
 

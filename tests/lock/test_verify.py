@@ -1,6 +1,5 @@
 """The ledger's checker objects to each doctored ledger by the invariant's name and entry, and to no honest one."""
 
-import copy
 import random
 import re
 import sys
@@ -33,7 +32,7 @@ def entries_of(*steps: Said | list[Said]) -> Entries:
     return found
 
 
-SEEDS = range(60 if FULL else 8)
+SEEDS = range(40 if FULL else 8)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -136,6 +135,8 @@ DOCTORED: list[Doctored] = [
     ("one_holder_per_lease", [taken("a", 1), granted("a", 1, 1)]),
     ("no_place_lost", [*HELD, [ended("a", 1, "unclaimed"), ("back", {"ticket": "a", "score": score(9, "handler")})]]),
     ("no_place_lost", [*HELD, ended("a", 1, "unclaimed")]),
+    ("no_place_lost", [*HELD, *[[ended("a", n, "unclaimed"), BACK] if lost else [present("a"), granted("a", n + 1, 1)]
+        for n in (1, 2, 3) for lost in (True, False)][:-1]]),
     ("no_place_lost", [taken("a", 1), over("a", "forced")]),
     ("no_place_lost", [taken("a", 1), taken("a", 2)]),
     ("no_place_lost", [taken("a", 1), ("snapshot", EMPTY)]),
@@ -247,7 +248,7 @@ def test_what_redis_lost_is_no_fault_once_it_is_written_back() -> None:
 # ---- honest ledgers, doctored at random ------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4 if FULL else 1))
+@pytest.mark.parametrize("seed", range(3 if FULL else 1))
 def test_single_doctorings_of_an_honest_ledger_are_noticed(seed: int, figures: Callable[[str], None]) -> None:
     found = shares(random_history(100 + seed, 200), 60 if FULL else 15, seed)
     figures("noticed: " + ", ".join(f"{name} {n}/{of}" for name, (n, of) in found.items()))
@@ -258,12 +259,12 @@ def test_single_doctorings_of_an_honest_ledger_are_noticed(seed: int, figures: C
 JUNK = (None, "x", "", -1, 1.5, [], {}, [1], {"id": 1}, True, 2**70, "9" * 40, float("inf"))
 
 
-@pytest.mark.parametrize("seed", range(8 if FULL else 2))
+@pytest.mark.parametrize("seed", range(4 if FULL else 2))
 def test_whatever_a_field_has_it_is_read_or_refused_in_one_way(seed: int) -> None:
     dice, honest = random.Random(seed), random_history(seed, 150)
     refused: Counter[bool] = Counter()
     for _ in range(400 if FULL else 150):
-        entries = copy.deepcopy(honest)
+        entries = [dict(e) for e in honest]
         entry = dice.choice(entries)
         field = dice.choice(list(entry))
         if dice.random() < 0.3:

@@ -56,8 +56,7 @@ def test_a_grant_over_a_handler_is_counted_as_inversion_and_misorder(
     eventually(read, 5, "the ledger is read on")
     found = counted(service)
     del found["sessiond_ledger_checked_total"]
-    assert found == {
-        "sessiond_inversions_total": 1, "sessiond_misorders_total": 1,
-        "no_worker_while_handler_in_queue": 1, "handler_fifo": 1,
-    }  # fmt: skip
-    assert "the ledger breaks a rule" in service.log_text()
+    assert (found.pop("sessiond_inversions_total"), found.pop("sessiond_misorders_total")) == (1, 1)
+    # Nobody waits on what is granted there, and who forges steps gives them no version of their own.
+    assert found.keys() >= {"no_worker_while_handler_in_queue", "handler_fifo", "one_holder_per_lease", "single_writer"}
+    assert sum(found.values()) == service.log_bytes().count(b"the ledger breaks a rule"), "each is counted once"

@@ -63,7 +63,7 @@ def _skipped(r: State, e: Entry, place: Place) -> None:
 
 
 def claimed(r: State, e: Entry) -> None:
-    if r.lease is None or r.lease.fence != e["fence"] or r.lease.claimed:
+    if r.lease is None or (r.lease.fence, r.lease.ticket) != (e["fence"], e["ticket"]) or r.lease.claimed:
         r.wrong("release_only_by_owner", f"lease {e['fence']} is claimed and does not live unclaimed")
     else:
         r.lease.claimed = True

@@ -33,6 +33,7 @@ class Turn:
 
     id: str
     fence: int | None
+    kind: str | None = None
     started: bool | None = None
     interrupted: bool | None = None
 

@@ -20,7 +20,7 @@ def accepted(r: State, e: Entry) -> None:
         r.wrong("single_writer", f"{turn} is accepted under fence {fence}, {r.lease and r.lease.fence} lives")
     elif (r.lease.ticket, r.lease.kind) != (e["ticket"], e["kind"]):
         r.wrong("one_holder_per_lease", f"{turn} is {e['ticket']}'s, the lease is {r.lease.ticket}'s")
-    r.turn = Turn(turn, fence, started=False, interrupted=False)
+    r.turn = Turn(turn, fence, e["kind"], started=False, interrupted=False)
 
 
 def started(r: State, e: Entry) -> None:
@@ -54,6 +54,8 @@ def closed(r: State, e: Entry) -> None:
         return
     if turn.fence is not None and turn.fence != e["fence"]:
         r.wrong("result_belongs_to_its_turn", f"{turn.id} is closed under fence {e['fence']}, not {turn.fence}")
+    if turn.kind not in (None, e["kind"]):
+        r.wrong("result_belongs_to_its_turn", f"{turn.id} is closed as a {e['kind']}'s, not a {turn.kind}'s")
     wrong = _wrong_outcome(r, e, turn)
     if wrong is not None:
         r.wrong(*wrong)
