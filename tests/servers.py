@@ -234,7 +234,7 @@ class Sessiond:
         self._process = subprocess.Popen(command, env=env, stdout=self.log_file, stderr=self.log_file)
         self.pid = self._process.pid
         if wait:
-            eventually(self.ready, 20, f"sessiond ready: {self.log_text()}")
+            eventually(self.ready, 60, lambda: f"sessiond ready: {self.log_text()}")
 
     def ready(self) -> bool:
         if self._process.poll() is not None:
