@@ -252,7 +252,11 @@ class Sessiond:
         self._process = subprocess.Popen(command, env=env, stdout=self.log_file, stderr=self.log_file)
         self.pid = self._process.pid
         if wait:
-            eventually(self.ready, 20, f"sessiond ready: {self.log_text()}")
+            try:
+                eventually(self.ready, 60, lambda: f"sessiond ready: {self.log_text()}")
+            except AssertionError:
+                self.terminate()  # nobody else has it yet
+                raise
 
     def ready(self) -> bool:
         if self._process.poll() is not None:

@@ -82,7 +82,7 @@ class Stack:
     def up(self, replicas: int = 3, *, build: bool = False) -> None:
         more = ["--build"] if build else []
         scale = ["--scale", f"webhook={replicas}", "--scale", f"handler={replicas}"]
-        self.compose("up", "-d", "--wait", "--wait-timeout", "180", *more, *scale)
+        self.compose("up", "-d", "--wait", "--wait-timeout", "300", *more, *scale)
 
     def python(self, service: str, source: str, *words: str) -> str:
         """What a script prints that runs in this service's container."""
