@@ -153,7 +153,7 @@ class Histories(RuleBasedStateMachine):
             self.unchanged()
             self.counts[f"refused: {type(expected).__name__}"] += 1
         else:
-            self.committed(applied, events, hit, due is not None, front, then)
+            self.committed(applied, events, hit, front, then)
 
     def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[record.Command]) -> Any:
         session = self.owner.session
@@ -172,14 +172,13 @@ class Histories(RuleBasedStateMachine):
         return work() if self.limbo else self.owner.ask(work)
 
     def committed(
-        self, applied: int, events: Events, hit: Fault | None, by_loop: bool, front: Sequence[Any],
-        then: Callable[[], None],
-    ) -> None:  # fmt: skip
-        """What the loop has done of it: everything, or with Redis away that much."""
+        self, applied: int, events: Events, hit: Fault | None, front: Sequence[Any], then: Callable[[], None]
+    ) -> None:
+        """What the loop has done of it: everything, or with Redis away that much. A deadline has its time again."""
         entries: Entries = []
         if hit in NEVER_SENT:
             entries += self.twin.absences()
-        if hit not in NEVER_SENT or by_loop:
+        if hit not in NEVER_SENT:
             plan = self.twin.decide(*events)
             assert isinstance(plan, Plan)
             then()
@@ -363,8 +362,9 @@ class Histories(RuleBasedStateMachine):
             events.append(st.Begin(st.Turn(turn, f"u-{turn}", "do it", lease.kind, "m", timeout=9_000.0)))
         book = {"id": turn, "turn": turn, "key": None, "state": "accepted", "fence": fence}
         book["kind"] = lease.kind.value if lease else None
+        entry = {"turn": turn, "fence": fence, "ticket": lease and lease.ticket, "kind": book["kind"]}
         self.do(
-            *events, fault=fault, front=[("turn-accepted", {"turn": turn, "fence": fence})],
+            *events, fault=fault, front=[("turn-accepted", entry)],
             commands=lambda: session.turns.accept(book),
             then=lambda: self.twin.accept(turn, fence),
         )  # fmt: skip

@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from servers import Redis
 from sessiond.lock import events as ev
 from sessiond.lock.rules import Kind
+from sessiond.store import Behind
 from size import FULL
 from store.histories import Histories
 from store.owned import Fault, Owner, Raw
@@ -121,7 +122,10 @@ def test_an_owner_that_only_renews_claims_again_what_redis_lost(server: Redis, o
     second = owners("second")
     for dump in (lost, {}):
         raw.restore(dump)
-        assert second.owners.renew("octo/one", second.session.commits.epoch) is None
+        with pytest.raises(Behind):
+            second.owners.renew("octo/one", second.session.commits.epoch, second.session.commits.version)
+        second.session.doubt()
+        second.settle()
         claimed = raw.look().meta
         assert (claimed["instance"], int(claimed["epoch"])) == ("second", second.session.commits.epoch)
     raw.close()
