@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from servers import Redis
+from sessiond.agent import protocol as wire
+from sessiond.agent import state as st
 from sessiond.lock import events as ev
 from sessiond.lock.rules import Kind
 from sessiond.store import Behind
@@ -153,4 +155,26 @@ def test_it_is_the_set_in_redis_that_grants(server: Redis, owners: Callable[[str
     assert raw.look().text("lease") is None and set(raw.look().queue) == {"tk-1", "tk-unknown"}
     assert [(e["event"], e["invariant"]) for e in raw.entries()[-1:]] == [("refused", "handler_fifo")]
     assert owner.session.closed is not None
+    raw.close()
+
+
+def test_a_turn_that_is_over_at_once_is_stored_as_over(server: Redis, owners: Callable[[str], Owner]) -> None:
+    raw, owner = Raw(server.url, "octo/one"), owners("first")
+    session = owner.session
+    step(owner, ev.Take("tk-1", H, 5), ev.Wait("tk-1", "one"))
+    lease = session.standing.lock.lease
+    assert lease is not None
+
+    def accept(turn: str) -> None:
+        book = {"id": turn, "turn": turn, "key": None, "state": "accepted", "fence": lease.fence, "kind": "handler"}
+        begin = st.Begin(st.Turn(turn, f"u-{turn}", "do it", H, "m"))
+        session.steps.step(ev.AcceptTurn(lease.fence, turn), begin, commands=session.turns.accept(book))
+
+    owner.ask(lambda: accept("tu-1"))
+    unfit = st.Got(wire.Init(session.standing.agent.conversation, "m", frozenset(), "1"))
+    owner.ask(lambda: session.steps.step(st.Spawned(), unfit, st.Exited(0)))
+    assert session.standing.agent.phase is st.Phase.BROKEN
+    owner.ask(lambda: accept("tu-2"))
+    look = raw.look()
+    assert [look.text(f"turn:{turn}")["state"] for turn in ("tu-1", "tu-2")] == ["closed", "closed"]
     raw.close()
