@@ -77,7 +77,7 @@ class Puppet:
     def _odd(self) -> list[Word]:
         tasks = frozenset() if self.tasks else frozenset({"b1"})
         found: list[Word] = [
-            (1, "gone", st.Exited(1, "died")), (1, "garbage", st.Garbage("no JSON")),
+            (1, "gone", st.Exited(1, "died")), (1, "garbage", st.Fault("garbage", "no JSON")),
             (4 if self.tasks else 1, "tasks", st.Got(wire.Tasks(tasks))),
         ]  # fmt: skip
         if self.replies:

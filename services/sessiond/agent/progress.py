@@ -86,6 +86,6 @@ def _send(d: Draft) -> None:
         d.go(Move.SENT)
         d.turn(written=True)
         if not d.agent.known:
-            d.note("conversation", id=d.agent.conversation, generation=d.agent.generation, why="first prompt")
+            d.note("conversation", conversation=d.agent.conversation, generation=d.agent.generation, why="first prompt")
         d.set(known=True, fenced=False)
         d.out.append(st.Write("user", wire.user(turn.uuid, turn.prompt, composed=turn.composed)))
