@@ -55,4 +55,4 @@ class Outages:
         told = [t for t in now.lock.tickets.values() if (t.present or t.passed) and not self._desk.has(t.id)]
         tickets = {t.id: replace(t, presence=Presence.ABSENT, passed=False) for t in told}
         lock = replace(now.lock, tickets={**now.lock.tickets, **tickets}) if tickets else now.lock
-        return Plan(lock, now.agent, [("absent", {"ticket": t.id}) for t in told if t.present])
+        return Plan(lock, now.agent, [("absent", {"ticket": t.id}) for t in told])

@@ -182,11 +182,15 @@ class Histories(RuleBasedStateMachine):
     def committed(
         self, applied: int, events: Events, hit: Fault | None, front: Sequence[Any], then: Callable[[], None]
     ) -> None:
-        """What the loop has done of it: everything, or with Redis away that much. A deadline has its time again."""
+        """What the loop has done of it: everything, or with Redis away that much.
+
+        A deadline has its time again; only `max_hold` goes on with what was left, which was nothing.
+        """
         entries: Entries = []
+        held_long = any(isinstance(event, ev.Due) and event.timer.name == "hold" for event in events)
         if hit in NEVER_SENT:
             entries += self.twin.absences()
-        if hit not in NEVER_SENT:
+        if hit not in NEVER_SENT or held_long:
             plan = self.twin.decide(*events)
             assert isinstance(plan, Plan)
             then()

@@ -92,7 +92,7 @@ class Twin:
 
     def absences(self) -> Entries:
         """Redis is back: presence and passed-over marks are forgotten."""
-        said = [("absent", {"ticket": t.id}) for t in self.lock.tickets.values() if t.present]
+        said = [("absent", {"ticket": t.id}) for t in self.lock.tickets.values() if t.present or t.passed]
         self.lock = replace(self.lock, tickets={k: forgotten(t) for k, t in self.lock.tickets.items()})
         return said
 

@@ -57,9 +57,9 @@ def absent(r: State, e: Entry) -> None:
     place = _known(r, e["ticket"], "is absent")
     if place is None:
         return
-    if not place.present:
+    if not (place.present or place.passed):  # after an outage the mark is forgotten as well
         r.wrong("one_holder_per_lease", f"{place.ticket} is absent and was not present")
-    r.places.mark(place, present=False)
+    r.places.mark(place, present=False, passed=False)
 
 
 def superseded(r: State, e: Entry) -> None:
