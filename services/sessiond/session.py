@@ -161,7 +161,7 @@ class Session:
             now.agent = replace(now.agent, phase=st.Phase.STOPPING, why="owner-restart")
             self.link.await_predecessor(guard)
         entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
-        self.steps.commit(Plan(lock, now.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), must=True)
+        self.steps.commit(Plan(lock, now.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), begins=True)
         # `max_hold` starts again at most once a lease.
         again = lock.lease is not None and lock.lease.restarts > 1 and now.extras is not None
         left = now.extras.hold_left if again and now.extras is not None else None

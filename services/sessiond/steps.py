@@ -63,22 +63,25 @@ class Steps:
         return compose(self._standing.lock, self._standing.agent, events)
 
     def commit(
-        self, plan: Plan, commands: Sequence[record.Command] = (), *, must: bool = False,
+        self, plan: Plan, commands: Sequence[record.Command] = (), *, begins: bool = False,
         first: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Commits and acts, `first` before all else; a plan that writes nothing is committed only if it `must`.
+        """Commits and acts, `first` before all else; a plan that writes nothing is not committed.
 
-        Raises as Commits.push does.
+        `begins`: the epoch, with what was stored before it. Raises as Commits.push does.
         """
         old = self._standing.lock
         written = self._writes.of(plan)
         self._hold("decided", plan)
-        was_away = False
-        if written.commands or commands or plan.ledger or must:
+        was_away, stored = False, [*commands, *written.commands]
+        if stored and not plan.ledger:
+            # What is kept beside the machines (the rest of `max_hold`, the agent's record): no step without an entry.
+            plan.ledger.append(("kept", {"what": sorted({name for _, name, *_ in stored})}))
+        if stored or plan.ledger:
             self._snapshot(plan)
-            was_away = self._push([*commands, *written.commands], plan, written.grant)
+            was_away = self._push(stored, plan, written.grant, begins)
         self._standing.extras = written.extras
-        self._adopt(plan, must)
+        self._adopt(plan, begins)
         if plan.lock.turn is not None and old.turn is None:
             hold(self._settings, "turn-accepted")
         self._hold("committed", plan)
@@ -93,24 +96,28 @@ class Steps:
         hold_step(self._settings, self._commits.session, point, plan.ledger)
 
     def _still_owner(self) -> bool:
-        """Only an owner acts: a process that stood still may have been replaced, and an empty step tells.
+        """Only an owner acts: a process that stood still may have been replaced, and a step that changes nothing tells.
 
         Returns whether Redis was away meanwhile. Raises store.Deposed.
         """
         was_away = False
         while self._commits.unsure > self._settings.times.owner_doubt:
             try:
-                was_away |= self._commits.push([], [], None, self._outages.wait)
+                entry = ("still-owner", {"seconds": round(self._commits.unsure, 1)})
+                was_away |= self._commits.push([], [entry], None, self._outages.wait)
             except NotApplied:
                 was_away = True
         return was_away
 
-    def _push(self, commands: list[record.Command], plan: Plan, grant: tuple[str, frozenset[str]] | None) -> bool:
+    def _push(
+        self, commands: list[record.Command], plan: Plan, grant: tuple[str, frozenset[str]] | None, begins: bool
+    ) -> bool:
         try:
             return self._commits.push(commands, plan.ledger, grant, self._outages.wait)
         except NotApplied:
             self._turns.unstage()
-            self.back()
+            if not begins:  # else there is nothing yet to come back to
+                self.back()
             raise
         except BaseException:
             self._turns.unstage()
@@ -130,11 +137,11 @@ class Steps:
         if any(event == "snapshot" for event, _ in plan.ledger):
             self._snapshot_at = self._commits.version
 
-    def _adopt(self, plan: Plan, must: bool) -> None:
+    def _adopt(self, plan: Plan, begins: bool) -> None:
         now = self._standing
         if plan.agent.phase is not now.agent.phase:
             now.idle_since = time.monotonic()
-        changed = must or plan.lock is not now.lock or plan.agent is not now.agent
+        changed = begins or plan.lock is not now.lock or plan.agent is not now.agent
         now.lock, now.agent = plan.lock, plan.agent
         self._writes.committed(plan)
         if changed:

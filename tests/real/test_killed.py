@@ -144,7 +144,8 @@ def test_the_conversation_goes_on_without_the_turn(
     ledger = entries(rounds.client, SESSION)
     in_order(ledger)
     assert len(told(ledger, "agent-started")) == ROUNDS[victim] + 1
-    assert told(ledger, "refused", "agent-broken", "fault", "recovery", "conversation") == []
+    assert told(ledger, "refused", "agent-broken", "fault", "recovery") == []
+    assert [entry["why"] for entry in told(ledger, "conversation")] == ["first prompt"]
     assert verify(ledger).violations == []
     begun = [datetime.fromisoformat(e["at"]).timestamp() for e in told(ledger, "agent-starting")]
     for number in range(0, ROUNDS[victim], len(MOMENTS)):

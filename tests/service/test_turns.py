@@ -63,7 +63,8 @@ def test_permissions_follow_the_leases_kind(sessiond: Start) -> None:
         assert '"allow"' in lease.turn(prompt).result().text
     with client.lease(SESSION, kind="handler") as lease:
         assert '"deny"' in lease.turn('#ask Read {"file_path": "/etc/passwd"}').result().text
-        assert '"allow"' in lease.turn('#ask Read {"file_path": "src/main.py"}').result().text
+        # claude reads inside by itself: what it asks about lies outside, whatever the text says (a link).
+        assert '"deny"' in lease.turn('#ask Read {"file_path": "src/main.py"}').result().text
 
 
 @pytest.mark.parametrize("point", ["before-turn", "turn-accepted"])

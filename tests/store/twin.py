@@ -17,8 +17,8 @@ from sessiond.lock.rules import FENCES_PER_EPOCH, Presence
 from sessiond.lock.state import Lock, Ticket
 from store.owned import Look
 
-BOOK = frozenset({"turn-started", "turn-closed"})
-"""Ledger entries of the turns' records, which no machine makes."""
+BOOK = frozenset({"turn-started", "turn-closed", "kept"})
+"""Ledger entries of the turns' records, which no machine makes, and of what is kept beside the machines."""
 
 Entries = list[tuple[str, dict[str, Any]]]
 
