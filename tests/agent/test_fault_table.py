@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 
 import pytest
 from fault_rows import ACKS, BOUNDARIES, BYTES, EXITS, HUGE, Row
@@ -24,16 +23,12 @@ TABLES = {
 }
 
 
-HALF = 0 if FULL else date.today().toordinal() % 2
-"""The quick form takes every other row, today these and tomorrow those."""
-
-
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
 def test_the_fault_table(sessiond: Start, matrix: Callable[..., None], rows: list[Row]) -> None:
-    times, chosen = SHORT if rows[0].deadlines else PATIENT, rows if FULL else rows[HALF::2]
+    times = SHORT if rows[0].deadlines else PATIENT
     service = sessiond(scripted_env(**times) | {"SESSIOND_MAX_AGENTS": "100"})
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        scenes = list(pool.map(lambda row: Scene(service, row).play(), chosen))
+        scenes = list(pool.map(lambda row: Scene(service, row).play(), rows))
     for scene in scenes:
         scene.tell(matrix)
     assert {f"{s.row.fault}, {s.row.when}": s.wrong for s in scenes if s.wrong} == {}

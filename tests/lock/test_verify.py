@@ -42,7 +42,7 @@ def test_an_honest_ledger_is_clean_also_from_any_entry_on(seed: int) -> None:
     report = verify(entries)
     assert report.violations == []
     assert (report.entries, report.handoffs) == (len(entries), sum(e["event"] == "granted" for e in entries))
-    for cut in range(1, len(entries), 5 if FULL else 31):
+    for cut in range(1, len(entries), 9 if FULL else 31):
         rest = entries[cut:]
         assert verify(rest).violations == [], cut
         begins = [n for n, e in enumerate(rest) if e["event"] in ("epoch", "snapshot")]

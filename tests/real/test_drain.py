@@ -72,7 +72,7 @@ class Cycles:
 
     def __init__(self, service: Sessiond, model: Model, place: Path, seed: int) -> None:
         self.service, self.model, self.client = service, model, service.client()
-        self.dice, self.outside = random.Random(seed), place / "outside.txt"
+        self.seed, self.dice, self.outside = seed, random.Random(seed), place / "outside.txt"
         self.question = Question(place)
         self.outside.write_text("nothing for a worker\n")
         self.first = len(model.log())
@@ -86,7 +86,7 @@ class Cycles:
         self.turns.append(Said("#say warm", "completed", "warm"))
 
     def run(self, number: int, kind: str) -> None:
-        prompt = f"cycle {number}\n{PROMPTS[kind]}".replace("OUTSIDE", str(self.outside))
+        prompt = f"cycle {self.seed}.{number}\n{PROMPTS[kind]}".replace("OUTSIDE", str(self.outside))
         begun, outcomes = threading.Event(), list[str]()
         thread = threading.Thread(target=self._work, args=(prompt, kind, begun, outcomes))
         if "question" in kind:

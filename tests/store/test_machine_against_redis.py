@@ -22,7 +22,7 @@ from store.owned import Fault, Owner, Raw
 
 H = Kind.HANDLER
 NUMBERS = range(1, 5) if FULL else range(1, 2)
-EXAMPLES = 20 if FULL else 10
+EXAMPLES = 12 if FULL else 10
 STEPS = 100
 PARTS = 4
 OFTEN = {
