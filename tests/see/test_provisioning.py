@@ -144,3 +144,13 @@ def test_a_stop_leaves_sessiond_the_time_of_a_drain() -> None:
     settings = (ROOT / "services" / "sessiond" / "lock" / "rules.py").read_text()
     (drain,) = re.findall(r"drain_deadline: float = ([\d.]+)", settings)
     assert float(SERVICES["sessiond"]["stop_grace_period"].removesuffix("s")) > 2 * float(drain)
+
+
+@pytest.mark.parametrize("service", ["sessiond", "webhook", "worker"])
+def test_an_image_copies_what_is_there(service: str) -> None:
+    """A module that moved would only be missed by the next build."""
+    text = (ROOT / "services" / service / "Dockerfile").read_text().replace("\\\n", " ")
+    copies = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ") and "--from" not in line]
+    named = [path for words in copies for path in words if not path.startswith("--")]
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
