@@ -7,9 +7,9 @@ import gevent
 
 from sessiond.settings import Settings
 
-POINTS: Final = ("before-turn", "turn-accepted", "question")
-"""before-turn: a turn is asked for, the loop has not seen it; turn-accepted: committed, nothing written;
-question: the agent asks for permission, and has no answer yet (the loop itself goes on)."""
+POINTS: Final = ("before-turn", "question")
+"""before-turn: a turn is asked for, the loop has not seen it; question: the agent asks for permission, and has
+no answer yet (the loop itself goes on)."""
 
 STEP_POINTS: Final = ("decided", "committed", "acted")
 """Of each step: decided, nothing written; committed, nothing done; done, but the loop has not gone on."""

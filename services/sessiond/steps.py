@@ -15,7 +15,7 @@ from sessiond.agent import state as st
 from sessiond.commits import Commits, NotApplied
 from sessiond.composition import Plan, compose
 from sessiond.deadlines import Deadlines
-from sessiond.hooks import hold, hold_step
+from sessiond.hooks import hold_step
 from sessiond.inbox import Answered, Inbox
 from sessiond.lock import events as ev
 from sessiond.lock import reading
@@ -70,7 +70,6 @@ class Steps:
 
         `begins`: the epoch, with what was stored before it. Raises as Commits.push does.
         """
-        old = self._standing.lock
         written = self._writes.of(plan)
         self._hold("decided", plan)
         was_away, stored = False, [*commands, *written.commands]
@@ -82,8 +81,6 @@ class Steps:
             was_away = self._push(stored, plan, written.grant, begins)
         self._standing.extras = written.extras
         self._adopt(plan, begins)
-        if plan.lock.turn is not None and old.turn is None:
-            hold(self._settings, "turn-accepted")
         self._hold("committed", plan)
         was_away |= self._still_owner()
         first()

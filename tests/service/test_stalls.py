@@ -155,6 +155,7 @@ MOMENTS = {
 }
 """What the owner is at when it is stopped: an idle agent; a turn that runs, or has asked; a turn that is committed and
 not written, for an agent that is idle or asleep."""
+ACCEPTED = ("accepted", "starting")
 
 
 def session_of(moment: str) -> str:
@@ -178,9 +179,10 @@ def stand(first: Sessiond, hooks: Path) -> dict[str, Holding]:
     hold("question")
     eventually((hooks / "question.reached").exists)
     eventually(lambda: prompts_of(first, "in-turn") == 1)
-    (hooks / "turn-accepted.hold").touch()
-    hold("accepted")
-    hold("starting")
+    for moment in ACCEPTED:
+        (hooks / session_of(moment)).mkdir(parents=True)
+        (hooks / session_of(moment) / "committed.turn-accepted.hold").touch()
+        hold(moment)
     return found
 
 
@@ -244,7 +246,7 @@ def test_an_owner_that_was_replaced_while_it_stood_still_does_nothing_any_more(
     for moment in MOMENTS:
         eventually(lambda m=moment: not other.view(session_of(m))["turn"], 20, "the turn that was cut is lost")
     seen = {m: ledger_of(other, session_of(m))[-1]["id"] for m in MOMENTS}
-    for point in ("turn-accepted", "question"):
+    for point in ("question", *(f"{session_of(moment)}/committed.turn-accepted" for moment in ACCEPTED)):
         (hooks / f"{point}.hold").unlink()
     first.go_on()
     for moment in MOMENTS:

@@ -67,11 +67,11 @@ def test_permissions_follow_the_leases_kind(sessiond: Start) -> None:
         assert '"deny"' in lease.turn('#ask Read {"file_path": "src/main.py"}').result().text
 
 
-@pytest.mark.parametrize("point", ["before-turn", "turn-accepted"])
+@pytest.mark.parametrize("point", ["before-turn", f"{SESSION}/committed.turn-accepted"])
 def test_a_turns_start_is_a_step(sessiond: Start, tmp_path: Path, point: str) -> None:
     """A handler's ticket between acceptance and write: 409 and no byte, or the turn runs and is drained."""
     hooks = tmp_path / "hooks"
-    hooks.mkdir()
+    (hooks / SESSION).mkdir(parents=True)
     service = sessiond({**scripted_env(), "SESSIOND_HOOKS_DIR": str(hooks)})
     client, told = service.client(), []
     held = hooks / f"{point}.hold"

@@ -38,6 +38,13 @@ def _known(r: State, ticket: str, what: str) -> Place | None:
     return place
 
 
+def _queued(r: State, ticket: str, what: str) -> Place | None:
+    place = r.places.queue.get(ticket)
+    if place is None:
+        r.wrong("no_place_lost", f"{ticket} {what} and is not in the queue")
+    return place
+
+
 def present(r: State, e: Entry) -> None:
     ticket, holder = e["ticket"], e["holder"]
     place = _known(r, ticket, "is present")
@@ -75,9 +82,8 @@ def superseded(r: State, e: Entry) -> None:
 
 def passed_over(r: State, e: Entry) -> None:
     ticket = e["ticket"]
-    place = r.places.queue.get(ticket)
+    place = _queued(r, ticket, "is passed over")
     if place is None:
-        r.wrong("no_place_lost", f"{ticket} is passed over and is not in the queue")
         return
     if place.lapsed:
         r.wrong("lapsed_bars_nobody", f"{ticket} has lapsed and was waited for")
@@ -92,9 +98,8 @@ def passed_over(r: State, e: Entry) -> None:
 
 def lapsed(r: State, e: Entry) -> None:
     ticket = e["ticket"]
-    place = r.places.queue.get(ticket)
+    place = _queued(r, ticket, "lapses")
     if place is None:
-        r.wrong("no_place_lost", f"{ticket} lapses and is not in the queue")
         return
     why = None
     if place.kind != HANDLER:
