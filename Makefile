@@ -54,7 +54,7 @@ compose-test: setup
 # What one sees, without an engine: metrics, rules and every panel in a real Prometheus, the board in a real Chromium,
 # the logs; what is not installed (Debian's prometheus, chromium) is skipped and named.
 check-see: setup
-	FULL=1 $(BIN)/pytest -rs -n 3 --dist worksteal tests/see tests/whole/test_metrics.py tests/whole/test_story.py \
+	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/see tests/whole/test_metrics.py tests/whole/test_story.py \
 	  tests/board tests/http/test_board.py tests/base/test_log.py
 
 clean:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from servers import SERVICES, eventually, tree
+from servers import SERVICES, eventually, kill_left, tree
 
 QUICK = {"RUN_TTL": "3", "SWEEP_SECONDS": "0.5", "WORKER_SWEEP_SECONDS": "0.5", "TASK_CLAIM_TTL": "3"}
 """Times for tests: a death is seen soon."""
@@ -88,6 +88,4 @@ class JobProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        for one in self._seen.values():
-            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
-                one.kill()
+        kill_left(self._seen.values())

@@ -1,5 +1,6 @@
 """Real servers for tests and the demo: Redis, sessiond, the loopback model. Each on loopback, each ended by pid."""
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -17,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -209,6 +210,14 @@ def alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def kill_left(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to those that still run; one may end by itself between the look and the signal."""
+    for process in processes:
+        if alive(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def answers(url: str) -> bool:
@@ -409,7 +418,7 @@ class Webhook:
             self.terminate()
 
         def left() -> list[psutil.Process]:
-            return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+            return [p for p in self._seen.values() if alive(p)]
 
         eventually(lambda: not left(), 5, "no process of the webhook left")
 

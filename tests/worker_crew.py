@@ -14,7 +14,7 @@ import psutil
 import redis
 
 from base.jobs import Jobs, connect
-from servers import SERVICES, Redis, Sessiond, eventually, scripted_env
+from servers import SERVICES, Redis, Sessiond, eventually, kill_left, scripted_env
 from worker.task import ENDS, New, Source, State, Task
 from worker.tasks import Tasks
 
@@ -140,9 +140,7 @@ class Worker:
     def close(self) -> None:
         if self.process.poll() is None:
             self.terminate(40)
-        for left in self._seen.values():
-            if left.is_running() and left.status() != psutil.STATUS_ZOMBIE:
-                left.kill()
+        kill_left(self._seen.values())
 
 
 class Scene:

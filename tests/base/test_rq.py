@@ -20,7 +20,7 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 
 from base.jobs import STALE_SECONDS, Jobs, connect
-from servers import SERVICES, TESTS, Redis, eventually
+from servers import SERVICES, TESTS, Redis, eventually, kill_left
 
 QUEUE = "chores"
 CODE = "import sys; from base.process import serve; sys.exit(serve(*sys.argv[1:3], scheduler=sys.argv[3:] == ['s']))"
@@ -51,9 +51,7 @@ class Parent:
             self._horses += psutil.Process(self.process.pid).children(recursive=True)
             self.process.kill()
             self.process.wait()
-        for horse in self._horses:
-            if horse.is_running():
-                horse.kill()
+        kill_left(self._horses)
 
 
 class Desk:

@@ -13,19 +13,12 @@ import psutil
 import pytest
 
 import payloads
-from servers import SERVICES, eventually, free_port, scripted_env
+from servers import SERVICES, alive, eventually, free_port, scripted_env
 
 SESSION = "octo/hello"
 DROPPED = ("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL", "GITHUB_", "WEBHOOK_", "BOT_", "OUTBOX_DIR")
 Done = subprocess.CompletedProcess[str]
 PROCESSES = ("sessiond.main", "webhook", "webhook.handler", "webhook.handler", "webhook.poster", "worker")
-
-
-def alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 class Up:
