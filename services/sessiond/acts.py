@@ -35,8 +35,8 @@ class Acts:
                     self._write(what, data)
                 case st.Launch(resume=resume):
                     self._link.start(plan.agent.conversation, resume)
-                case st.Kill():
-                    self._link.end()
+                case st.Kill(hard=hard):
+                    self._link.kill() if hard else self._link.end()
                 case st.Acked():
                     turn = plan.agent.turn
                     self._turns.acked(turn is not None and turn.result is not None)

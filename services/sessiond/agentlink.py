@@ -76,8 +76,7 @@ class AgentLink:
         def gone(status: int | None, stderr: str) -> None:
             self._put(FromAgent(life, event=st.Exited(status, stderr, self._why)))
 
-        self._slots.take(self._owner)
-        if self._over(life):
+        if not self._slots.take(self._owner) or self._over(life):
             gone(None, "stopped before it was started")
             return
         try:
@@ -113,6 +112,7 @@ class AgentLink:
         """Ends this life, also one that is only about to start. Exited follows; it says `why` if no step could."""
         self._condemned = self._life
         self._why = why
+        self._slots.forgo(self._owner)
         if self._process is not None:
             self._process.stop()
 

@@ -24,17 +24,24 @@ class Slots:
         self._holders: list[Sleeper] = []
         self._waiting: deque[tuple[Sleeper, Event]] = deque()
 
-    def take(self, who: Sleeper) -> None:
-        """Returns when `who` has a slot; blocks its greenlet until then."""
+    def take(self, who: Sleeper) -> bool:
+        """Blocks its greenlet until `who` has a slot, then True; False once it was told to `forgo`."""
         if self._free > 0:
             self._free -= 1
             self._holders.append(who)
-            return
+            return True
         given = Event()
         self._waiting.append((who, given))
         self._make_room()
         while not given.wait(0.5):
             self._make_room()
+        return who in self._holders
+
+    def forgo(self, who: Sleeper) -> None:
+        """`who` waits for a slot no longer; if it does not wait, nothing happens."""
+        for waiting in [w for w in self._waiting if w[0] is who]:
+            self._waiting.remove(waiting)
+            waiting[1].set()
 
     def give(self, who: Sleeper) -> None:
         """`who` needs its slot no longer; without one, nothing happens."""

@@ -30,6 +30,7 @@ TELLS: Final[Mapping[str, tuple[str, ...]]] = {
     "agent-starting": ("resume",),
     "agent-started": (),
     "agent-stopping": ("why",),
+    "agent-killed": ("why",),
     "agent-reaped": ("exit", "why"),
     "agent-broken": ("rest_seconds",),
     "agent-restart": ("by",),

@@ -8,10 +8,10 @@ import pytest
 
 from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
-from sessiond.agent.machine import decide
+from sessiond.agent.machine import decide, timers
 from sessiond.agent.moves import MOVES, BadMove, Draft, Move
 from sessiond.agent.state import Agent, Phase, Turn
-from sessiond.lock.rules import Kind
+from sessiond.lock.rules import Kind, Times
 
 QUESTION = wire.Question("q1", "Write", {"file_path": "/work/.mcp.json"})
 
@@ -223,6 +223,14 @@ def test_an_owner_in_doubt_is_no_fault_of_the_agents() -> None:
     assert ended(outputs) == [st.Outcome.LOST]
     assert (agent.phase, agent.fails) == (Phase.ASLEEP, 0)
     assert run(in_turn(), st.Exited(143, ""))[0].fails == 1
+
+
+def test_a_guard_that_stands_still_is_killed() -> None:
+    stopping, outputs = run(in_turn(), st.Stop("forced"))
+    assert ("killed", "0") in timers(stopping, Times()) and outputs[-1] == st.Kill("forced")
+    stopping, outputs = run(stopping, st.Due("killed", "0"))
+    assert stopping.phase is Phase.STOPPING and outputs[-1] == st.Kill("forced", hard=True)
+    assert run(in_turn(), st.Due("killed", "0")) == (in_turn(), [])
 
 
 FENCED = (st.Got(wire.Response("r1", True, {}, None)),)

@@ -57,6 +57,13 @@ def restarted(stand: Stand) -> None:
     stand.client.restart_agent(stand.session)
 
 
+def stopped_guard(stand: Stand) -> None:
+    """It is asked to end its tree, and cannot hear."""
+    os.kill(stand.guard, signal.SIGSTOP)
+    stand.client.restart_agent(stand.session)
+    eventually(lambda: stand.events("agent-killed"), 20)
+
+
 def afresh(stand: Stand) -> None:
     stand.until_turn_over()
     stand.client.new_conversation(stand.session)
@@ -78,6 +85,7 @@ ENDS: dict[str, tuple[Callable[[Stand], None], str, str]] = {
     "kill -9 of the guard": (Stand.kill_guard, LONG, "died"),
     "kill -9 of the agent": (Stand.kill_agent, LONG, "died"),
     "restart": (restarted, LONG, "restart"),
+    "restart, and the guard is stopped": (stopped_guard, LONG, "restart"),
     "a fresh conversation": (afresh, "#say done", "conversation"),
     "released after its turn": (released, "#say done", "strays"),
 }

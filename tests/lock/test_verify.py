@@ -174,6 +174,7 @@ DOCTORED: list[Doctored] = [
     ("one_agent_per_conversation", [*RUNS, ("agent-started", {})]),
     ("one_agent_per_conversation", [*RUNS, ("agent-reaped", {}), ("agent-reaped", {})]),
     ("one_agent_per_conversation", [*RUNS, ("agent-stopping", {}), ("agent-stopping", {})]),
+    ("one_agent_per_conversation", [*RUNS, ("agent-killed", {})]),
     ("one_agent_per_conversation", [*RUNS, [("epoch", {"epoch": 2}), ("snapshot", {**EMPTY, "epoch": 2})],
         ("agent-starting", {"epoch": 2})]),
     ("one_agent_per_conversation", [*HELD, accepted("t"), RUNS[0], started("t")]),

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,27 @@ def test_at_most_max_agents_are_awake_and_the_longest_idle_makes_room(sessiond: 
             assert lease.turn(f"#say {name}").result().text == name
         awake = [v["session"] for v in client.sessions() if v["agent"]["state"] != "asleep"]
         assert len(awake) <= 2 and name in awake
+
+
+def test_who_is_stopped_while_it_waits_for_room_waits_no_longer(sessiond: Start) -> None:
+    client = sessiond({**scripted_env(), "SESSIOND_MAX_AGENTS": "1"}).client()
+
+    def second() -> str:
+        with client.lease("o/two") as lease:
+            return lease.turn("#say done").result().text
+
+    with client.lease("o/one") as one, ThreadPoolExecutor(1) as pool:
+        long = one.turn("#tokens 100000\n#pace 10ms")
+        eventually(lambda: client.view("o/one")["agent"]["state"] == "in_turn")
+        waiting = pool.submit(second)
+        eventually(lambda: any(e["event"] == "agent-starting" for e in client.ledger("o/two")))
+        client.restart_agent("o/two")
+        try:
+            eventually(lambda: any(e["event"] == "agent-reaped" for e in client.ledger("o/two")))
+            assert client.view("o/one")["agent"]["state"] == "in_turn"
+        finally:
+            one.cancel_turn(long.id)
+        assert waiting.result() == "done"
 
 
 def test_a_full_queue_is_an_error_and_no_wrap(sessiond: Start, redis_server: Redis) -> None:

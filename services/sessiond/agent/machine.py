@@ -23,6 +23,8 @@ from sessiond.lock.rules import Times
 LOOK_AGAIN: Final = 0.05
 STRAYS_END: Final = 1.0
 """Seconds that what a cancelled tool started has for its end; then the process is ended, and all of it."""
+KILLED_AFTER: Final = 5.0
+"""Seconds that a guard has to end its tree (it needs little more than 1 s); one that stands still never would."""
 
 
 def decide(agent: Agent, event: st.Event) -> tuple[Agent, list[st.Output]]:
@@ -42,6 +44,8 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     if agent.phase is Phase.BROKEN:
         found["backoff", str(agent.fails)] = backoff(agent.fails)
+    if agent.phase is Phase.STOPPING:
+        found["killed", str(agent.count)] = KILLED_AFTER
     if agent.phase is Phase.STARTING:
         found["start", agent.conversation] = times.start_deadline
     if turn is not None and not turn.started and turn.cancel is None:
@@ -119,6 +123,9 @@ def _due(d: Draft, e: st.Due) -> None:
         _not_started(d, turn)
     elif e.name == "start" and d.agent.phase is Phase.STARTING:
         recover(d, "start-deadline")
+    elif e.name == "killed" and d.agent.phase is Phase.STOPPING:
+        d.note("agent-killed", why=d.agent.why)
+        d.out.append(st.Kill(d.agent.why, hard=True))
     elif e.name == "look":
         d.set(fenced=False)
     elif e.name in ("drain", "not-taken", "strays"):

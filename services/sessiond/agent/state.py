@@ -212,9 +212,10 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the agent's tree."""
+    """End the agent's tree. `hard`: its guard was asked and has not done it; SIGKILL, to the guard as well."""
 
     why: str
+    hard: bool = False
 
 
 @dataclass(frozen=True, slots=True)

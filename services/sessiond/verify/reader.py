@@ -135,6 +135,7 @@ _READERS: Final[Mapping[str, Callable[[State, Entry], None]]] = {
     "agent-starting": turns.agent_starting,
     "agent-started": turns.agent_started,
     "agent-stopping": turns.agent_stopping,
+    "agent-killed": turns.agent_killed,
     "agent-reaped": turns.agent_reaped,
     "epoch": snapshots.epoch,
     "restored": snapshots.restored,

@@ -105,6 +105,11 @@ def agent_stopping(r: State, _: Entry) -> None:
     r.agent.stopping = True
 
 
+def agent_killed(r: State, _: Entry) -> None:
+    if not r.agent.stopping:
+        r.wrong(ONE, f"an agent is killed that nobody has asked to stop: {r.agent.life.value}")
+
+
 def agent_reaped(r: State, _: Entry) -> None:
     if r.agent.life is Life.NONE:
         r.wrong(ONE, "an agent is reaped and none was started")
