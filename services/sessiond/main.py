@@ -81,7 +81,7 @@ def _keep_sigterm_for_workers() -> None:
 def _gunicorn(settings: Settings) -> dict[str, Any]:
     return {
         "bind": f"{settings.host}:{settings.port}",
-        "worker_class": "gevent",
+        "worker_class": "base.server.Worker",
         "workers": 1,
         "worker_connections": 6000,
         "backlog": 4096,

@@ -60,8 +60,6 @@ class Ingress:
     ) -> None:
         self._secrets, self._rules, self._arrival = secrets, rules, arrival
         self._delivering, self._ready, self._gauges = delivering, ready, gauges
-        self.in_flight = 0
-        """Requests of POST /github that are not answered yet."""
 
     def app(self) -> Flask:
         """The application."""
@@ -94,7 +92,6 @@ class Ingress:
 
     def _github(self) -> Response:
         seen, began = Answered(request.headers.get("X-GitHub-Event")), time.monotonic()
-        self.in_flight += 1
         try:
             return self._answer(request, seen)
         except Problem as problem:
@@ -104,7 +101,6 @@ class Ingress:
             seen.reason = repr(error)
             return _unexpected(error)
         finally:
-            self.in_flight -= 1
             _count(seen, time.monotonic() - began)
 
     def _answer(self, asked: Request, seen: Answered) -> Response:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 from gunicorn.app.base import BaseApplication
@@ -22,9 +22,6 @@ from gunicorn.glogging import Logger
 from base import log as logs
 from base.counting import DIRECTORY
 from webhook.settings import IngressSettings
-
-if TYPE_CHECKING:
-    from webhook.ingress import Ingress
 
 log = structlog.get_logger("webhook")
 
@@ -51,14 +48,13 @@ def serve(settings: IngressSettings) -> None:
 class _Server(BaseApplication):  # type: ignore[misc]
     def __init__(self, settings: IngressSettings) -> None:
         self._settings = settings
-        self._ingress: Ingress | None = None
         super().__init__()
 
     def load_config(self) -> None:
         settings = self._settings
         options = {
             "bind": f"{settings.host}:{settings.port}",
-            "worker_class": "gevent",
+            "worker_class": "base.server.Worker",
             "workers": settings.processes,
             "worker_connections": CONNECTIONS,
             "backlog": 2048,
@@ -86,35 +82,18 @@ class _Server(BaseApplication):  # type: ignore[misc]
         from webhook.assembly import assemble
 
         parts = assemble(self._settings)
-        self._ingress = parts.ingress
         parts.warm()
         args = (parts.sweep, self._settings.sweep_seconds)
         threading.Thread(target=_sweep_for_ever, args=args, daemon=True).start()
-        return self._ingress.app()
+        return parts.ingress.app()
 
     def _signals(self, worker: Any) -> None:
-        import gevent
-
         # Through the C handler: it also speaks when the hub is stuck. The master's registration came along with the
         # fork, but gunicorn has put its own handler over it since: without this, registering again would do nothing.
         faulthandler.unregister(signal.SIGUSR1)
         faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
-        before = signal.getsignal(signal.SIGTERM)
-
-        def term(number: int, frame: Any) -> None:
-            gevent.spawn(self._leave, worker)
-            if callable(before):
-                before(number, frame)
-
-        signal.signal(signal.SIGTERM, term)
+        worker.cfg.set("graceful_timeout", STOP_SECONDS)  # the master is the more patient one
         log.info("taking deliveries", pid=os.getpid(), port=self._settings.port)
-
-    def _leave(self, worker: Any) -> None:
-        """Once all that has arrived is answered, connections that are only kept open are not waited for."""
-        ends = time.monotonic() + STOP_SECONDS
-        while self._ingress is not None and self._ingress.in_flight and time.monotonic() < ends:
-            time.sleep(0.02)
-        worker.cfg.set("graceful_timeout", 0)
 
 
 def _tidy() -> None:
