@@ -359,6 +359,42 @@ def recovery(s: Scene) -> Iterator[None]:
     assert s.lost("a") == "expired"
 
 
+# ---- a ticket's own end
+
+
+def too_old(s: Scene) -> Iterator[None]:
+    s.take("z")
+    s.withdraw("z")
+    yield
+    yield
+    s.take("a")
+    yield
+    assert s.ended("a") in ("", "too-old")
+
+
+def hold_limit(s: Scene) -> Iterator[None]:
+    s.take("a")
+    yield
+    yield
+    s.wait("a", 20)
+    s.renew("a")
+    yield
+    assert (s.ended("a"), s.lost("a")) in (("", ""), ("hold-limit", "hold-limit"))
+
+
+def lost_thrice(s: Scene) -> Iterator[None]:
+    """Nobody claims it: granted to whoever waits, and lost again."""
+    s.take("a")
+    yield
+    for _ in range(2):
+        s.wait("a", 20)
+        s.until(lambda: s.view()["holder"] is None)
+    yield
+    s.wait("a", 20)
+    yield
+    assert s.ended("a") in ("", "lost-thrice")
+
+
 A: Final = frozenset({"a"})
 EVENTS: Final = (
     Event("take", "taken", take),
@@ -391,4 +427,9 @@ DEADLINES: Final = (
     Event("lapsed", "lapsed", lapsed),
     Event("grace over", "absent", grace_over),
     Event("recovery", "recovery", recovery),
+)
+ENDINGS: Final = (
+    Event("too old", "ticket-ended", too_old, A),
+    Event("hold limit", "ticket-ended", hold_limit, A),
+    Event("lost thrice", "ticket-ended", lost_thrice, A),
 )

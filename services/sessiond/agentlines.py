@@ -1,6 +1,8 @@
 """What comes from the agent, made into steps: its start, its lines, its end, and the questions that it asks."""
 
 import uuid
+from dataclasses import replace
+from typing import Final
 
 import gevent
 
@@ -16,6 +18,8 @@ from sessiond.steps import Steps
 from sessiond.turnbook import TurnBook
 
 YIELD_EVERY = 64
+HISTORY_LOST: Final = "history-lost"
+"""Nobody's failure: the agent died before it wrote its conversation down, or somebody deleted it."""
 
 
 class AgentLines:
@@ -38,9 +42,13 @@ class AgentLines:
         elif isinstance(item.event, st.Spawned):
             self._steps.step(item.event, ledger=[("agent-started", {"guard": self._link.guard})])
         elif isinstance(item.event, st.Exited):
-            lost = "No conversation found" in item.event.stderr
-            afresh = [st.Afresh(str(uuid.uuid4()), "history-lost")] if lost else []
-            self._steps.step(*afresh, item.event)
+            self._exited(item.event)
+
+    def _exited(self, event: st.Exited) -> None:
+        if "No conversation found" in event.stderr:
+            self._steps.step(st.Afresh(str(uuid.uuid4()), HISTORY_LOST), replace(event, why=HISTORY_LOST))
+        else:
+            self._steps.step(event)
 
     def _lines(self, batch: list[bytes]) -> None:
         for number, text in enumerate(batch, 1):

@@ -172,12 +172,16 @@ BYTES = (
 )  # fmt: skip
 
 
+HISTORY_LOST = {"event": "agent-reaped", "why": "history-lost"}
+"""It had not written anything down; to find that is not the agent's failure."""
+
+
 def exits(code: int) -> tuple[Row, ...]:
     """The agent's end with this exit code, in every state."""
     name, why, said = f"exit {code}", (died(code),), f"agent exited with {code}"
     return (
         Row(name, "starting", "#say mine", "completed", why=why, faults=(f"at initialize exit={code}",)),
-        Row(name, "in turn, before init", at(f"queued exit={code}"), "lost", said, why=why),
+        Row(name, "in turn, before init", at(f"queued exit={code}"), "lost", said, why=(*why, HISTORY_LOST)),
         Row(name, "in turn, after init", at(f"text exit={code}"), "lost", said, why=why),
         Row(name, "draining, worker", at(f"interrupt exit={code}", say=LONG), "cancelled", said, PREEMPT, why=why),
         Row(name, "draining, handler", at(f"interrupt exit={code}", say=LONG), "lost", said, FORCE, why=why,

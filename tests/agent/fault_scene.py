@@ -168,7 +168,7 @@ class Scene:
         """503 with the reason, unless this machine was so slow that the agent had rested before it was asked."""
         broken = self._all("agent-broken")
         self._is("broken", [bool(re.match(self.row.broken or "$", e["why"])) for e in broken], [True] * len(broken))
-        self._is("broken at all", len(broken), 0 if self.row.broken is None else 1)
+        self._is("broken at all", [e["why"] for e in broken][self.row.broken is not None :], [])
         if self.refused is not None:
             self._is("refused", [self.refused], [e["why"] for e in broken])
         elif broken:

@@ -5,7 +5,7 @@ from pathlib import Path
 import gevent
 
 from sessiond.agent import state as st
-from sessiond.agent.process import READ_SIZE
+from sessiond.agent.process import READ_SIZE, AgentProcess, _Pipes
 from sessiond.agentlink import LINE_WEIGHT, UNREAD_LIMIT, AgentLink, FromAgent
 from sessiond.settings import Settings
 from sessiond.slots import Slots
@@ -19,6 +19,19 @@ class Owner:
 
     def sleep_now(self) -> None:
         raise AssertionError("nobody asked")
+
+
+def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path: Path) -> None:
+    """They may be what tells that its history is lost."""
+    ends: list[tuple[int | None, str]] = []
+    pipes = _Pipes()
+    popen = pipes.start(["/bin/sh", "-c", "echo words >&2; exit 3"], tmp_path, {}, None)
+    assert popen.wait() == 3
+    AgentProcess(popen, pipes.identify(popen), pipes, print, lambda code, words: ends.append((code, words)))
+    with gevent.Timeout(60):
+        while not ends:
+            gevent.sleep(0.01)
+    assert ends == [(3, "words\n")]
 
 
 def test_callers_stand_behind_few_lines_however_short_they_are(tmp_path: Path) -> None:

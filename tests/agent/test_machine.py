@@ -233,6 +233,13 @@ def test_a_guard_that_stands_still_is_killed() -> None:
     assert run(in_turn(), st.Due("killed", "0")) == (in_turn(), [])
 
 
+def test_a_lost_history_is_no_failure_and_what_waits_goes_to_the_next_conversation() -> None:
+    dying = replace(in_turn(written=False), phase=Phase.STARTING, fails=2)
+    agent, outputs = run(dying, st.Afresh("new", "history-lost"), st.Exited(1, "No conversation found", "history-lost"))
+    assert (agent.phase, agent.conversation, agent.fails) == (Phase.STARTING, "new", 2)
+    assert outputs[-1] == st.Launch(resume=False) and ended(outputs) == []
+
+
 FENCED = (st.Got(wire.Response("r1", True, {}, None)),)
 
 

@@ -50,6 +50,7 @@ def leave(master: psutil.Process, port: int) -> None:
     idle, half, here = connected(port), connected(port), connected(port)
     half.sendall(REQUEST[:20])
     worker.suspend()
+    eventually(lambda: worker.status() == psutil.STATUS_STOPPED)
     here.sendall(REQUEST)
     master.terminate()
     eventually(lambda: signalled(worker))

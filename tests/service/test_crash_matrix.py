@@ -16,7 +16,7 @@ import psutil
 import pytest
 import redis as redis_library
 
-from crash_events import DEADLINES, EVENTS, Event
+from crash_events import DEADLINES, ENDINGS, EVENTS, Event
 from crash_scenes import Scene
 from servers import SCRIPTED, Redis, Sessiond, eventually, scripted_env, tree
 from sessiond.hooks import STEP_POINTS
@@ -32,6 +32,9 @@ LONG = {
 SHORT = {
     "head_wait": 0.5, "poll_grace": 0.5, "absence": 4, "claim_window": 3, "lease_ttl": 5, "drain_deadline": 1,
 }  # fmt: skip
+
+
+ENDS = {"ticket_ttl": 6, "max_hold": 2, "claim_window": 0.5}
 
 
 @dataclass
@@ -64,6 +67,14 @@ def batches(events: tuple[Event, ...], quick: Sequence[str]) -> list[Any]:
         pytest.param(victim, [(e, STEP_POINTS[n // many % 3]) for n, e in numbered if n % many == at], id=victim)
         for at, victim in enumerate(quick)
     ]
+
+
+def at_every_point(events: tuple[Event, ...], quick: str) -> list[Any]:
+    """(victim, rows): every event at every point at once; each event once with the `quick` victim."""
+    if FULL:
+        rows = [(event, point) for event in events for point in STEP_POINTS]
+        return [pytest.param(victim, rows, id=victim) for victim in VICTIMS]
+    return [pytest.param(quick, [(e, STEP_POINTS[n % 3]) for n, e in enumerate(events)], id=quick)]
 
 
 class Crash:
@@ -211,3 +222,11 @@ def test_deadlines(
     """Short ones up to the crash, long ones for who comes after it."""
     env = scripted_env("ignore-interrupt", **{**LONG, **SHORT})
     run(Crash(redis_server, sessiond, victim, env, tmp_path), chosen, matrix)
+
+
+@pytest.mark.parametrize(("victim", "chosen"), at_every_point(ENDINGS, "sessiond"))
+def test_endings(
+    sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Callable[..., None], victim: str, chosen: Chosen
+) -> None:
+    """Of tickets, by time and by losses; short times up to the crash, long ones after it."""
+    run(Crash(redis_server, sessiond, victim, scripted_env(**{**LONG, **ENDS}), tmp_path), chosen, matrix)

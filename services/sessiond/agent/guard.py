@@ -4,7 +4,8 @@ Run as `python -I -S guard.py LIFELINE REPORT TRACE USER COMMAND…`; standard l
 
 - `LIFELINE` is the read end of a pipe whose other end only the owner has: its end-of-file is the owner's death, or
   its wish to stop. It cannot be missed, unlike a death signal, which follows the thread that spawned.
-- `REPORT` gets one line, `agent PID` or `error TEXT`, and is closed.
+- `REPORT` gets one line, `agent PID START_TIME` (the agent's pid, the guard's own start time) or `error TEXT`, and is
+  closed.
 - `TRACE` gets the guard's stack on SIGUSR1: its own stderr is the agent's.
 - `USER` is `UID:GID` for an agent that runs as another user than the guard, `-` for one that does not. The guard
   itself stays who it is, so that the agent can neither signal nor trace it.
@@ -163,7 +164,7 @@ class Guard:
         os.close(failure)
         error = os.read(failed, 1000)
         os.close(failed)
-        os.write(self._report, b"error " + error + b"\n" if error else b"agent %d\n" % self._agent)
+        os.write(self._report, b"error " + error + b"\n" if error else b"agent %d %d\n" % (self._agent, own.start_time))
         os.close(self._report)
         return not error
 

@@ -225,10 +225,10 @@ class _Pipes:
                     report += data
         finally:
             os.close(self._report)
-        own = guarding.process(popen.pid)
         word, _, rest = report.decode(errors="replace").strip().partition(" ")
-        if word == "agent" and own is not None:
-            return GuardId(popen.pid, own.start_time, boot_id(), int(rest))
+        if word == "agent":  # and if both are gone by now, all the same: what the agent said is still to be read
+            agent, start_time = map(int, rest.split())
+            return GuardId(popen.pid, start_time, boot_id(), agent)
         if word != "error":
             with contextlib.suppress(ProcessLookupError):
                 popen.kill()

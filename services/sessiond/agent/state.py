@@ -149,7 +149,7 @@ class Fault:
 class Exited:
     """The guard is gone, and the whole tree with it. `status` None: it never started.
 
-    `why`: for what it was ended while no step could be made; empty for anything else.
+    `why`: for what it was ended while no step could be made, or `history-lost`; empty for anything else.
     """
 
     status: int | None
