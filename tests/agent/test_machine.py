@@ -8,6 +8,7 @@ import pytest
 
 from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
+from sessiond.agent.lines import NEEDED
 from sessiond.agent.machine import decide, timers
 from sessiond.agent.moves import MOVES, BadMove, Draft, Move
 from sessiond.agent.state import Agent, Phase, Turn
@@ -238,6 +239,27 @@ def test_a_lost_history_is_no_failure_and_what_waits_goes_to_the_next_conversati
     agent, outputs = run(dying, st.Afresh("new", "history-lost"), st.Exited(1, "No conversation found", "history-lost"))
     assert (agent.phase, agent.conversation, agent.fails) == (Phase.STARTING, "new", 2)
     assert outputs[-1] == st.Launch(resume=False) and ended(outputs) == []
+
+
+SENT = {"taken": False, "started": False, "lifecycle": None}
+INIT = st.Got(wire.Init("c", "m", NEEDED, "1"))
+
+
+def test_a_prompt_that_a_foreign_turn_takes_in_is_started_without_an_init_of_its_own() -> None:
+    """Else it would be ended at `start_deadline`, though it runs."""
+    sent = replace(in_turn(**SENT), said="idle")
+    agent, outputs = run(sent, st.Got(wire.StateChanged("running")), INIT, st.Got(wire.Lifecycle("u", "queued")))
+    assert st.TurnStarted("t") not in outputs and ("start", "t") in timers(agent, Times())
+    agent, outputs = run(agent, st.Got(wire.Lifecycle("u", "started")))
+    assert st.TurnStarted("t") in outputs and ("start", "t") not in timers(agent, Times())
+
+
+def test_a_turn_is_started_by_its_own_init_and_by_its_result_at_the_latest() -> None:
+    taken, outputs = run(in_turn(**SENT), st.Got(wire.Lifecycle("u", "started")))
+    assert st.TurnStarted("t") not in outputs
+    for line in (INIT, st.Got(wire.Result(("u",), None, False, "completed", "done"))):
+        assert run(taken, line)[1].count(st.TurnStarted("t")) == 1
+    assert st.TurnStarted("t") not in run(taken, st.Got(wire.Result((), None, True, "api_error", "")))[1]
 
 
 FENCED = (st.Got(wire.Response("r1", True, {}, None)),)

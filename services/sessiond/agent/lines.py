@@ -52,6 +52,16 @@ def _lifecycle(d: Draft, m: wire.Lifecycle) -> None:
     if turn is None or turn.uuid != m.uuid:
         return
     d.turn(lifecycle=m.state, taken=turn.taken or m.state == "started")
+    if m.state == "started" and d.agent.foreign:
+        _started(d)
+
+
+def _started(d: Draft) -> None:
+    """Its init was read, or that of a turn of claude's own into which it was folded: there is no other then."""
+    turn = d.agent.turn
+    if turn is not None and not turn.started:
+        d.turn(started=True)
+        d.out.append(st.TurnStarted(turn.id))
 
 
 def _init(d: Draft, m: wire.Init) -> None:
@@ -67,9 +77,7 @@ def _init(d: Draft, m: wire.Init) -> None:
     if m.session_id != d.agent.conversation:
         d.note("fault", what="session-id-changed", conversation=m.session_id)
         d.set(conversation=m.session_id, generation=d.agent.generation + 1)
-    if not turn.started:
-        d.turn(started=True)
-        d.out.append(st.TurnStarted(turn.id))
+    _started(d)
     _forward(d)
 
 
@@ -83,6 +91,8 @@ def _result(d: Draft, m: wire.Result) -> None:
     elif turn.result is not None:
         d.note("fault", what="second-result", turn=turn.id)
     else:
+        if turn.uuid in m.uuids:
+            _started(d)
         _forward(d)
         d.turn(result=m, taken=True)
 
