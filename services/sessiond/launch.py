@@ -1,12 +1,16 @@
 """From settings to a running agent: command, environment, working directory."""
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import gevent
+from gevent.subprocess import DEVNULL, Popen
+
 from sessiond.agent import binary
 from sessiond.agent.process import AgentProcess
-from sessiond.agent.user import acting_as
+from sessiond.agent.user import User, acting_as
 from sessiond.settings import Settings
 
 CLAUDE_MD_LIMIT = 64 * 1024
@@ -20,17 +24,43 @@ def workdir(settings: Settings, name: str) -> Path:
     return path
 
 
-def config_dir(settings: Settings) -> Path:
-    """Where the agent keeps its own state (transcripts, settings); outlives every process."""
+def home_dir(settings: Settings) -> Path:
+    """The home of the agent's tools, where the conversations are kept too; outlives every process."""
     path = (settings.state_dir / "claude").resolve()
     with acting_as(settings.agent_user):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
 
 
+def config_dir(settings: Settings, name: str) -> Path:
+    """claude's own directory for one process of session `name`: a new one, but for the conversations.
+
+    The worker's Bash may write what it likes there (settings, hooks, guides, skills); it ends with the process.
+    """
+    home = home_dir(settings)
+    place, user = home / "config" / name, settings.agent_user
+    with acting_as(user):
+        for path in (place, home / "projects"):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        old = [str(path) for path in place.iterdir()]
+        made = place / uuid.uuid4().hex
+        made.mkdir(mode=0o700)
+        (made / "projects").symlink_to(home / "projects")
+    if old:
+        _remove(old, user)
+    return made
+
+
+def _remove(paths: list[str], user: User | None) -> None:
+    """In a process of its own: what a tool left may be of any size, and a greenlet would wait for the disk."""
+    uid, gid, groups = (None, None, None) if user is None else (user.uid, user.gid, [user.gid])
+    removing = Popen(["rm", "-rf", "--", *paths], stderr=DEVNULL, user=uid, group=gid, extra_groups=groups)
+    gevent.spawn(removing.wait)
+
+
 def conversation_known(settings: Settings, conversation: str) -> bool:
     """Whether the agent has a transcript of this conversation."""
-    home = config_dir(settings)
+    home = home_dir(settings)
     with acting_as(settings.agent_user):
         return any(home.glob(f"projects/*/{conversation}.json*"))
 
@@ -48,7 +78,7 @@ def command(settings: Settings, cwd: Path, conversation: str, resume: bool) -> l
         model=settings.model,
         conversation=conversation,
         resume=resume,
-        background_tasks=settings.background_tasks,
+        web_fetch_check=settings.web_fetch_check,
         append_system_prompt=text,
     )
     return [*settings.agent_command, *argv[1:]] if settings.agent_command else argv
@@ -64,7 +94,11 @@ def launch(
 ) -> AgentProcess:
     """Starts the agent of session `name`. Raises process.SpawnError or binary.NoClaude, one line each."""
     cwd = workdir(settings, name)
-    home = config_dir(settings)
-    env = binary.claude_env(os.environ, home=home, background_tasks=settings.background_tasks)
+    env = binary.claude_env(
+        os.environ,
+        home=home_dir(settings),
+        config=config_dir(settings, name),
+        background_tasks=settings.background_tasks,
+    )
     argv = command(settings, cwd, conversation, resume)
     return AgentProcess.spawn(argv, cwd, env, on_lines, on_exit, settings.agent_user)

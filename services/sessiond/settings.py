@@ -30,6 +30,7 @@ class Settings:
     agent_command: tuple[str, ...] = ()
     model: str = "claude-sonnet-4-5"
     background_tasks: bool = False
+    web_fetch_check: bool = True
     checkouts: Path | None = None
     max_agents: int = 8
     hooks_dir: Path | None = None
@@ -59,6 +60,7 @@ def from_env(environ: Mapping[str, str] = os.environ) -> Settings:
         agent_command=env.read("SESSIOND_AGENT_COMMAND", lambda text: tuple(shlex.split(text)), ()),
         model=env.text("SESSIOND_MODEL", default.model),
         background_tasks=env.flag("SESSIOND_BACKGROUND_TASKS", default.background_tasks),
+        web_fetch_check=env.flag("SESSIOND_WEB_FETCH_CHECK", default.web_fetch_check),
         checkouts=env.read("SESSIOND_CHECKOUTS", Path, None),
         max_agents=env.count("SESSIOND_MAX_AGENTS", default.max_agents),
         hooks_dir=env.read("SESSIOND_HOOKS_DIR", Path, None),

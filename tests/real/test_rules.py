@@ -122,10 +122,7 @@ def test_by_turns_and_after_whatever_comes_between(
 ) -> None:
     """WebFetch is shown by connections to a listener: claude asks for https, whatever the url says, so there is no
     page. It first asks its vendor whether a host is safe to fetch, which here nobody can answer: that is set off."""
-    home = tmp_path / "a" / "claude"
-    home.mkdir(parents=True)
-    (home / "settings.json").write_text(json.dumps({"skipWebFetchPreflight": True}))
-    service = sessiond(claude_env(model))
+    service = sessiond(claude_env(model, SESSIOND_WEB_FETCH_CHECK="0"))
     client = service.client()
     checkout = Checkout(client, service.state / "work" / SESSION, listener)
     checkout.work.mkdir(parents=True, exist_ok=True)

@@ -123,7 +123,7 @@ def unprotected(model: Model, work: Path, home: Path) -> None:
     at = argv.index("--setting-sources")
     argv = [word for word in (*argv[:at], *argv[at + 2 :]) if word != "--strict-mcp-config"]
     key = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": "loopback", "PATH": "/usr/bin:/bin"}
-    env = binary.claude_env(key, home=home)
+    env = binary.claude_env(key, home=home, config=home)
     lines = wire.initialize("r1") + wire.user("6a0c7c3e-6d2b-4a57-9f6e-2f0a55a1d001", "#say done")
     done = subprocess.run(argv, cwd=work, env=env, input=lines, capture_output=True, timeout=60)
     assert b'"result"' in done.stdout, done.stderr

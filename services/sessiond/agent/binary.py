@@ -41,15 +41,20 @@ def claude_argv(
     model: str,
     conversation: str,
     resume: bool,
-    background_tasks: bool = False,
+    web_fetch_check: bool = True,
     append_system_prompt: str | None = None,
 ) -> list[str]:
-    """The command line of one agent process; `conversation` is begun, or resumed."""
+    """The command line of one agent process; `conversation` is begun, or resumed.
+
+    `web_fetch_check`: whether claude may ask its vendor about each host before it fetches from there.
+    """
     settings: dict[str, object] = {"crossSessionInbound": "refuse", "permissions": {"deny": list(OUTSIDE)}}
+    if not web_fetch_check:
+        settings["skipWebFetchPreflight"] = True
     argv = [
         str(binary), "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
         "--model", model, "--resume" if resume else "--session-id", conversation,
-        "--permission-prompt-tool", "stdio", "--setting-sources", "user", "--strict-mcp-config",
+        "--permission-prompt-tool", "stdio", "--setting-sources", "", "--strict-mcp-config",
         "--settings", json.dumps(settings), "--disallowedTools", ",".join(sorted(NEVER)),
     ]  # fmt: skip
     if append_system_prompt:
@@ -57,17 +62,23 @@ def claude_argv(
     return argv
 
 
-def claude_env(environ: Mapping[str, str], *, home: Path, background_tasks: bool = False) -> dict[str, str]:
-    """The agent's whole environment. `background_tasks` True takes a protection off; for tests."""
+def claude_env(
+    environ: Mapping[str, str], *, home: Path, config: Path, background_tasks: bool = False
+) -> dict[str, str]:
+    """The agent's whole environment: `home` is its tools', `config` is claude's own directory.
+
+    `background_tasks` True takes a protection off; for tests.
+    """
     env = {name: environ[name] for name in PASSED if name in environ}
     env |= {
         "HOME": str(home),
-        "CLAUDE_CONFIG_DIR": str(home),
+        "CLAUDE_CONFIG_DIR": str(config),
         "IS_SANDBOX": "1",
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_TELEMETRY": "1",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_SDK_READS_SESSION_STATE": "1",
+        "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
         "CLAUDE_CODE_MAX_RETRIES": "2",
     }
     if not background_tasks:
