@@ -1,5 +1,6 @@
 """Fixtures: real servers, ended after each test, with a check that nothing of them is left."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,15 @@ pytest_plugins = ["summary"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in a shell's background: every process started here would be deaf to Ctrl-C as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each of the processes gets its part of the list: the long tests are dealt out, and stand first in each part."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("long")]
+    short = [item for item in items if not item.get_closest_marker("long")]
+    ends = [len(short) * n // count for n in range(count + 1)]
+    items[:] = [item for n in range(count) for item in (*long[n::count], *short[ends[n] : ends[n + 1]])]
 
 
 @pytest.fixture

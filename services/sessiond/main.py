@@ -145,9 +145,11 @@ def _after_init(worker: Any) -> None:
 
 
 def _stop_then(before: Any, number: int, frame: Any) -> None:
-    _stop(None)
-    if callable(before):
-        before(number, frame)
+    try:
+        _stop(None)
+    finally:
+        if callable(before):
+            before(number, frame)
 
 
 def _stop(_: Any) -> None:

@@ -129,7 +129,8 @@ class Sessions:
 
     def _renew(self, session: Session) -> None:
         if session.closed is not None:
-            del self._owned[session.name]
+            if self._owned.get(session.name) is session:  # it may have been claimed anew since
+                del self._owned[session.name]
             return
         asked = time.monotonic()
         try:
@@ -188,8 +189,9 @@ class Sessions:
         """Answers everybody 503 `stopping`, ends the agents, gives the sessions up."""
         self._stopping = True
         problem = Problem("stopping", 503, "The service is stopping; ask again")
-        gevent.joinall([gevent.spawn(s.stop, problem) for s in self._owned.values()], timeout=9.0)
-        for session in self._owned.values():
+        owned = list(self._owned.values())  # the keeper takes closed ones out
+        gevent.joinall([gevent.spawn(s.stop, problem) for s in owned], timeout=9.0)
+        for session in owned:
             try:
                 self._owners.release(session.name, session.commits.epoch)
             except (Away, Broken) as error:

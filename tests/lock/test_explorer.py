@@ -33,6 +33,7 @@ CASTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASTS)
 def test_every_reachable_state_keeps_every_invariant(name: str, figures: Callable[[str], None]) -> None:
     """Breadth first over every state that a cast can reach; each step out of each state is judged.

@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from servers import Caller, Sessiond, eventually, scripted_env
 from sessiond.client import Client
 from sessiond.verify import verify
@@ -37,6 +39,7 @@ def everything(client: Client) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.long
 def test_flurries_are_served_in_the_exact_order_of_their_scores(
     sessiond: Callable[..., Sessiond], caller: Callable[..., Caller], figures: Callable[[str], None]
 ) -> None:

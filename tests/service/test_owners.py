@@ -54,6 +54,20 @@ def test_a_stopped_owner_is_followed_at_once(sessiond: Start) -> None:
     assert [t["id"] for t in taken_over["queue"]] == [place]
 
 
+def test_an_owner_that_stops_gives_every_session_up_also_while_it_renews_them(
+    sessiond: Start, redis_server: Redis
+) -> None:
+    service = sessiond(scripted_env(owner_renew=0.02))
+    names = [f"octo/r{number}" for number in range(60)]
+    redis = redis_library.Redis.from_url(redis_server.url, decode_responses=True)
+    for _ in range(3):
+        for name in names:
+            service.client().take(name)
+        service.terminate()
+        assert {redis.hget(f"sessiond:{{{name}}}:meta", "instance") for name in names} == {""}
+        service.start()
+
+
 def test_a_killed_owner_is_followed_after_owner_ttl(sessiond: Start) -> None:
     times = {"owner_ttl": 2.0, "owner_renew": 0.5}
     first, second = sessiond(scripted_env(**times), name="a"), sessiond(scripted_env(**times), name="b")

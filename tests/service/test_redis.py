@@ -81,6 +81,7 @@ def test_redis_killed_and_back(sessiond: Start, redis_server: Redis) -> None:
     assert [(r.outcome, r.text) for r in scene.results] == [("completed", "through")]
 
 
+@pytest.mark.long
 def test_redis_stopped_for_12_seconds(sessiond: Start, redis_server: Redis) -> None:
     """The result that came while Redis was away is held, committed on its return, then given."""
     scene = Scene(sessiond(scripted_env()), "#tokens 150\n#pace 10ms\n#say through")

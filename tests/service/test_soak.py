@@ -81,6 +81,7 @@ def gauge(service: Sessiond, name: str) -> float:
     return sum(one.value for family in families for one in family.samples if one.name == name)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_handoffs_by_the_thousand(
     sessiond: Callable[..., Sessiond], redis_server: Redis, figures: Callable[[str], None]

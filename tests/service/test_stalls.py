@@ -74,6 +74,7 @@ class Holding(threading.Thread):
 # ---- one instance ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["between-steps", "within-a-step"] if FULL else ["within-a-step"])
 def test_one_that_stood_still_finds_leases_and_places_as_they_were(
     sessiond: Start, redis_server: Redis, matrix: Row, where: str
@@ -218,6 +219,7 @@ def move_guards(redis_server: Redis) -> None:
                 redis.set(key, json.dumps(agent))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guards", ["here", "elsewhere"])
 def test_an_owner_that_was_replaced_while_it_stood_still_does_nothing_any_more(
     sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Row, guards: str

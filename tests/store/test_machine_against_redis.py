@@ -61,6 +61,7 @@ def run(number: int, server: Redis, place: Path, counts: Counter[str]) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", NUMBERS)
 def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
     number: int, server: Redis, tmp_path: Path, figures: Callable[[str], None]
