@@ -37,7 +37,7 @@ test: lint
 
 # The lock, its store and its owner under everything that can go wrong; tables, then one line.
 check-lock: setup
-	FULL=1 $(BIN)/pytest -n 4 --dist worksteal tests/service/test_soak.py tests/lock tests/store tests/service
+	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/service/test_soak.py tests/lock tests/store tests/service
 
 # The same for the agent: the fault table with the scripted one, then the real binary.
 check-agent: setup

@@ -31,6 +31,8 @@ MARK = "SESSIOND_GUARD"
 """The variable in the environment of everything below a guard: `PID-START_TIME` of that guard."""
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
+KILL_TRIES = 100
+"""Some ms of them between two looks at the whole tree."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -210,7 +212,21 @@ class Guard:
             self._wait(left)
         while self._reap():
             send(descendants(os.getpid()), signal.SIGKILL)
+            self._kill_children()
             self._wait(0.01)
+
+    def _kill_children(self) -> None:
+        """Without a look at the whole process table, which a tool outruns that forks and exits for ever.
+
+        The one of it that lives soon is a child of the guard's, whose parent has just exited.
+        """
+        me = os.getpid()
+        for _ in range(KILL_TRIES):
+            with contextlib.suppress(FileNotFoundError):  # a kernel that does not tell
+                for pid in _children(me):  # not reaped yet: nobody else can have the number
+                    os.kill(pid, signal.SIGKILL)
+            if not self._reap():
+                return
 
 
 def _prctl(option: int, value: int) -> None:

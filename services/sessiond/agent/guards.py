@@ -16,6 +16,8 @@ from sessiond.agent import guard as guarding
 from sessiond.agent.user import User, acting_as
 
 SWEEP_SECONDS = 2.0
+EMPTY_LOOKS = 2
+"""In a row: the process table is read entry by entry, and what forks and exits meanwhile may be in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +70,21 @@ def _ended_by(descriptor: int, number: signal.Signals, seconds: float) -> bool:
     return True
 
 
-def sweep(guard: GuardId, seconds: float, user: User | None = None) -> bool:
+def sweep(guard: GuardId, seconds: float, user: User | None = None, looks: int = EMPTY_LOOKS) -> bool:
     """SIGKILL to what carries the mark of a guard that is gone, until nothing does. Returns whether nothing is left.
 
     A guard leaves nothing behind unless it was killed itself; then its agent dies by a death signal, but not the
-    tools in sessions of their own.
+    tools in sessions of their own. Nothing is left when so many `looks` in a row found nothing.
     """
     if guard.boot_id != boot_id():
         return True
     mark = f"{guarding.MARK}={guard.pid}-{guard.start_time}".encode()
-    for _ in range(max(1, int(seconds / 0.02))):
+    empty = 0
+    for _ in range(max(looks, int(seconds / 0.02))):
         with acting_as(user):  # another user's environment is not shown to us, its own is
             left = [one for one in guarding.processes() if not one.dead and mark in _environ(one.pid)]
-        if not left:
+        empty = 0 if left else empty + 1
+        if empty == looks:
             return True
         guarding.send(left, signal.SIGKILL)
         gevent.sleep(0.02)

@@ -20,7 +20,7 @@ from gevent.os import make_nonblocking, nb_read, nb_write
 from gevent.subprocess import Popen
 
 from sessiond.agent import guard as guarding
-from sessiond.agent.guards import SWEEP_SECONDS, GuardId, boot_id, guard_alive, sweep
+from sessiond.agent.guards import EMPTY_LOOKS, SWEEP_SECONDS, GuardId, boot_id, guard_alive, sweep
 from sessiond.agent.user import User
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class AgentProcess:
 
     def _see_to_the_end(self) -> None:
         code = self._popen.wait()
-        sweep(self.guard, SWEEP_SECONDS, self._user)
+        sweep(self.guard, SWEEP_SECONDS, self._user, EMPTY_LOOKS if code < 0 else 1)
         self.stop()
         readers: list[gevent.Greenlet[..., None]] = [self._output, self._errors]
         gevent.joinall(readers, timeout=EOF_SECONDS)
