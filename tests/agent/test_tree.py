@@ -49,6 +49,14 @@ def forced_in_draining(stand: Stand) -> None:
     stand.client.force_release(stand.session, fence, "the test's, once more")
 
 
+def preempted_and_forced(stand: Stand) -> None:
+    """The turn is cancelled by the second, though its lease has ended by the first."""
+    fence = stand.fence
+    stand.client.take(stand.session, key="next")
+    stand.until_draining()
+    stand.client.force_release(stand.session, fence, "the test's")
+
+
 def expired(stand: Stand) -> None:
     eventually(lambda: any(e["reason"] == "expired" for e in stand.events("ended")), 20)
 
@@ -81,6 +89,7 @@ ENDS: dict[str, tuple[Callable[[Stand], None], str, str]] = {
     "forced in a turn": (forced, f"#fault ignore-interrupt\n{LONG}", "drain-deadline"),
     "forced in a turn, and it closes": (forced, LONG, "strays"),
     "forced in draining": (forced_in_draining, f"#fault ignore-interrupt\n{LONG}", "forced"),
+    "preempted, and forced in draining": (preempted_and_forced, f"#fault ignore-interrupt\n{LONG}", "forced"),
     "the lease expires": (expired, f"#fault ignore-interrupt\n{LONG}", "drain-deadline"),
     "kill -9 of the guard": (Stand.kill_guard, LONG, "died"),
     "kill -9 of the agent": (Stand.kill_agent, LONG, "died"),

@@ -187,6 +187,7 @@ DOCTORED: list[Doctored] = [
     ("cancel_stays_in_its_turn", [*IN_TURN, interrupted("t"), interrupted("t")]),
     ("cancel_stays_in_its_turn", [*IN_TURN, closed("t"), interrupted("t")]),
     ("cancel_stays_in_its_turn", [*IN_TURN, closed("t", "cancelled", "preempted")]),
+    ("cancel_stays_in_its_turn", [*IN_TURN, DRAINING, closed("t", "cancelled", "forced", interrupt_to_ack_ms=1)]),
     ("closed_means_nothing_can_come", [*IN_TURN, DRAINING, drained()]),
     ("closed_means_nothing_can_come", [*IN_TURN, interrupted("t"), closed("t", "cancelled", "cancelled")]),
     ("closed_means_nothing_can_come", [*IN_TURN, closed("t"), started("t")]),

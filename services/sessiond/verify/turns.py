@@ -72,7 +72,7 @@ def _wrong_outcome(r: State, e: Entry, turn: Turn) -> tuple[str, str] | None:
         return "closed_means_nothing_can_come", f"{turn.id} is lost and its agent was not reaped"
     if turn.interrupted and not r.step.reaped and "interrupt_to_ack_ms" not in e:
         return "closed_means_nothing_can_come", f"{turn.id} is closed before its interrupt was answered"
-    over = r.drain is not None and r.drain.why == reason
+    over = r.drain is not None and (r.drain.why == reason or (r.drain.forced and reason == "forced"))
     if outcome == "cancelled" and reason in LEASE_ENDS and not over:
         return "cancel_stays_in_its_turn", f"{turn.id} is cancelled by {reason}, and its lease did not end so"
     return None
