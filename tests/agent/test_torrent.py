@@ -1,6 +1,7 @@
 """Tens of thousands of lines a second to a reader that does not read: bounded, interruptible, nobody else's affair."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,10 +71,12 @@ def test_a_torrent_of_lines(sessiond: Callable[..., Sessiond], figures: Callable
     thread.start()
     place = service.state / "work" / SESSION
     eventually(lambda: sent(place) > enough // 10, 120, "it floods")
+    begun, before = time.monotonic(), sent(place)
     for number in range(5):
         with client.lease("octo/other") as lease:
             assert lease.turn(f"#say meanwhile {number}").result().text == f"meanwhile {number}"
     eventually(lambda: sent(place) > enough, 120, "enough was sent")
+    rate = (sent(place) - before) / size / (time.monotonic() - begun)
     growth = watch.stop()
     with client.lease(SESSION, key="h") as lease:
         preempted.set()
@@ -85,6 +88,6 @@ def test_a_torrent_of_lines(sessiond: Callable[..., Sessiond], figures: Callable
     assert [e["outcome"] for e in closed] == ["cancelled", "completed"]
     assert not [e for e in entries if e["event"] in ("recovery", "refused")] and verify(entries).violations == []
     took = closed[0]["ticket_to_interrupt_ms"], closed[0]["interrupt_to_closed_ms"]
-    figures(f"lines of {size}: {sent(place) // MB} MB, {sum(gaps)} lines lost, resident +{growth // MB} MB, "
+    figures(f"lines of {size}: {rate:.0f} a second, {sent(place) // MB} MB, {sum(gaps)} lines lost, resident +{growth // MB} MB, "
             f"ticket to interrupt {took[0]:.0f} ms, to closed {took[1]:.0f} ms")  # fmt: skip
     assert growth < GROWTH
