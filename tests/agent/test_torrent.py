@@ -88,6 +88,7 @@ def test_a_torrent_of_lines(sessiond: Callable[..., Sessiond], figures: Callable
     assert [e["outcome"] for e in closed] == ["cancelled", "completed"]
     assert not [e for e in entries if e["event"] in ("recovery", "refused")] and verify(entries).violations == []
     took = closed[0]["ticket_to_interrupt_ms"], closed[0]["interrupt_to_closed_ms"]
-    figures(f"lines of {size}: {rate:.0f} a second, {sent(place) // MB} MB, {sum(gaps)} lines lost, "
-            f"resident +{growth // MB} MB, ticket to interrupt {took[0]:.0f} ms, to closed {took[1]:.0f} ms")  # fmt: skip
+    figures(f"lines of {size}: {rate:.0f} a second, {sent(place) // MB} MB, "
+            f"{sum(gaps)} lines lost, resident +{growth // MB} MB, "
+            f"ticket to interrupt {took[0]:.0f} ms, to closed {took[1]:.0f} ms")  # fmt: skip
     assert growth < GROWTH
