@@ -99,5 +99,6 @@ class Stand:
             elif entry["event"] == "agent-reaped":
                 running = False
                 whys.append(entry["why"])
-        assert verify(self.ledger()).violations == []
+        found = verify(self.ledger()).violations
+        assert found == [], found
         return str(whys[0]) if whys else "kept"

@@ -11,7 +11,7 @@ import gevent
 import structlog
 
 from sessiond.agent import state as st
-from sessiond.agent.guards import GuardId, end_guard
+from sessiond.agent.guards import GuardId, GuardNote, end_guard
 from sessiond.agent.process import AgentProcess, InputFull
 from sessiond.launch import conversation_known, launch
 from sessiond.settings import Settings
@@ -54,6 +54,7 @@ class AgentLink:
         self._unread = 0
         self.guard: dict[str, Any] | None = None
         """The living guard, as it is stored; None when the tree is gone."""
+        self._note = GuardNote(settings.state_dir / "guards" / f"{name}.json")
 
     @property
     def alive(self) -> bool:
@@ -136,24 +137,41 @@ class AgentLink:
         if item.life not in (self._life, 0):
             return False
         if isinstance(item.event, st.Spawned) and self._process is not None:
-            self.guard = asdict(self._process.guard)
+            self._known(self._process.guard)
         elif isinstance(item.event, st.Exited):
-            self._process, self.guard = None, None
+            self._gone()
         return True
+
+    def _known(self, guard: GuardId) -> None:
+        try:
+            self._note.write(guard)
+        except OSError as error:  # a full disk: the step that follows stores it in Redis
+            log.warning("the guard is not noted on this machine", session=self._name, error=str(error))
+        self.guard = asdict(guard)
+
+    def _gone(self) -> None:
+        for guard in [GuardId(**self.guard)] if self.guard is not None else []:
+            self._note.remove(guard)
+        self._process, self.guard = None, None
 
     def flow(self) -> None:
         """Reads on, once the inbox is emptier."""
         if self._process is not None and self._unread < UNREAD_LIMIT // 2:
             self._process.resume()
 
-    def await_predecessor(self, guard: dict[str, Any] | None) -> None:
-        """Exited of life 0 follows once the recorded guard, if any, is ended: nobody starts an agent before."""
-        self.guard = guard
-        gevent.spawn(self._await_predecessor, guard)
+    def predecessors(self, recorded: dict[str, Any] | None) -> list[GuardId]:
+        """The guards that may still live: the one that Redis knows of, and the one that this machine does."""
+        found = [GuardId(**recorded)] if recorded is not None else []
+        noted = self._note.read()
+        return found if noted is None or noted in found else [*found, noted]
 
-    def _await_predecessor(self, guard: dict[str, Any] | None) -> None:
-        if guard is not None:
-            identity = GuardId(**guard)
+    def await_predecessors(self, guards: list[GuardId]) -> None:
+        """Exited of life 0 follows once these guards are ended: nobody starts an agent before."""
+        self.guard = asdict(guards[-1]) if guards else None
+        gevent.spawn(self._await_predecessors, guards)
+
+    def _await_predecessors(self, guards: list[GuardId]) -> None:
+        for identity in guards:
             while not end_guard(identity, GUARD_SECONDS, self._settings.agent_user):
                 log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
         self._put(FromAgent(0, event=st.Exited(None)))

@@ -144,7 +144,7 @@ class Session:
         """Takes the stored state, as a new epoch finds it, and commits that."""
         stored = self.store.read_state()
         now, agent = self.standing, stored.agent or {}
-        guard = agent.get("guard")
+        guards = self.link.predecessors(agent.get("guard"))
         now.lock, now.extras, now.taken = stored.lock, stored.extras.lease, dict(stored.extras.taken)
         lock = lock_machine.restarted(stored.lock)
         lock = replace(lock, fence=max(lock.fence, first_fence(self.commits.epoch)))
@@ -157,9 +157,9 @@ class Session:
             leased=lock.lease is not None,
         )
         self.turns.load(stored.open)
-        if guard is not None or lock.open:
-            now.agent = replace(now.agent, phase=st.Phase.STOPPING, why="owner-restart")
-            self.link.await_predecessor(guard)
+        if guards or lock.open:
+            now.agent = replace(now.agent, phase=st.Phase.STOPPING, why=st.OWNER_RESTART)
+            self.link.await_predecessors(guards)
         entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
         self.steps.commit(Plan(lock, now.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), begins=True)
         # `max_hold` starts again at most once a lease.

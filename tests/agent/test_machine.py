@@ -232,6 +232,7 @@ def test_a_guard_that_stands_still_is_killed() -> None:
     stopping, outputs = run(stopping, st.Due("killed", "0"))
     assert stopping.phase is Phase.STOPPING and outputs[-1] == st.Kill("forced", hard=True)
     assert run(in_turn(), st.Due("killed", "0")) == (in_turn(), [])
+    assert timers(replace(stopping, why="owner-restart"), Times()) == {}, "a predecessor's is not ours to kill"
 
 
 def test_a_lost_history_is_no_failure_and_what_waits_goes_to_the_next_conversation() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -162,6 +163,26 @@ def guard_and_both_killed(service: Sessiond, stand: Stand) -> None:
     kill(stand.guard)
     service.kill9()
     service.start()
+
+
+def test_a_guard_that_redis_forgot_is_waited_for(
+    sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Row
+) -> None:
+    """Redis comes back older than the agent, to a sessiond that knows nothing either; and the guard stands still."""
+    service = sessiond(scripted_env())
+    with service.client().lease(SESSION):
+        redis_server.copy(tmp_path / "older")
+    stand = Stand(service, SESSION, spawning(LONG), WITHOUT_BARE)
+    os.kill(stand.guard, signal.SIGSTOP)
+    service.kill9()
+    redis_server.kill9()
+    redis_server.put_back(tmp_path / "older")
+    redis_server.start()
+    service.start()
+    assert not stand.events("agent-started"), "Redis knows nothing of it"
+    left = stand.next_turn()
+    matrix("trees", end="forgotten by Redis", why=stand.check(), children=len(WITHOUT_BARE), left=", ".join(left) or 0)
+    assert (left, stand.check()) == ([], "owner-restart")
 
 
 SERVICE_ENDS = [

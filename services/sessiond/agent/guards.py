@@ -4,9 +4,10 @@ A predecessor that died took its guard along. One that only stands still did not
 """
 
 import contextlib
+import json
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import gevent
@@ -29,6 +30,35 @@ class GuardId:
     """Clock ticks since boot, field 22 of /proc/PID/stat."""
     boot_id: str
     agent_pid: int
+
+
+class GuardNote:
+    """The living guard's name in a file of this machine: Redis may come back older than it.
+
+    Written before the first prompt, removed once the guard is gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, guard: GuardId) -> None:
+        """Replaces what stands there. Raises OSError."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.with_suffix(f".{os.getpid()}.new")
+        new.write_text(json.dumps(asdict(guard)))
+        new.replace(self._path)
+
+    def read(self) -> GuardId | None:
+        """None if there is none, or none that can be read: a machine that lost its files lost its processes."""
+        try:
+            return GuardId(**json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def remove(self, guard: GuardId) -> None:
+        """Unless it names another one by now."""
+        if self.read() == guard:
+            self._path.unlink(missing_ok=True)
 
 
 def boot_id() -> str:

@@ -44,7 +44,7 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     if agent.phase is Phase.BROKEN:
         found["backoff", str(agent.fails)] = backoff(agent.fails)
-    if agent.phase is Phase.STOPPING:
+    if agent.phase is Phase.STOPPING and agent.why != st.OWNER_RESTART:
         found["killed", str(agent.count)] = KILLED_AFTER
     if agent.phase is Phase.STARTING:
         found["start", agent.conversation] = times.start_deadline

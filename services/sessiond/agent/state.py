@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from sessiond.agent.protocol import Message, Question, Result
 from sessiond.lock.rules import Kind
+
+OWNER_RESTART: Final = "owner-restart"
+"""Why an agent is stopping that a predecessor left: whoever waits for its guard ends it."""
 
 
 class Phase(StrEnum):
