@@ -184,7 +184,7 @@ class Scene:
     def prompts(self) -> list[str]:
         """Every prompt that the agent began with, in order."""
         found = []
-        for path in sorted(self.service.state.rglob("projects/scripted/*.jsonl")):
+        for path in sorted(self.service.state.glob("claude/projects/scripted/*.jsonl")):
             found += [json.loads(text) for text in path.read_text().splitlines()]
         return found
 

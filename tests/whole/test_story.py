@@ -100,7 +100,8 @@ def check_the_story(told: dict[str, list[Line]], ticket: str | None) -> None:
     assert (posted["state"], posted["fence"]) == ("posted", fence) and posted["url"].startswith("http")
     whole = sorted((line for found in story.values() for line in found), key=lambda line: str(line["timestamp"]))
     assert {line["session"] for line in whole} == {SESSION}
-    assert ticket is not None and {line["ticket"] for line in whole if "ticket" in line} == {ticket}
+    # A handler may take the demand up before the ingress has told of its ticket: then it names none yet.
+    assert ticket is not None and {line.get("ticket") for line in whole} - {None} == {ticket}
     assert all("ticket" in line for line in whole if line["event"] != "taken up")
     held = ["granted", "turn-accepted", "turn-started", "turn-closed", "ended", "answering", "answered"]
     assert {line["fence"] for line in whole if line["event"] in held} == {fence}
