@@ -55,7 +55,7 @@ def _print(terminalreporter: Any, table: str, rows: list[dict[str, str]]) -> Non
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """A check at full size ends with one plain line: how much of it passed."""
+    """A check at full size ends with one plain line: how much of it passed. What was skipped is named before it."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if not FULL or reporter is None or hasattr(config, "workerinput"):
         return
@@ -63,4 +63,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         sum(len(reporter.stats.get(word, ())) for word in words)
         for words in (("passed",), ("failed", "error"), ("skipped",))
     )
-    reporter.write_line(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    if skipped:
+        reporter.write_line(f"{skipped} skipped")
+    reporter.write_line(f"{passed} passed, {failed} failed")
