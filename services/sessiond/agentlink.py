@@ -12,6 +12,7 @@ import structlog
 
 from sessiond.agent import state as st
 from sessiond.agent.guards import GuardId, GuardNote, end_guard
+from sessiond.agent.machine import KILLED_AFTER
 from sessiond.agent.process import AgentProcess, InputFull
 from sessiond.launch import conversation_known, launch
 from sessiond.settings import Settings
@@ -19,8 +20,6 @@ from sessiond.slots import Sleeper, Slots
 
 log = structlog.get_logger("sessiond.agent")
 
-GUARD_SECONDS: Final = 5.0
-"""How long a predecessor's guard has to end its tree (it needs little more than 1 s) before it is killed."""
 UNREAD_LIMIT: Final = 8 * 2**20
 """Bytes of lines in the inbox; beyond them the agent is not read, and will wait on its stdout."""
 LINE_WEIGHT: Final = 2 * 2**10
@@ -150,8 +149,8 @@ class AgentLink:
         self.guard = asdict(guard)
 
     def _gone(self) -> None:
-        for guard in [GuardId(**self.guard)] if self.guard is not None else []:
-            self._note.remove(guard)
+        if self.guard is not None:
+            self._note.remove(GuardId(**self.guard))
         self._process, self.guard = None, None
 
     def flow(self) -> None:
@@ -172,6 +171,6 @@ class AgentLink:
 
     def _await_predecessors(self, guards: list[GuardId]) -> None:
         for identity in guards:
-            while not end_guard(identity, GUARD_SECONDS, self._settings.agent_user):
+            while not end_guard(identity, KILLED_AFTER, self._settings.agent_user):
                 log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
         self._put(FromAgent(0, event=st.Exited(None)))

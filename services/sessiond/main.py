@@ -134,7 +134,7 @@ def _after_init(worker: Any) -> None:
 
     _tell_stacks()
     before = signal.getsignal(signal.SIGTERM)
-    # By then everybody was answered; what is still open is idle keep-alive. The master keeps its longer patience.
+    # By then everybody was answered and no stream goes on. The master keeps its longer patience.
     worker.cfg.set("graceful_timeout", 1)
 
     def term(number: int, frame: Any) -> None:

@@ -4,14 +4,13 @@ The last step shows the same plants without the protection.
 """
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bare
+
 from servers import Model, Sessiond, claude_env, eventually
-from sessiond.agent import binary
-from sessiond.agent import protocol as wire
 from sessiond.client import Client
 
 SESSION = "octo/hello"
@@ -85,19 +84,12 @@ def test_what_a_tool_plants_in_the_agents_directories_decides_nothing(
 
     unprotected(model, work, prepared)
     assert set(marker.read_text().split()) == {"hook"}
-    bare = json.dumps(model.log()[-1])
-    assert [word for word in WORDS if word not in bare] == []
+    asked = json.dumps(model.log()[-1])
+    assert [word for word in WORDS if word not in asked] == []
 
 
 def unprotected(model: Model, work: Path, config: Path) -> None:
     """The same binary with that directory as its own, and its user's settings and memory on."""
-    argv = binary.claude_argv(
-        binary.find_claude(), model="m", conversation="00000000-0000-4000-8000-000000000000", resume=False
-    )
-    argv[argv.index("--setting-sources") + 1] = "user"
-    key = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": "loopback", "PATH": "/usr/bin:/bin"}
-    env = binary.claude_env(key, home=config, config=config)
-    del env["CLAUDE_CODE_DISABLE_AUTO_MEMORY"]
-    lines = wire.initialize("r1") + wire.user("6a0c7c3e-6d2b-4a57-9f6e-2f0a55a1d001", "#say done")
-    done = subprocess.run(argv, cwd=work, env=env, input=lines, capture_output=True, timeout=60)
-    assert b'"result"' in done.stdout, done.stderr
+    command = bare.argv()
+    command[command.index("--setting-sources") + 1] = "user"
+    bare.one_turn(model, command, work, config, without="CLAUDE_CODE_DISABLE_AUTO_MEMORY")

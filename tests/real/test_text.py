@@ -1,14 +1,13 @@
 """Text is not a command, the checkout is not trusted; each test also shows what happens without the protection."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bare
+
 from servers import Model, Sessiond, claude_env
-from sessiond.agent import binary
-from sessiond.agent import protocol as wire
 
 SESSION = "octo/hello"
 
@@ -110,20 +109,14 @@ def test_the_checkout_decides_nothing(sessiond: Callable[..., Sessiond], model: 
     assert [word for word in ("tangerine", "quince") if word in seen] == []
     unprotected(model, work, tmp_path / "home")
     assert set(marker.read_text().split()) == {"hook", "mcp"}
-    bare = json.dumps(model.log()[-1])
-    assert [word for word in ("kumquat", "quince") if word not in bare] == []
+    asked = json.dumps(model.log()[-1])
+    assert [word for word in ("kumquat", "quince") if word not in asked] == []
 
 
 def unprotected(model: Model, work: Path, home: Path) -> None:
     """The same binary in the same checkout, without the flags that keep the checkout out."""
     home.mkdir()
-    argv = binary.claude_argv(
-        binary.find_claude(), model="m", conversation="00000000-0000-4000-8000-000000000000", resume=False
-    )
-    at = argv.index("--setting-sources")
-    argv = [word for word in (*argv[:at], *argv[at + 2 :]) if word != "--strict-mcp-config"]
-    key = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": "loopback", "PATH": "/usr/bin:/bin"}
-    env = binary.claude_env(key, home=home, config=home)
-    lines = wire.initialize("r1") + wire.user("6a0c7c3e-6d2b-4a57-9f6e-2f0a55a1d001", "#say done")
-    done = subprocess.run(argv, cwd=work, env=env, input=lines, capture_output=True, timeout=60)
-    assert b'"result"' in done.stdout, done.stderr
+    command = bare.argv()
+    at = command.index("--setting-sources")
+    kept = [word for word in (*command[:at], *command[at + 2 :]) if word != "--strict-mcp-config"]
+    bare.one_turn(model, kept, work, home)

@@ -24,7 +24,7 @@ LOOK_AGAIN: Final = 0.05
 STRAYS_END: Final = 1.0
 """Seconds that what a cancelled tool started has for its end; then the process is ended, and all of it."""
 KILLED_AFTER: Final = 5.0
-"""Seconds that a guard has to end its tree (it needs little more than 1 s); one that stands still never would."""
+"""Seconds that a guard, a predecessor's too, has to end its tree (it needs little more than 1 s); then SIGKILL."""
 
 
 def decide(agent: Agent, event: st.Event) -> tuple[Agent, list[st.Output]]:
