@@ -290,4 +290,26 @@ def test_what_a_tool_left_may_run_on_between_the_turns_of_a_lease_and_no_longer(
     assert len(ended(outputs)) == 1 and st.Busy(True) in outputs
     over, outputs = run(agent, st.LeaseEnded("released"))
     assert written(outputs) == ["fence"] and over.busy
-    assert st.Busy(False) in run(over, st.Looked(False))[1]
+    assert st.Busy(False) in run(over, st.Looked(False), st.Got(wire.Response("r2", True, {}, None)))[1]
+
+
+def hurried(agent: Agent) -> bool:
+    return ("strays", agent.conversation) in timers(agent, Times())
+
+
+def test_what_a_tool_left_has_its_second_only_once_claude_has_stopped_the_tasks() -> None:
+    running = replace(closing(leased=True, strays=True)[0], tasks=frozenset({"b1"}))
+    over, outputs = run(running, st.LeaseEnded("released"))
+    assert (written(outputs), over.busy, hurried(over)) == (["stop_task"], True, False)
+    stopped, outputs = run(over, st.Got(wire.Tasks(frozenset())), st.Got(wire.Response("r2", True, {}, None)))
+    assert (written(outputs), stopped.busy, hurried(stopped)) == (["fence"], True, False)
+    left, _ = run(stopped, st.Looked(True), st.Got(wire.Response("r3", True, {}, None)))
+    assert (left.busy, hurried(left)) == (True, True)
+
+
+def test_what_a_tool_left_has_its_second_only_behind_every_answer() -> None:
+    agent, outputs = run(in_turn(), st.LeaseEnded("preempted"), *ENDING, st.Looked(True))
+    assert (written(outputs), hurried(agent)) == (["interrupt"], False)
+    agent, outputs = run(agent, st.Got(wire.Response("r1", True, {}, None)))
+    assert written(outputs) == ["fence"]
+    assert hurried(run(agent, st.Looked(True), st.Got(wire.Response("r2", True, {}, None)))[0])

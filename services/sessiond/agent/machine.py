@@ -16,13 +16,13 @@ from sessiond.agent import state as st
 from sessiond.agent.ending import backoff, cancel, exited, fail, recover, stop
 from sessiond.agent.lines import answer, read
 from sessiond.agent.moves import ALIVE, Draft, Move
-from sessiond.agent.progress import advance
+from sessiond.agent.progress import advance, only_strays_left
 from sessiond.agent.state import Agent, Phase
 from sessiond.lock.rules import Times
 
 LOOK_AGAIN: Final = 0.05
 STRAYS_END: Final = 1.0
-"""Seconds that what a cancelled tool started has for its end; then the process is ended, and all of it."""
+"""Seconds that what tools left behind has for its end, once nothing else is waited for; then the tree is ended."""
 KILLED_AFTER: Final = 5.0
 """Seconds that a guard, a predecessor's too, has to end its tree (it needs little more than 1 s); then SIGKILL."""
 
@@ -59,7 +59,7 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
         subject = turn.id if turn is not None else "busy"
         found["drain", subject] = times.drain_deadline
         found["again", subject] = times.drain_deadline / 2
-    if agent.phase in ALIVE and agent.strays and not agent.leased:
+    if agent.phase in ALIVE and not agent.leased and only_strays_left(agent):
         found["look", str(agent.count)] = LOOK_AGAIN
         found["strays", agent.conversation] = STRAYS_END
     if agent.phase is Phase.IDLE and turn is None and not agent.busy:
@@ -84,7 +84,8 @@ def _lease_began(d: Draft, _: st.LeaseBegan) -> None:
 
 
 def _lease_ended(d: Draft, e: st.LeaseEnded) -> None:
-    d.set(leased=False)
+    # What was seen before may be a task that is stopped only now: it is looked for again, behind the fence.
+    d.set(leased=False, dirty=d.agent.dirty or d.agent.strays, strays=False)
     if d.agent.turn is not None:
         cancel(d, st.Cancel(d.agent.turn.id, e.why))
 

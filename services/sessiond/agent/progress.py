@@ -25,6 +25,12 @@ def turn_over(agent: Agent) -> bool:
     return (not turn.taken or turn.result is not None) and agent.said == "idle"
 
 
+def only_strays_left(agent: Agent) -> bool:
+    """Nothing is waited for any more but what its tools left behind: claude has done and said all that it was to."""
+    over = agent.turn is None or turn_over(agent)
+    return agent.strays and over and not agent.tasks and all(what == "fence" for what in agent.requests.values())
+
+
 def advance(d: Draft) -> None:
     """Does what can be done now."""
     if d.agent.phase is Phase.ASLEEP and d.agent.turn is not None:

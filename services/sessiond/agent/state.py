@@ -83,7 +83,7 @@ class Agent:
     """Permissions that it asked for and has no answer to: request id to question."""
     foreign: bool = False
     dirty: bool = False
-    """Something that no holder sent ran; nothing is sent or granted before idle and fence."""
+    """Something that no holder sent ran, or may still run; nothing is sent or granted before idle and fence."""
     fenced: bool = False
     busy: bool = False
     model: str | None = None
