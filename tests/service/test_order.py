@@ -74,7 +74,7 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
 def test_a_handler_that_dies_in_the_queue_costs_the_next_head_wait_once(
     sessiond: Callable[..., Sessiond], caller: Callable[..., Caller]
 ) -> None:
-    service = sessiond(scripted_env(head_wait=0.6))
+    service = sessiond(scripted_env(head_wait=3))
     client = service.client()
     first, dead, second, third = (caller(service) for _ in range(4))
     first.do(key="first", hold=30)
@@ -92,7 +92,7 @@ def test_a_handler_that_dies_in_the_queue_costs_the_next_head_wait_once(
     _, second_at, third_at = sorted(ms.values())
     released = next(int(e["id"].partition("-")[0]) for e in entries if e.get("reason") == "forced")
     assert sum(e["event"] == "passed-over" for e in entries) == 1
-    assert 500 <= second_at - released < 1500
-    assert third_at - second_at < 500
+    assert 2900 <= second_at - released < 5800
+    assert third_at - second_at < 2900
     assert client.view(SESSION)["queue"][0]["key"] == "dead"
     assert verify(entries).violations == []
