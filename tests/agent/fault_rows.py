@@ -144,6 +144,7 @@ BYTES = (
     Row("5 MB line", "in turn", fault("long-line"), "completed"),
     Row("5 MB result", "in turn", "#big 5000000", "completed", text="x" * 5_000_000),
     Row("split UTF-8", "in turn", fault("split-utf8"), "completed"),
+    Row("half a surrogate pair", "in turn", at("text raw=half-pair"), "completed"),
     Row("stderr flood", "in turn", fault("stderr-flood"), "completed"),
     Row("stdin not read", "from the start", "#say mine", "failed", "start-deadline", recovery="start-deadline",
         faults=("deaf=0",), deadlines=True),

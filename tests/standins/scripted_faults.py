@@ -27,6 +27,7 @@ RAW = {
     "broken": b'{"type":"result","user_message_uuids":7}\n',
     "crlf": b'{"type":"stream_event","event":{}}\r\n\r\n',
     "dump": b"    at main (agent.js:1)\n" * 2000,
+    "half-pair": rb'{"type":"assistant","message":{"content":[{"type":"text","text":"cut \ud83d"}]}}' + b"\n",
     "huge": b"x" * (66 * 2**20),
 }
 

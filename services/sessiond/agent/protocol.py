@@ -5,9 +5,10 @@ known becomes `Other`; a line that is not a JSON object, or has a known type and
 ProtocolError.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -122,10 +123,28 @@ class Line:
     raw: dict[str, Any]
 
 
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def _whole(line: bytes) -> bytes:
+    """The line with U+FFFD for each half of a surrogate pair: what JavaScript writes of text cut inside an emoji."""
+    return _ESCAPE.sub(lambda found: rb"\ufffd" if found["half"] else found[0], line)
+
+
+def _json(line: bytes) -> object:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return orjson.loads(_whole(line))
+
+
 def parse(line: bytes) -> Line:
     """One line of the agent's stdout. Raises ProtocolError."""
     try:
-        raw = orjson.loads(line)
+        raw = _json(line)
     except orjson.JSONDecodeError as error:
         raise ProtocolError(f"not JSON: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
