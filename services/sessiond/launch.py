@@ -1,11 +1,14 @@
 """From settings to a running agent: command, environment, working directory."""
 
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import gevent
+import structlog
 from gevent.subprocess import DEVNULL, Popen
 
 from sessiond.agent import binary
@@ -13,7 +16,10 @@ from sessiond.agent.process import AgentProcess
 from sessiond.agent.user import User, acting_as
 from sessiond.settings import Settings
 
-CLAUDE_MD_LIMIT = 64 * 1024
+log = structlog.get_logger("sessiond.launch")
+
+CLAUDE_MD_LIMIT: Final = 64 * 1024
+"""Bytes of it that go in: Linux takes no argument above 128 KiB."""
 
 
 def workdir(settings: Settings, name: str) -> Path:
@@ -65,13 +71,28 @@ def conversation_known(settings: Settings, conversation: str) -> bool:
         return any(home.glob(f"projects/*/{conversation}.json*"))
 
 
+def guide(path: Path, user: User | None) -> str | None:
+    """The text of a `CLAUDE.md` as an argument can hold it, None for one that cannot be had: it must stop no agent.
+
+    What is no UTF-8 is left out. A link could lead anywhere, and what it leads to would go to the model: not followed.
+    """
+    with acting_as(user):
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("CLAUDE.md is not read", path=str(path), error=str(error))
+            return None
+        with open(file, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return None
+            return opened.read(CLAUDE_MD_LIMIT).replace(b"\0", b"").decode(errors="ignore")
+
+
 def command(settings: Settings, cwd: Path, conversation: str, resume: bool) -> list[str]:
     """The agent's argv: the bundled claude, or `agent_command` with the same flags."""
-    guide = cwd / "CLAUDE.md"
-    with acting_as(settings.agent_user):
-        # A link could lead anywhere, and what it leads to would go to the model.
-        readable = guide.is_file() and not guide.is_symlink()
-        text = guide.read_text(errors="replace")[:CLAUDE_MD_LIMIT] if readable else None
+    text = guide(cwd / "CLAUDE.md", settings.agent_user)
     first = settings.agent_command[0] if settings.agent_command else str(binary.find_claude())
     argv = binary.claude_argv(
         Path(first),

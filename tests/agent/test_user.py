@@ -1,6 +1,9 @@
 """An agent of another user: only where the tests run as root."""
 
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -73,6 +76,36 @@ def test_files_are_looked_at_as_that_user() -> None:
         with acting_as(NOBODY), pytest.raises(PermissionError):
             file.read_text()
         assert os.geteuid() == 0 and file.read_text() == ""
+
+
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all,+setuid,+setgid,+kill", "--inh-caps=-all", sys.executable, "-c")
+"""Root as a container has it: it may change users, and not go where only another may."""
+ELSEWHERE = """
+import sys
+from pathlib import Path
+import gevent
+from sessiond.agent.process import AgentProcess
+from sessiond.agent.user import User
+ends, place = [], Path(sys.argv[1])
+def lines(found):
+    print(*[line.decode() for line in found], flush=True)
+AgentProcess.spawn(["/bin/pwd"], place, {}, lines, lambda code, _: ends.append(code), User(65534, 65534))
+with gevent.Timeout(20):
+    while not ends:
+        gevent.sleep(0.01)
+"""
+
+
+@root_only
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv")
+def test_its_directory_may_be_closed_to_all_others() -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        Path(parent).chmod(0o755)
+        place = Path(parent) / "closed"
+        place.mkdir(mode=0o700)
+        os.chown(place, NOBODY.uid, NOBODY.gid)
+        found = subprocess.run([*UNPRIVILEGED, ELSEWHERE, str(place)], capture_output=True, text=True, check=False)
+    assert (found.stdout.strip(), found.returncode) == (str(place), 0), found.stderr
 
 
 def test_who_may_not_change_users_says_so() -> None:

@@ -1,6 +1,7 @@
 """The guard: the small process between owner and agent that ends the agent's whole tree when the owner dies.
 
-Run as `python -I -S guard.py LIFELINE REPORT TRACE USER COMMAND…`; standard library only, so that it starts in 20 ms.
+Run as `python -I -S guard.py LIFELINE REPORT TRACE USER DIRECTORY COMMAND…`; standard library only, so that it
+starts in 20 ms.
 
 - `LIFELINE` is the read end of a pipe whose other end only the owner has: its end-of-file is the owner's death, or
   its wish to stop. It cannot be missed, unlike a death signal, which follows the thread that spawned.
@@ -9,7 +10,8 @@ Run as `python -I -S guard.py LIFELINE REPORT TRACE USER COMMAND…`; standard l
 - `TRACE` gets the guard's stack on SIGUSR1: its own stderr is the agent's.
 - `USER` is `UID:GID` for an agent that runs as another user than the guard, `-` for one that does not. The guard
   itself stays who it is, so that the agent can neither signal nor trace it.
-- The agent has the guard's stdin, stdout, stderr, directory and environment, and `SESSIOND_GUARD` on top, by which
+- `DIRECTORY` is the agent's, which enters it as its own user: the guard may not be let in there, and stays out.
+- The agent has the guard's stdin, stdout, stderr and environment, and `SESSIOND_GUARD` on top, by which
   what is left of a tree can be found although its guard was killed.
 
 The guard is child subreaper: whatever double-forks or takes a session of its own still is its descendant. It exits
@@ -33,6 +35,10 @@ GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
 KILL_TRIES = 100
 """Some ms of them between two looks at the whole tree."""
+BLIND = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What says nothing about the process that was looked for."""
+LOOKS = 10
+"""At a tree that changes from one to the next: enough of them to tell that it does not come to rest."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,11 +59,13 @@ class Process(NamedTuple):
 
 
 def process(pid: int) -> Process | None:
-    """The process `pid` as /proc shows it, None if there is none."""
+    """The process `pid` as /proc shows it, None if there is none. Raises OSError when nothing can be seen now."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except OSError:
+    except OSError as error:
+        if error.errno in BLIND:
+            raise
         return None
     # The name in the second field may hold blanks and brackets: the rest begins after the last bracket.
     fields = stat[stat.rindex(b")") + 2 :].split()
@@ -82,12 +90,24 @@ def descendants(root: int) -> list[Process]:
 
 
 def strays(guard: int, agent: int) -> bool:
-    """Whether anything but the agent lives below its guard: what its tools started, or left to the guard."""
-    try:
-        below = [pid for parent in (guard, agent) for pid in _children(parent) if pid != agent]
-    except FileNotFoundError:  # a kernel that does not tell, or they are gone
-        return any(one.pid != agent for one in descendants(guard))
-    return any(one is not None and not one.dead for one in map(process, below))
+    """Whether anything but the agent lives below its guard: what its tools started, or left to the guard.
+
+    No look is a snapshot, and what was listed may have forked and died since. So nothing lives there only when two
+    looks in a row find the same, none of it alive; as long as each finds others, something does.
+    """
+    before: set[int] | None = None
+    for _ in range(LOOKS):
+        try:
+            # In this order: what loses its parent between the two goes from the agent to the guard.
+            below = {pid for parent in (agent, guard) for pid in _children(parent) if pid != agent}
+        except FileNotFoundError:  # a kernel that does not tell, or they are gone
+            return any(one.pid != agent for one in descendants(guard))
+        if any(one is not None and not one.dead for one in map(process, below)):
+            return True
+        if below == before:
+            return False
+        before = below
+    return True
 
 
 def _children(pid: int) -> list[int]:
@@ -110,11 +130,12 @@ def send(targets: list[Process], number: int) -> None:
 class Guard:
     """One agent's tree, from its start until nothing of it is left."""
 
-    def __init__(self, lifeline: int, report: int, trace: int, user: tuple[int, int] | None = None) -> None:
+    def __init__(self, lifeline: int, report: int, trace: int, user: tuple[int, int] | None, directory: str) -> None:
         self._lifeline = lifeline
         self._report = report
         self._trace = trace
         self._user = user
+        self._directory = directory
         self._agent = 0
         self._status = 0
         self._asked = False
@@ -162,7 +183,7 @@ class Guard:
         environ = {**os.environ, MARK: f"{me}-{own.start_time}"}
         self._agent = os.fork()
         if self._agent == 0:
-            _become(command, environ, me, failure, self._user)
+            _become(command, environ, me, failure, self._user, self._directory)
         os.close(failure)
         error = os.read(failed, 1000)
         os.close(failed)
@@ -206,14 +227,18 @@ class Guard:
         self._asked = True
         if not self._reap():
             return
-        send(descendants(os.getpid()), signal.SIGTERM)
+        self._send(signal.SIGTERM)
         deadline = time.monotonic() + GRACE
         while self._reap() and (left := deadline - time.monotonic()) > 0:
             self._wait(left)
         while self._reap():
-            send(descendants(os.getpid()), signal.SIGKILL)
+            self._send(signal.SIGKILL)
             self._kill_children()
             self._wait(0.01)
+
+    def _send(self, number: int) -> None:
+        with contextlib.suppress(OSError):  # nothing can be seen just now: it will be another time
+            send(descendants(os.getpid()), number)
 
     def _kill_children(self) -> None:
         """Without a look at the whole process table, which a tool outruns that forks and exits for ever.
@@ -235,12 +260,15 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _become(
-    command: list[str], environ: dict[str, str], guard: int, failure: int, user: tuple[int, int] | None
+    command: list[str], environ: dict[str, str], guard: int, failure: int, user: tuple[int, int] | None, directory: str
 ) -> NoReturn:
     """In the child: turns into the agent, or tells `failure` why not."""
+    what = directory
     try:
         if user is not None:
             _change_user(*user)
+        os.chdir(directory)
+        what = command[0]
         # After the change of user, which clears it.
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:  # it died before the line above
@@ -258,7 +286,7 @@ def _become(
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.execvpe(command[0], command, environ)
     except OSError as error:
-        os.write(failure, f"{command[0]}: {error.strerror}".encode())
+        os.write(failure, f"{what}: {error.strerror}".encode())
     finally:
         os._exit(127)
 
@@ -276,7 +304,7 @@ def main() -> NoReturn:
     lifeline, report, trace = map(int, sys.argv[1:4])
     uid, _, gid = sys.argv[4].partition(":")
     user = None if sys.argv[4] == "-" else (int(uid), int(gid))
-    sys.exit(Guard(lifeline, report, trace, user).run(sys.argv[5:]))
+    sys.exit(Guard(lifeline, report, trace, user, sys.argv[5]).run(sys.argv[6:]))
 
 
 if __name__ == "__main__":

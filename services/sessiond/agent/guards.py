@@ -78,16 +78,22 @@ def end_guard(guard: GuardId, seconds: float, user: User | None = None) -> bool:
 
     Returns whether nothing is left; False means that it may not be signalled, or cannot run (a frozen container).
     """
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(guard.pid)
-        try:
-            if guard_alive(guard) and not any(
-                _ended_by(descriptor, number, seconds) for number in (signal.SIGTERM, signal.SIGKILL)
-            ):
-                return False
-        finally:
-            os.close(descriptor)
+    if guard_alive(guard) and not _ended(guard, seconds):
+        return False
     return sweep(guard, SWEEP_SECONDS, user)
+
+
+def _ended(guard: GuardId, seconds: float) -> bool:
+    try:
+        descriptor = os.pidfd_open(guard.pid)
+    except OSError:  # gone by now, or there is no descriptor to be had
+        return not guard_alive(guard)
+    try:
+        return not guard_alive(guard) or any(
+            _ended_by(descriptor, number, seconds) for number in (signal.SIGTERM, signal.SIGKILL)
+        )
+    finally:
+        os.close(descriptor)
 
 
 def _ended_by(descriptor: int, number: signal.Signals, seconds: float) -> bool:

@@ -99,6 +99,8 @@ class AgentProcess:
         except BaseException:
             pipes.close()
             raise
+        finally:
+            pipes.close_report()
         return cls(popen, identity, pipes, on_lines, on_exit, user)
 
     def write(self, data: bytes) -> None:
@@ -204,10 +206,10 @@ class _Pipes:
         """Starts the guard and closes the ends that are its."""
         ends = (self._lifeline, self._reported, os.dup(2))
         whom = "-" if user is None else f"{user.uid}:{user.gid}"
-        command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), whom, *argv]
+        command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), whom, str(cwd), *argv]
         try:
             return Popen(
-                command, cwd=cwd, env=dict(env), stdin=self._stdin, stdout=self._stdout, stderr=self._stderr,
+                command, cwd="/", env=dict(env), stdin=self._stdin, stdout=self._stdout, stderr=self._stderr,
                 pass_fds=ends, close_fds=True, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -219,12 +221,9 @@ class _Pipes:
     def identify(self, popen: "Popen[bytes]") -> GuardId:
         """Waits for the guard's report. Raises SpawnError, after the guard is gone."""
         report = b""
-        try:
-            with gevent.Timeout(REPORT_SECONDS, False):  # type: ignore[arg-type]
-                while data := nb_read(self._report, READ_SIZE):
-                    report += data
-        finally:
-            os.close(self._report)
+        with gevent.Timeout(REPORT_SECONDS, False):  # type: ignore[arg-type]
+            while data := nb_read(self._report, READ_SIZE):
+                report += data
         word, _, rest = report.decode(errors="replace").strip().partition(" ")
         if word == "agent":  # and if both are gone by now, all the same: what the agent said is still to be read
             agent, start_time = map(int, rest.split())
@@ -240,6 +239,9 @@ class _Pipes:
             lines = os.read(self.stderr, READ_SIZE).decode(errors="replace").split("\n")
             return " ".join(lines[-2:]).strip() or "its guard said nothing"
         return "its guard said nothing"
+
+    def close_report(self) -> None:
+        os.close(self._report)
 
     def close(self) -> None:
         for end in (self.stdin, self.stdout, self.stderr, self.lifeline):
