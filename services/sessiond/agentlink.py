@@ -24,6 +24,8 @@ UNREAD_LIMIT: Final = 8 * 2**20
 """Bytes of lines in the inbox; beyond them the agent is not read, and will wait on its stdout."""
 LINE_WEIGHT: Final = 2 * 2**10
 """What a line counts for besides its bytes: callers stand behind it in the inbox, however short it is."""
+AGAIN: Final = 0.5
+"""Seconds between two tries to end a predecessor's guard."""
 
 
 @dataclass(slots=True)
@@ -74,10 +76,15 @@ class AgentLink:
             self._put(FromAgent(life, lines=batch))
 
         def gone(status: int | None, stderr: str) -> None:
+            self._slots.give(self._owner)
             self._put(FromAgent(life, event=st.Exited(status, stderr, self._why)))
 
-        if not self._slots.take(self._owner) or self._over(life):
-            gone(None, "stopped before it was started")
+        slot = self._slots.take(self._owner)
+        if slot and self._over(life):
+            self._slots.give(self._owner)
+            slot = False
+        if not slot:
+            self._put(FromAgent(life, event=st.Exited(None, "", self._why, tried=False)))
             return
         try:
             known = resume or conversation_known(self._settings, conversation)
@@ -131,8 +138,6 @@ class AgentLink:
         """Takes an item out of the inbox: keeps the accounts, says whether it is of the present life."""
         if item.lines is not None:
             self._unread -= _weight(item.lines)
-        if isinstance(item.event, st.Exited) and item.life:
-            self._slots.give(self._owner)
         if item.life not in (self._life, 0):
             return False
         if isinstance(item.event, st.Spawned) and self._process is not None:
@@ -171,6 +176,15 @@ class AgentLink:
 
     def _await_predecessors(self, guards: list[GuardId]) -> None:
         for identity in guards:
-            while not end_guard(identity, KILLED_AFTER, self._settings.agent_user):
+            while not self._ended(identity):
                 log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
+                gevent.sleep(AGAIN)
         self._put(FromAgent(0, event=st.Exited(None)))
+
+    def _ended(self, guard: GuardId) -> bool:
+        try:
+            return end_guard(guard, KILLED_AFTER, self._settings.agent_user)
+        except Exception:
+            # Whoever waits for this must go on waiting: nothing may start beside what cannot be seen.
+            log.exception("the predecessor's guard cannot be ended", session=self._name, guard=guard.pid)
+            return False

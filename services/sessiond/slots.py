@@ -1,6 +1,7 @@
 """How many agents may be awake at once, over all sessions of this process."""
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gevent.event import Event
@@ -16,13 +17,20 @@ class Sleeper(Protocol):
         """Asks it to end its agent. Never blocks."""
 
 
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    who: Sleeper
+    told: Event = field(default_factory=Event)
+    given: bool = False
+
+
 class Slots:
     """First come, first served. A waiting session puts the longest idle agent to sleep."""
 
     def __init__(self, size: int) -> None:
         self._free = size
         self._holders: list[Sleeper] = []
-        self._waiting: deque[tuple[Sleeper, Event]] = deque()
+        self._waiting: deque[_Waiting] = deque()
 
     def take(self, who: Sleeper) -> bool:
         """Blocks its greenlet until `who` has a slot, then True; False once it was told to `forgo`."""
@@ -30,18 +38,18 @@ class Slots:
             self._free -= 1
             self._holders.append(who)
             return True
-        given = Event()
-        self._waiting.append((who, given))
+        waiting = _Waiting(who)
+        self._waiting.append(waiting)
         self._make_room()
-        while not given.wait(0.5):
+        while not waiting.told.wait(0.5):
             self._make_room()
-        return who in self._holders
+        return waiting.given
 
     def forgo(self, who: Sleeper) -> None:
         """`who` waits for a slot no longer; if it does not wait, nothing happens."""
-        for waiting in [w for w in self._waiting if w[0] is who]:
+        for waiting in [w for w in self._waiting if w.who is who]:
             self._waiting.remove(waiting)
-            waiting[1].set()
+            waiting.told.set()
 
     def give(self, who: Sleeper) -> None:
         """`who` needs its slot no longer; without one, nothing happens."""
@@ -49,9 +57,10 @@ class Slots:
             return
         self._holders.remove(who)
         if self._waiting:
-            nxt, given = self._waiting.popleft()
-            self._holders.append(nxt)
-            given.set()
+            first = self._waiting.popleft()
+            self._holders.append(first.who)
+            first.given = True
+            first.told.set()
         else:
             self._free += 1
 

@@ -51,3 +51,26 @@ def test_callers_stand_behind_few_lines_however_short_they_are(tmp_path: Path) -
                 link.accepts(found.pop())
                 link.flow()
             gevent.sleep(0.01)
+
+
+def test_a_slot_is_free_again_although_nobody_hears_of_the_end(tmp_path: Path) -> None:
+    found: list[FromAgent] = []
+    slots, settings = Slots(1), Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
+    link = AgentLink("o/r", settings, slots, Owner(), found.append)
+    link.start("c", False)
+    with gevent.Timeout(60):
+        while not link.alive:
+            gevent.sleep(0.01)
+        link.disown()
+        assert slots.take(Owner())
+
+
+def test_who_forgoes_has_no_slot_although_it_holds_another(tmp_path: Path) -> None:
+    slots, owner = Slots(1), Owner()
+    assert slots.take(owner)
+    second = gevent.spawn(slots.take, owner)
+    gevent.sleep(0)
+    slots.forgo(owner)
+    assert second.get(timeout=60) is False
+    slots.give(owner)
+    assert slots.take(Owner())

@@ -95,7 +95,7 @@ def exited(d: Draft, e: st.Exited) -> None:
     why = d.agent.why if d.agent.phase is Phase.STOPPING else e.why
     d.note("agent-reaped", exit=e.status, why=why or "died", stderr=e.stderr[-300:])
     reason = why or f"agent exited with {e.status}: {_last_line(e.stderr)}".rstrip(": ")
-    died = not why or why in FAILED_START or why in FATAL
+    died = e.tried and (not why or why in FAILED_START or why in FATAL)
     if d.agent.turn is not None and d.agent.turn.result is not None:
         _conclude(d, d.agent.turn)
     turn, fails = d.agent.turn, d.agent.fails + died

@@ -152,12 +152,14 @@ class Fault:
 class Exited:
     """The guard is gone, and the whole tree with it. `status` None: it never started.
 
-    `why`: for what it was ended while no step could be made, or `history-lost`; empty for anything else.
+    `why`: for what it was ended while no step could be made, or `history-lost`; empty for anything else. `tried` False:
+    it was given up before its start was tried, waiting for a slot; no failure of its own.
     """
 
     status: int | None
     stderr: str = ""
     why: str = ""
+    tried: bool = True
 
 
 @dataclass(frozen=True, slots=True)
