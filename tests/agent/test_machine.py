@@ -313,3 +313,34 @@ def test_what_a_tool_left_has_its_second_only_behind_every_answer() -> None:
     agent, outputs = run(agent, st.Got(wire.Response("r1", True, {}, None)))
     assert written(outputs) == ["fence"]
     assert hurried(run(agent, st.Looked(True), st.Got(wire.Response("r2", True, {}, None)))[0])
+
+
+def test_what_a_tool_left_is_looked_for_again_however_long_an_answer_takes() -> None:
+    agent, _ = closing(leased=False, strays=True)
+    assert ("look", "1") in timers(agent, Times())
+    asked, outputs = run(agent, st.Due("look", "1"))
+    assert written(outputs) == ["fence"]
+    assert not [name for name, _ in timers(asked, Times()) if name == "look"], "the answer is waited for"
+    answered, _ = run(asked, st.Looked(True), st.Got(wire.Response("r2", True, {}, None)))
+    assert ("look", "2") in timers(answered, Times())
+
+
+def test_a_task_that_ended_may_have_left_something() -> None:
+    idle = replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None)
+    agent, outputs = run(idle, st.Got(wire.Tasks(frozenset({"b1"}))), st.LeaseEnded("released"))
+    assert written(outputs) == ["stop_task"]
+    agent, outputs = run(agent, st.Got(wire.Tasks(frozenset())))
+    assert agent.busy and st.Busy(False) not in outputs, "stop_task is not answered, and nobody has looked"
+    agent, outputs = run(agent, st.Got(wire.Response("r1", True, {}, None)))
+    assert (written(outputs), agent.busy) == (["fence"], True)
+    assert st.Busy(False) in run(agent, st.Looked(False), st.Got(wire.Response("r2", True, {}, None)))[1]
+
+
+def test_a_process_that_had_no_slot_in_time_is_no_failure() -> None:
+    agent = Agent("c")
+    for number in range(5):
+        agent, outputs = run(agent, st.Begin(Turn(f"t{number}", "u", "prompt", Kind.WORKER, "m")))
+        assert agent.phase is Phase.STARTING
+        agent, outputs = run(agent, st.Due("start", f"t{number}"), st.Exited(None, tried=False))
+        assert [(o.turn, o.reason) for o in outputs if isinstance(o, st.TurnOver)] == [(f"t{number}", "start-deadline")]
+    assert (agent.phase, agent.fails) == (Phase.ASLEEP, 0)

@@ -159,7 +159,8 @@ def answer(d: Draft, e: st.Answer) -> None:
 
 
 def _tasks(d: Draft, m: wire.Tasks) -> None:
-    d.set(tasks=m.ids)
+    # A task that ended may have left something behind, of which claude knows nothing: it is looked for.
+    d.set(tasks=m.ids, dirty=d.agent.dirty or bool(d.agent.tasks - m.ids))
     _forward(d)
 
 

@@ -60,7 +60,8 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
         found["drain", subject] = times.drain_deadline
         found["again", subject] = times.drain_deadline / 2
     if agent.phase in ALIVE and not agent.leased and only_strays_left(agent):
-        found["look", str(agent.count)] = LOOK_AGAIN
+        if not agent.requests:  # from the answer on, however long that took
+            found["look", str(agent.count)] = LOOK_AGAIN
         found["strays", agent.conversation] = STRAYS_END
     if agent.phase is Phase.IDLE and turn is None and not agent.busy:
         found["sleep", agent.conversation] = times.idle
