@@ -132,6 +132,7 @@ class SessionDoor(SessionLook):
         if before is not None:
             stored = self._stored(before, request)
             if stored is not None:
+                s.steps.step(ev.Claim(lease.fence))
                 return stored
             attempt = int(before["attempt"]) + 1
         if s.standing.lock.turn is not None:

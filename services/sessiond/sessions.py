@@ -5,11 +5,13 @@ instance may own others on the same Redis.
 """
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import gevent
 import structlog
 from gevent.lock import RLock
+from gevent.pool import Pool
 
 from sessiond.audit import follow
 from sessiond.looking import SessionLook, Unseen
@@ -25,6 +27,10 @@ from sessiond.store import Behind, Deposed, Store
 
 log = structlog.get_logger("sessiond.sessions")
 
+LOOK_SECONDS: Final = 1.0
+RENEWALS: Final = 8
+"""At once: each may wait for Redis as long as a call may."""
+
 
 class Sessions:
     """Directory of sessions by name. Use from greenlets; `start` first, `stop` last."""
@@ -39,9 +45,7 @@ class Sessions:
             settings.times.owner_ttl,
         )  # fmt: skip
         self._stopping = False
-        self._renewed = time.monotonic()
-        self._keeper: gevent.Greenlet[..., None] | None = None
-        self._auditor: gevent.Greenlet[..., None] | None = None
+        self._keepers: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
         """Claims every known session that is free, and begins to keep the claims."""
@@ -49,8 +53,15 @@ class Sessions:
             self._adopt()
         except (Away, Broken) as error:
             log.warning("Redis cannot be reached yet", error=str(error))
-        self._keeper = gevent.spawn(self._keep)
-        self._auditor = gevent.spawn(follow, self.running)
+        renew = self._settings.times.owner_renew
+        often = min(LOOK_SECONDS, renew)
+        # Each in its own greenlet: while Redis hangs, or one session's take-over waits for it, the others go on.
+        self._keepers = [
+            gevent.spawn(self._every, renew, self._renew_all),
+            gevent.spawn(self._every, often, self._adopt),
+            gevent.spawn(self._every, often, self._doubt_late),
+            gevent.spawn(follow, self.running),
+        ]
 
     def running(self) -> list[Session]:
         """The sessions that run here, for whoever measures them."""
@@ -115,17 +126,25 @@ class Sessions:
 
     # ---- keeping -----------------------------------------------------------------------------
 
-    def _keep(self) -> None:
+    def _every(self, seconds: float, work: Callable[[], None]) -> None:
         while not self._stopping:
-            gevent.sleep(min(1.0, self._settings.times.owner_renew))
-            if time.monotonic() - self._renewed >= self._settings.times.owner_renew:
-                self._renewed = time.monotonic()
-                for session in list(self._owned.values()):
-                    self._renew(session)
+            gevent.sleep(seconds)
             try:
-                self._adopt()
+                work()
             except (Away, Broken):
                 continue
+            except Exception:
+                log.exception("the claims could not be seen to", what=work.__name__)
+
+    def _renew_all(self) -> None:
+        Pool(RENEWALS).map(self._renew, list(self._owned.values()))
+
+    def _doubt_late(self) -> None:
+        """Whoever was not renewed in time looks for himself: he must know before another may own the session."""
+        times = self._settings.times
+        for session in self.running():
+            if session.commits.unsure > (times.owner_renew + times.owner_doubt) / 2:
+                session.doubt()
 
     def _renew(self, session: Session) -> None:
         if session.closed is not None:
@@ -198,6 +217,4 @@ class Sessions:
                 log.warning("owner record not released", session=session.name, error=str(error))
             session.store.close()
         self._owners.close()
-        for greenlet in (self._keeper, self._auditor):
-            if greenlet is not None:
-                greenlet.kill()
+        gevent.killall(self._keepers)

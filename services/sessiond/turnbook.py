@@ -79,10 +79,11 @@ class TurnBook:
     # ---- staging -----------------------------------------------------------------------------
 
     def load(self, stored: dict[str, Any] | None) -> None:
-        """The open turn that an owner finds; its reader is gone."""
+        """The open turn that an owner finds. Who reads it here is told its end; another turn's reader is, now."""
         self.unstage()
+        if self.stream is not None and (stored is None or stored["id"] != self.stream.turn):
+            self.abandon("refused-step")
         self.open = stored
-        self.stream = None
 
     @property
     def current(self) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ class Waits:
         raise ended(str(found["reason"]))
 
     def _leave(self, parked: Parked, gone: bool) -> None:
-        self._inbox.post(lambda: self._left(parked, gone))
+        self._inbox.post(lambda: self._left(parked, gone), parked)
 
     def _wait(self, parked: Parked) -> None:
         self.living(parked.ticket)

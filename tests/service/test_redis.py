@@ -1,13 +1,17 @@
 """Redis restarted, stopped, killed: nobody holds twice, no place is lost, an open turn's result arrives."""
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
 from servers import Redis, Sessiond, eventually, scripted_env
 from sessiond.client import Client, Unavailable
+from sessiond.lock.rules import Times
 from sessiond.verify import verify
 
 SESSION = "octo/hello"
@@ -106,6 +110,55 @@ def test_an_owner_in_doubt_ends_its_agent(sessiond: Start, redis_server: Redis) 
     ready(service)
     scene.end()
     assert [r.outcome for r in scene.results] == ["lost"]
+
+
+@pytest.mark.long
+def test_every_owner_in_doubt_ends_its_agent_before_another_may_own_the_session(
+    sessiond: Start, redis_server: Redis
+) -> None:
+    """With many sessions as with one: nobody waits for another's call to Redis."""
+    service = sessiond(scripted_env())
+    client, names = service.client(), [f"o/{number}" for number in range(6)]
+
+    def work(name: str) -> str:
+        with client.lease(name, kind="worker") as lease:
+            return lease.turn("#at text silent\n#say never").result().outcome
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        outcomes = pool.map(work, names)
+        eventually(lambda: all(client.view(name)["agent"]["state"] == "in_turn" for name in names), 20)
+        pids = {client.view(name)["agent"]["pid"] for name in names}
+        service.remember()
+        redis_server.pause()
+        paused = time.monotonic()
+        eventually(lambda: not pids & {p.pid for p in service.left()}, 40, "the agents are ended")
+        took = time.monotonic() - paused
+        redis_server.go_on()
+        assert set(outcomes) == {"lost"}
+    assert took < Times().owner_ttl
+
+
+def test_a_wait_that_ends_as_redis_goes_away_is_answered(sessiond: Start, redis_server: Redis) -> None:
+    """After an owner's restart over a handler's lease even a step that changes nothing is stored."""
+    service = sessiond(scripted_env())
+    client = service.client()
+    post = partial(client._transport.call, "POST", session=SESSION)
+    held = client.take(SESSION, key="held")["id"]
+    granted = post(f"/tickets/{held}/wait", body={"holder": "holds", "wait": 5}).body
+    post("/lease/renew", secret=granted["lease"]["secret"])
+    service.kill9()
+    service.start()
+    place = client.take(SESSION, key="waits")["id"]
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(post, f"/tickets/{place}/wait", body={"holder": "waits", "wait": 3}, timeout=30)
+        eventually(lambda: any(t["key"] == "waits" and t["present"] for t in client.view(SESSION)["queue"]))
+        redis_server.pause()
+        try:
+            error = told.exception(40)
+        finally:
+            redis_server.go_on()
+    assert isinstance(error, Unavailable) and error.type == "redis-away"
+    ready(service)
 
 
 def test_redis_that_lost_everything_is_written_back(sessiond: Start, redis_server: Redis) -> None:

@@ -160,6 +160,42 @@ def test_who_is_stopped_while_it_waits_for_room_waits_no_longer(sessiond: Start)
         assert waiting.result() == "done"
 
 
+def test_waiting_for_room_is_no_failure_of_the_agent(sessiond: Start) -> None:
+    """However often it was in vain: once there is room, the next turn runs."""
+    client = sessiond({**scripted_env(start_deadline=0.6), "SESSIOND_MAX_AGENTS": "1"}).client()
+
+    def second() -> None:
+        with client.lease("o/two") as lease:
+            for _ in range(4):
+                result = lease.turn("#say waits").result()
+                assert (result.outcome, result.reason) == ("failed", "start-deadline")
+            over.set()
+            eventually(lambda: lease.turn("#say through").result().text == "through", 30)
+
+    over = threading.Event()
+    with client.lease("o/one") as one, ThreadPoolExecutor(1) as pool:
+        long = one.turn("#tokens 100000\n#pace 10ms")
+        eventually(lambda: client.view("o/one")["agent"]["state"] == "in_turn")
+        waiting = pool.submit(second)
+        over.wait(30)
+        one.cancel_turn(long.id)
+        waiting.result()
+        assert "agent-broken" not in [e["event"] for e in client.ledger("o/two")]
+
+
+def test_a_turn_that_is_answered_from_its_key_claims_the_lease_as_any_other(sessiond: Start) -> None:
+    client = sessiond(scripted_env(claim_window=0.5)).client()
+    with client.lease(SESSION) as lease:
+        lease.turn("#say once", key="k").result()
+    place = client.take(SESSION, key="again")
+    body = {"holder": "raw", "wait": 5}
+    granted = client._transport.call("POST", f"/tickets/{place['id']}/wait", session=SESSION, body=body).body
+    again, secret = {"prompt": "#say once", "key": "k"}, granted["lease"]["secret"]
+    told = client._transport.stream("POST", "/turns", session=SESSION, body=again, secret=secret)
+    assert [event.event for event in told if event is not None] == ["result"]
+    assert [e["event"] for e in client.ledger(SESSION)].count("claimed") == 2
+
+
 def test_a_full_queue_is_an_error_and_no_wrap(sessiond: Start, redis_server: Redis) -> None:
     import redis as redis_library
 
