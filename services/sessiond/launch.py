@@ -78,16 +78,21 @@ def guide(path: Path, user: User | None) -> str | None:
     """
     with acting_as(user):
         try:
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            text = _beginning(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             log.warning("CLAUDE.md is not read", path=str(path), error=str(error))
             return None
-        with open(file, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                return None
-            return opened.read(CLAUDE_MD_LIMIT).replace(b"\0", b"").decode(errors="ignore")
+    return None if text is None else text.replace(b"\0", b"").decode(errors="ignore")
+
+
+def _beginning(path: Path) -> bytes | None:
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return os.read(file, CLAUDE_MD_LIMIT) if stat.S_ISREG(os.fstat(file).st_mode) else None
+    finally:
+        os.close(file)
 
 
 def command(settings: Settings, cwd: Path, conversation: str, resume: bool) -> list[str]:
