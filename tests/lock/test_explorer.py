@@ -26,7 +26,7 @@ CASTS = {
     "3 handlers of 2 priorities, 1 worker, pause or tasks": Cast(THREE_AND_ONE, OTHERS),
     "2 handlers of 2 priorities, 2 workers": Cast(TWO_AND_TWO, PLACES, together=PAIRS),
     "2 handlers of 2 priorities, 2 workers, pause or tasks": Cast(TWO_AND_TWO, OTHERS),
-    "2 handlers, 1 worker, every fault once": Cast(TWO_AND_ONE, PLACES | OTHERS, together=5 if FULL else 2),
+    "2 handlers, 1 worker, every fault once": Cast(TWO_AND_ONE, PLACES | OTHERS, together=5 if DEEP else 4 if FULL else 2),
     "1 handler, 1 worker, faults again and again": Cast(
         ((H, 5), (W, 5)), {"supersede": 2, "pause": 2, "lapse": 2, "loss": 6, "tasks": 1}, together=13
     ),

@@ -55,7 +55,7 @@ def _of_ticket(lock: Lock, ticket: Ticket) -> Likely:
     now = ticket.holder or names[0]
     present = 2 if ticket.present else 0
     for name in names:
-        yield 1, ev.Wait(ticket.id, name)
+        yield 3 if name in ticket.superseded else 1, ev.Wait(ticket.id, name)
     yield 1 if ticket.losses else 0, ev.GiveUp(ticket.id, now)
     yield 2 * present, ev.WaitOver(ticket.id, now)
     yield present, ev.HangUp(ticket.id, now)
