@@ -21,12 +21,13 @@ TWO_AND_ONE = ((H, 3), (H, 5), (W, 5))
 PLACES = {"supersede": 1, "lapse": 1, "loss": 1}
 OTHERS = {"pause": 1, "tasks": 1}
 PAIRS = 2 if DEEP else 1
+AT_ONCE = 5 if DEEP else 3 if FULL else 2
 CASTS = {
     "3 handlers of 2 priorities, 1 worker": Cast(THREE_AND_ONE, PLACES, together=PAIRS),
     "3 handlers of 2 priorities, 1 worker, pause or tasks": Cast(THREE_AND_ONE, OTHERS),
     "2 handlers of 2 priorities, 2 workers": Cast(TWO_AND_TWO, PLACES, together=PAIRS),
     "2 handlers of 2 priorities, 2 workers, pause or tasks": Cast(TWO_AND_TWO, OTHERS),
-    "2 handlers, 1 worker, every fault once": Cast(TWO_AND_ONE, PLACES | OTHERS, together=5 if DEEP else 4 if FULL else 2),
+    "2 handlers, 1 worker, every fault once": Cast(TWO_AND_ONE, PLACES | OTHERS, together=AT_ONCE),
     "1 handler, 1 worker, faults again and again": Cast(
         ((H, 5), (W, 5)), {"supersede": 2, "pause": 2, "lapse": 2, "loss": 6, "tasks": 1}, together=13
     ),

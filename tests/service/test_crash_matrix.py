@@ -27,7 +27,7 @@ Chosen = list[tuple[Event, str]]
 VICTIMS = ("sessiond", "redis", "redis, older", "both, older")
 LONG = {
     "head_wait": 60, "poll_grace": 90, "absence": 600, "claim_window": 90, "lease_ttl": 90, "owner_ttl": 90,
-    "owner_renew": 0.5, "owner_doubt": 60,
+    "owner_renew": 0.5, "owner_doubt": 60, "max_hold": 1800, "ticket_ttl": 86_400,
 }  # fmt: skip
 SHORT = {
     "head_wait": 0.5, "poll_grace": 0.5, "absence": 4, "claim_window": 3, "lease_ttl": 5, "drain_deadline": 1,

@@ -12,7 +12,7 @@ from sessiond.verify import verify
 from size import FULL
 
 SESSION = "octo/hello"
-FLURRIES = 100 if FULL else 50
+FLURRIES = 70 if FULL else 50
 
 
 def recount(entries: list[dict[str, Any]]) -> tuple[int, int]:
