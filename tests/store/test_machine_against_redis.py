@@ -21,7 +21,7 @@ from store.histories import Histories
 from store.owned import Fault, Owner, Raw
 
 H = Kind.HANDLER
-NUMBERS = range(1, 4) if FULL else range(1, 2)
+NUMBERS = range(1, 3) if FULL else range(1, 2)
 EXAMPLES = 12 if FULL else 10
 STEPS = 100
 PARTS = 4
