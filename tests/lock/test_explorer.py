@@ -12,7 +12,7 @@ from sessiond.lock import events as ev
 from sessiond.lock import machine, reading
 from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond.lock.state import Lock
-from size import DEEP, FULL
+from size import DEEP
 
 H, W = Kind.HANDLER, Kind.WORKER
 THREE_AND_ONE = ((H, 3), (H, 5), (H, 5), (W, 5))
@@ -21,7 +21,7 @@ TWO_AND_ONE = ((H, 3), (H, 5), (W, 5))
 PLACES = {"supersede": 1, "lapse": 1, "loss": 1}
 OTHERS = {"pause": 1, "tasks": 1}
 PAIRS = 2 if DEEP else 1
-AT_ONCE = 5 if DEEP else 3 if FULL else 2
+AT_ONCE = 5 if DEEP else 2
 CASTS = {
     "3 handlers of 2 priorities, 1 worker": Cast(THREE_AND_ONE, PLACES, together=PAIRS),
     "3 handlers of 2 priorities, 1 worker, pause or tasks": Cast(THREE_AND_ONE, OTHERS),
