@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gevent
 import pytest
+from test_link import Owner
 
 from sessiond.agent import state as st
 from sessiond.agentlink import AgentLink, FromAgent
@@ -44,7 +45,7 @@ def test_the_agent_starts_with_what_can_be_read(tmp_path: Path, name: str) -> No
     assert guide(place / "CLAUDE.md", None) == text
     found: list[FromAgent] = []
     settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
-    link = AgentLink("o/r", settings, Slots(1), type("Owner", (), {})(), found.append)
+    link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
     link.start("c", False)
     with gevent.Timeout(60):
         while not found:

@@ -78,7 +78,7 @@ def end_guard(guard: GuardId, seconds: float, user: User | None = None) -> bool:
 
     Returns whether nothing is left; False means that it may not be signalled, or cannot run (a frozen container).
     """
-    if guard_alive(guard) and not _ended(guard, seconds):
+    if not _ended(guard, seconds):
         return False
     return sweep(guard, SWEEP_SECONDS, user)
 
