@@ -382,7 +382,7 @@ def test_200_slow_clients_stop_nobody(webhook: Start) -> None:
             assert said(service.post("issue_comment", payloads.comment(f"IC_{number}"))) == (202, "accepted")
             times.append(time.monotonic() - began)
         print(f"with 200 slow clients: median {sorted(times)[20] * 1000:.1f} ms, longest {max(times) * 1000:.1f} ms")
-        assert sorted(times)[20] < 0.3 and max(times) < 8, times
+        assert sorted(times)[20] < 0.3 and max(times) < 3.0, times
 
         eventually(lambda: served() == 0, 25, "however they trickle, their time is bounded")
         over.set()
