@@ -4,6 +4,7 @@ A play yields three times: when an older copy of Redis may be taken; when its st
 step has been asked for. It goes on after the crash, and then asks again for what it asked before.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -128,10 +129,11 @@ def renew(s: Scene) -> Iterator[None]:
     s.again(s.renew, "a")
 
 
-def turn(s: Scene) -> Iterator[None]:
+def turn(s: Scene, leased: bool = False) -> Iterator[None]:
     """The same turn, held at each of its steps."""
     prompt = f"once {s.session}"
-    s.lease("a")
+    if not leased:
+        s.lease("a")
     yield
     s.take("b")
     yield
@@ -140,10 +142,18 @@ def turn(s: Scene) -> Iterator[None]:
     call.end()
     before = s.sent(prompt)
     known = _turn(s)
+    assert known != "unknown" or before == 0, "a prompt was written whose turn was never accepted"
     result: TurnResult = s.again(s.turn, "a", prompt, "key")
     assert result.completed
     if call.told == "completed" or known == "completed":
         assert (result.text, s.sent(prompt)) == ("scripted answer", before)
+
+
+def turn_again(s: Scene) -> Iterator[None]:
+    """The lease's second turn: accepted and written in one step."""
+    s.lease("a")
+    assert s.turn("a", f"before {s.session}").completed
+    yield from turn(s, leased=True)
 
 
 def _turn(s: Scene) -> str:
@@ -294,6 +304,61 @@ def agent_reaped(s: Scene) -> Iterator[None]:
     assert s.lost("a") == ""
 
 
+def cancel(s: Scene) -> Iterator[None]:
+    """By its holder: the turn ends, the lease stands."""
+    prompt = f"cancelled {s.session}\n{LONG}"
+    s.lease("a")
+    yield
+    s.take("b")
+    call = s.later(s.turn, "a", prompt)
+    s.started()
+    turn = s.view()["turn"]
+    yield
+    s.later(s.cancel, "a", turn)
+    yield
+    with contextlib.suppress(ProblemError):  # it is closed, and so it is nothing to cancel
+        s.again(s.cancel, "a", turn)
+    call.end()
+    assert call.told in ("cancelled", "lost") and s.sent(prompt) == 1
+    assert s.lost("a") == ""
+
+
+def tasks(s: Scene) -> Iterator[None]:
+    """A background task begins; the lease's end stops it, or its owner's."""
+    s.lease("a")
+    yield
+    s.take("b")
+    yield
+    call = s.later(s.turn, "a", f"tasks {s.session}\n#bg 600s\n#say begun")
+    yield
+    call.end()
+    assert call.told in ("completed", "lost")
+    s.again(s.release, "a")
+    assert s.again(s.wait, "b", 20)["state"] == "granted"
+    assert s.again(s.view)["agent"]["tasks"] == []
+
+
+def force_in_draining(s: Scene) -> Iterator[None]:
+    """The agent does not listen; the operator ends it within its drain."""
+    s.lease("a")
+    yield
+    s.take("b")
+    s.wait("b")
+    fence = max(s.shown)
+    turn = s.later(s.turn, "a", f"drains {s.session}\n#fault ignore-interrupt\n{LONG}")
+    s.started()
+    s.force(fence)
+    s.until(lambda: s.view()["draining"])
+    yield
+    s.later(s.force, fence)
+    yield
+    with contextlib.suppress(ProblemError):
+        s.again(s.force, fence)
+    turn.end()
+    assert turn.told == "lost"
+    assert s.again(s.wait, "b", 20)["state"] == "granted"
+
+
 # ---- deadlines: short ones, and all that is asked for comes after the step is to be held
 
 
@@ -407,6 +472,8 @@ EVENTS: Final = (
     Event("renew", "quiet", renew),
     Event("turn accepted", "turn-accepted", turn),
     Event("agent started", "agent-started", turn),
+    Event("prompt written", "conversation", turn),
+    Event("second turn accepted and written", "turn-accepted", turn_again),
     Event("turn started", "turn-started", turn),
     Event("turn closed", "turn-closed", turn),
     Event("release, handoff", "ended", release, A),
@@ -419,6 +486,9 @@ EVENTS: Final = (
     Event("fresh conversation", "conversation", conversation),
     Event("agent restart", "agent-restart", agent_restart),
     Event("agent reaped", "agent-reaped", agent_reaped),
+    Event("cancel", "interrupt", cancel),
+    Event("background task", "tasks", tasks, A),
+    Event("force-release in draining", "force-release", force_in_draining, A),
 )
 DEADLINES: Final = (
     Event("expiry", "ended", expiry),

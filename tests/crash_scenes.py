@@ -126,6 +126,9 @@ class Scene:
         stream = transport.stream("POST", "/turns", session=self.session, body=body, secret=self.secrets[name])
         return Turn(transport, self.session, stream, lambda _: None).result()
 
+    def cancel(self, name: str, turn: str) -> None:
+        self._call("DELETE", f"/turns/{turn}", secret=self.secrets[name])
+
     def lease(self, name: str, kind: str = "handler") -> None:
         """Takes, waits, claims."""
         self.take(name, kind)

@@ -54,6 +54,13 @@ def _print(terminalreporter: Any, table: str, rows: list[dict[str, str]]) -> Non
         terminalreporter.line("  ".join(row.get(head, "").ljust(wide[head]) for head in heads).rstrip())
 
 
+ENDED = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[ENDED] = int(exitstatus)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """A check at full size ends with one plain line: how much of it passed. What was skipped is named before it."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
@@ -65,4 +72,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     )
     if skipped:
         reporter.write_line(f"{skipped} skipped")
+    if config.stash.get(ENDED, 4) not in (0, 1):
+        reporter.write_line("not all of it was run")
+        failed += 1
     reporter.write_line(f"{passed} passed, {failed} failed")

@@ -54,7 +54,8 @@ class Acts:
         self._telling.step(plan)
 
     def _write(self, what: str, data: bytes) -> None:
-        if what == "interrupt":
+        turn = self._standing.agent.turn
+        if what == "interrupt" and turn is not None and turn.written:  # else it is for a turn of claude's own
             self._turns.interrupted(self.cause)
         self._link.write(data)
 

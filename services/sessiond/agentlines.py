@@ -9,6 +9,7 @@ import gevent
 from sessiond.agent import machine as agent_machine
 from sessiond.agent import protocol
 from sessiond.agent import state as st
+from sessiond.agent.moves import ALIVE
 from sessiond.agentlink import AgentLink, FromAgent
 from sessiond.hooks import hold
 from sessiond.inbox import Inbox
@@ -52,6 +53,10 @@ class AgentLines:
 
     def _lines(self, batch: list[bytes]) -> None:
         for number, text in enumerate(batch, 1):
+            if number % YIELD_EVERY == 0:
+                gevent.sleep(0)
+            if self._standing.agent.phase not in ALIVE:
+                break  # of a process that was asked to end no line counts
             if not text.strip():
                 continue
             try:
@@ -60,8 +65,6 @@ class AgentLines:
                 self._steps.step(st.Fault("garbage", str(error)))
                 continue
             self._line(line, len(text))
-            if number % YIELD_EVERY == 0:
-                gevent.sleep(0)
         self._link.flow()
 
     def _line(self, line: protocol.Line, size: int) -> None:

@@ -30,7 +30,7 @@ AGAIN: Final = 0.5
 
 @dataclass(slots=True)
 class FromAgent:
-    """Lines, the start, a fault, or the end of the process of this life. Life 0 is a predecessor's."""
+    """Lines, the start, a fault, or the end of the process of this life. Below 0: of what a predecessor left."""
 
     life: int
     lines: list[bytes] | None = None
@@ -51,6 +51,7 @@ class AgentLink:
         self._process: AgentProcess | None = None
         self._life = 0
         self._condemned = 0
+        self._waits = 0
         self._why = ""
         self._unread = 0
         self.guard: dict[str, Any] | None = None
@@ -138,7 +139,7 @@ class AgentLink:
         """Takes an item out of the inbox: keeps the accounts, says whether it is of the present life."""
         if item.lines is not None:
             self._unread -= _weight(item.lines)
-        if item.life not in (self._life, 0):
+        if item.life not in (self._life, -self._waits):  # only the last wait for predecessors counts
             return False
         if isinstance(item.event, st.Spawned) and self._process is not None:
             self._known(self._process.guard)
@@ -172,14 +173,15 @@ class AgentLink:
     def await_predecessors(self, guards: list[GuardId]) -> None:
         """Exited of life 0 follows once these guards are ended: nobody starts an agent before."""
         self.guard = asdict(guards[-1]) if guards else None
-        gevent.spawn(self._await_predecessors, guards)
+        self._waits += 1
+        gevent.spawn(self._await_predecessors, guards, -self._waits)
 
-    def _await_predecessors(self, guards: list[GuardId]) -> None:
+    def _await_predecessors(self, guards: list[GuardId], life: int) -> None:
         for identity in guards:
             while not self._ended(identity):
                 log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
                 gevent.sleep(AGAIN)
-        self._put(FromAgent(0, event=st.Exited(None)))
+        self._put(FromAgent(life, event=st.Exited(None)))
 
     def _ended(self, guard: GuardId) -> bool:
         try:

@@ -115,9 +115,13 @@ class TurnStream:
         self._filled = Event()
         self._closed = False
 
-    def feed(self, line: dict[str, Any], size: int) -> None:
-        """One of the agent's own lines, of `size` bytes. Never blocks."""
+    def feed(self, line: dict[str, Any] | None, size: int) -> None:
+        """One of the agent's own lines, of `size` bytes; None for one that cannot be told. Never blocks."""
         if self._closed:
+            return
+        if line is None:
+            self._lost += 1
+            self._filled.set()
             return
         while self._lines and (len(self._lines) >= STREAM_LIMIT or self._bytes + size > STREAM_BYTES):
             self._next()

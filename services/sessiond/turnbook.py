@@ -175,8 +175,8 @@ class TurnBook:
 
     # ---- while it runs -----------------------------------------------------------------------
 
-    def feed(self, line: dict[str, Any], size: int) -> None:
-        """One of the agent's own lines, of so many bytes, for the open turn's reader."""
+    def feed(self, line: dict[str, Any] | None, size: int) -> None:
+        """One of the agent's own lines, of so many bytes, for the open turn's reader; None for one to be missed."""
         if self.stream is not None:
             self.stream.feed(line, size)
 

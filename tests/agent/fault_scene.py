@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fault_rows import CANCEL, FORCE, PREEMPT, RELEASE, TIMEOUT, Row
+from fault_rows import CANCEL, FORCE, ITSELF, PREEMPT, RELEASE, TIMEOUT, Row
 
 from servers import Sessiond, eventually
 from sessiond.client import Lease, TurnResult, Unavailable
@@ -14,6 +14,8 @@ from sessiond.client.turns import result_of
 from sessiond.verify import verify
 
 PATIENCE = 90.0
+DRAIN = 2.0
+"""The `drain_deadline` of rows in which it runs out."""
 
 
 class Scene:
@@ -168,7 +170,7 @@ class Scene:
         """503 with the reason, unless this machine was so slow that the agent had rested before it was asked."""
         broken = self._all("agent-broken")
         self._is("broken", [bool(re.match(self.row.broken or "$", e["why"])) for e in broken], [True] * len(broken))
-        self._is("broken at all", [e["why"] for e in broken][self.row.broken is not None :], [])
+        self._is("broken at all", len(broken), int(self.row.broken is not None))
         if self.refused is not None:
             self._is("refused", [self.refused], [e["why"] for e in broken])
         elif broken:
@@ -182,7 +184,11 @@ class Scene:
         grants = [i for i, (event, _) in enumerate(events) if event == "granted"]
         order = [events.index(("agent-stopping", "drain-deadline")), events.index(("agent-reaped", "drain-deadline"))]
         self._is("order", [*order, grants[1]], sorted([*order, grants[1]]))
-        if self.row.end != CANCEL:
+        # Who releases has its result: what claude then owes has its deadline from there on.
+        begins = {CANCEL: "interrupt", ITSELF: "turn-started", RELEASE: "turn-started"}.get(self.row.end, "ended")
+        begun = next(e for e in self.entries if e["event"] == begins)
+        self._is("in time", DRAIN - 0.01 <= (_ms(self.entries[order[0]]) - _ms(begun)) / 1000 < 2 * DRAIN, True)
+        if self.row.end not in (CANCEL, ITSELF):
             self._is("drained", [e["how"] for e in self._all("drained")], ["reaped"])
 
     def _all(self, event: str) -> list[dict[str, Any]]:

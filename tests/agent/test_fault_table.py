@@ -5,14 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fault_rows import ACKS, BOUNDARIES, BYTES, EXITS, HUGE, Row
-from fault_scene import Scene
+from fault_scene import DRAIN, Scene
 
 from servers import Sessiond, scripted_env
 from size import FULL
 
 Start = Callable[..., Sessiond]
 PATIENT = {"drain_deadline": 60.0, "not_taken": 60.0, "start_deadline": 60.0, "claim_window": 30.0}
-SHORT = {"drain_deadline": 1.0, "not_taken": 3.0, "start_deadline": 6.0, "claim_window": 30.0}
+SHORT = {"drain_deadline": DRAIN, "not_taken": 3.0, "start_deadline": 6.0, "claim_window": 30.0}
 AT_ONCE = 8
 ROWS = (*ACKS, *BOUNDARIES, *BYTES, *((HUGE,) if FULL else ()))
 TABLES = {

@@ -1,10 +1,13 @@
 """The owner loop's line to its agent: what is not taken out of the inbox stays in the pipe."""
 
+import subprocess
 from pathlib import Path
 
 import gevent
 
+from sessiond.agent import guard as guarding
 from sessiond.agent import state as st
+from sessiond.agent.guards import GuardId, boot_id
 from sessiond.agent.process import READ_SIZE, AgentProcess, _Pipes
 from sessiond.agentlink import LINE_WEIGHT, UNREAD_LIMIT, AgentLink, FromAgent
 from sessiond.settings import Settings
@@ -74,3 +77,32 @@ def test_who_forgoes_has_no_slot_although_it_holds_another(tmp_path: Path) -> No
     assert second.get(timeout=60) is False
     slots.give(owner)
     assert slots.take(Owner())
+
+
+def test_only_the_last_wait_for_predecessors_counts(tmp_path: Path) -> None:
+    """The end of an earlier one is no end of the process that runs by now."""
+    found: list[FromAgent] = []
+    settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
+    link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
+    script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    deaf = subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE)
+    assert deaf.stdout is not None and deaf.stdout.readline() == b"ready\n"
+    known = guarding.process(deaf.pid)
+    assert known is not None
+    link.await_predecessors([GuardId(deaf.pid, known.start_time, boot_id(), 1)])
+    link.disown()
+    link.await_predecessors([])
+    with gevent.Timeout(60):
+        while not found:
+            gevent.sleep(0.01)
+        assert [link.accepts(item) for item in found] == [True]
+        link.start("c", False)
+        while len(found) < 3:  # the start, and the first wait's end
+            gevent.sleep(0.01)
+        kinds = [(type(item.event), link.accepts(item)) for item in found[1:]]
+        assert kinds == [(st.Spawned, True), (st.Exited, False)] and link.alive
+        link.end()
+        while len(found) < 4:
+            gevent.sleep(0.01)
+    deaf.stdout.close()
+    deaf.wait()

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import orjson
 import pytest
 
 from sessiond.agent import protocol as wire
@@ -344,3 +345,84 @@ def test_a_process_that_had_no_slot_in_time_is_no_failure() -> None:
         agent, outputs = run(agent, st.Due("start", f"t{number}"), st.Exited(None, tried=False))
         assert [(o.turn, o.reason) for o in outputs if isinstance(o, st.TurnOver)] == [(f"t{number}", "start-deadline")]
     assert (agent.phase, agent.fails) == (Phase.ASLEEP, 0)
+
+
+def idle(**changes: Any) -> Agent:
+    return replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None, **changes)
+
+
+def closes(agent: Agent, uuid: str, cost: float | None = None) -> tuple[Agent, list[st.Output]]:
+    """The turn `uuid`, written by now, to its end."""
+    result = wire.Result((uuid,), None, False, "completed", "said", cost_usd=cost)
+    agent, first = run(
+        agent, st.Got(wire.StateChanged("running")), st.Got(wire.Lifecycle(uuid, "started")), st.Got(result),
+        st.Got(wire.Lifecycle(uuid, "completed")), st.Got(wire.StateChanged("idle")),
+    )  # fmt: skip
+    agent, last = run(agent, st.Got(wire.Response(agent_request(agent), True, {})))
+    return agent, first + last
+
+
+def test_what_a_command_changed_is_set_again_for_the_next_turn() -> None:
+    """`/model` in a raw prompt: the next turn runs on its own model, and under its own rules."""
+    agent, _ = run(idle(), st.Begin(Turn("t", "u", "/model other", Kind.WORKER, "m", composed=False)))
+    agent, _ = closes(agent, "u")
+    agent, asked = run(agent, st.Begin(Turn("v", "v", "p", Kind.WORKER, "m")))
+    agent, more = run(agent, st.Got(wire.Response(agent_request(agent), True, {})))
+    assert [*written(asked), *written(more)] == ["rules:worker", "model:m"]
+
+
+def test_what_a_turn_of_claudes_own_cost_is_no_holders() -> None:
+    foreign = wire.Result((), "peer", False, "completed", "x", cost_usd=6.0)
+    running = st.Got(wire.StateChanged("running"))
+    agent, _ = run(idle(cost=1.0), running, st.Got(foreign), st.Got(wire.StateChanged("idle")))
+    for _ in range(2):  # the interrupt, the fence
+        agent, _ = run(agent, st.Got(wire.Response(agent_request(agent), True, {})))
+    agent, _ = run(agent, st.Begin(Turn("v", "v", "p", Kind.WORKER, "m")))
+    _, outputs = closes(agent, "v", 6.5)
+    (over,) = [o for o in outputs if isinstance(o, st.TurnOver)]
+    assert over.cost_usd == 0.5
+
+
+@pytest.mark.parametrize("leased", [True, False])
+@pytest.mark.parametrize(
+    "said",
+    [
+        [wire.Result(("u",), None, False, "completed", "done")],
+        [wire.Result(("u",), None, False, "completed", "done"), wire.Lifecycle("u", "completed")],
+        [wire.Lifecycle("u", "completed"), wire.StateChanged("idle")],
+    ],
+)
+def test_what_is_owed_once_claude_says_that_a_turn_is_over_has_its_deadline(
+    said: list[wire.Message], leased: bool
+) -> None:
+    agent, _ = run(in_turn(), *map(st.Got, said), *([] if leased else [st.LeaseEnded("released")]))
+    assert timers(agent, Times())["drain", "t"] == Times().drain_deadline
+
+
+def test_a_turn_at_work_has_no_such_deadline_nor_one_whose_tasks_run() -> None:
+    ours = st.Got(wire.Result(("u",), None, False, "completed", "done"))
+    with_task, _ = run(in_turn(), st.Got(wire.Tasks(frozenset({"b1"}))), ours)
+    assert [timers(agent, Times()) for agent in (in_turn(), with_task)] == [{}, {}]
+
+
+def test_each_process_has_its_own_time_to_start() -> None:
+    first, _ = run(Agent("c", leased=True), st.Begin(Turn("t", "t", "p", Kind.WORKER, "m")))
+    second, _ = run(first, st.Exited(1, "crashed"))
+    assert (first.phase, second.phase) == (Phase.STARTING, Phase.STARTING)
+    both = set(timers(first, Times())) & set(timers(second, Times()))
+    assert both == {("start", "t")}, "the turn's own goes on"
+
+
+def test_who_waits_for_an_end_starts_nothing_once_all_stops() -> None:
+    stopping, _ = run(idle(), st.Stop("sleep"), st.Begin(Turn("t", "t", "p", Kind.WORKER, "m")))
+    agent, outputs = run(stopping, st.Stop("shutdown"), st.Exited(143, ""))
+    assert agent.phase is Phase.ASLEEP and not [o for o in outputs if isinstance(o, st.Launch)]
+    assert ended(outputs) == [st.Outcome.FAILED]
+
+
+def test_a_request_that_nobody_knows_is_refused_and_not_left_waiting() -> None:
+    _, outputs = run(in_turn(), st.Got(wire.Request("q7", "oauth_token_refresh")))
+    (refused,) = [o for o in outputs if isinstance(o, st.Write)]
+    assert orjson.loads(refused.data)["response"] == {
+        "subtype": "error", "request_id": "q7", "error": "this host does not know such requests",
+    }  # fmt: skip

@@ -238,8 +238,8 @@ class Pipe:
     rest: bytes = b""
 
 
-def stdins(calls: Iterable[Call], owner: int) -> dict[str, Pipe]:
-    """Every pipe into which the owner wrote a line of the protocol, with all that anybody wrote into it."""
+def stdins(calls: Iterable[Call]) -> dict[str, Pipe]:
+    """Every pipe that begins as an agent's stdin does, with all that anybody wrote into it."""
     pipes: dict[str, Pipe] = defaultdict(Pipe)
     for call in calls:
         if not call.target.startswith("pipe:") or call.name == strace.READS:
@@ -253,7 +253,7 @@ def stdins(calls: Iterable[Call], owner: int) -> dict[str, Pipe]:
             pipe.partial += call.done < call.asked
             pipe.starts.append((len(pipe.data), call.at))
             pipe.data += call.data
-    return {name: pipe for name, pipe in pipes.items() if owner in pipe.threads and pipe.data.startswith(b'{"type":')}
+    return {name: pipe for name, pipe in pipes.items() if b'"initialize"' in pipe.data.partition(b"\n")[0]}
 
 
 def steps(calls: Iterable[Call], owner: int) -> Iterator[Step]:
@@ -355,7 +355,7 @@ def storm(
 
 def judge(calls: list[Call], owner: int, happened: Counter[str]) -> str:
     """What the trace of a storm shows, in a line; asserts what must hold."""
-    pipes, reader = stdins(calls, owner), Reader()
+    pipes, reader = stdins(calls), Reader()
     assert {thread for pipe in pipes.values() for thread in pipe.threads} == {owner}, "one thread writes, the owner's"
     assert {name for pipe in pipes.values() for name in pipe.names} == {"write"}
     lines = [line for name, pipe in pipes.items() for line in pipe.lines(name)]

@@ -21,7 +21,27 @@ def test_text_cut_inside_a_surrogate_pair_is_text_still(written: str, read: str)
     assert isinstance(message, wire.Result) and message.text == read
 
 
-@pytest.mark.parametrize("line", [b"", b"\\", b'{"type":"result', b'{"type":"result"\\ud83d}', b'"\\ud83d"', b"[1]"])
+NO_TEXT = b'{"type":"result","user_message_uuids":["u"],"result":"x","terminal_reason":7}'
+
+
+@pytest.mark.parametrize(
+    "line", [NO_TEXT, b"", b"\\", b'{"type":"result', b'{"type":"result"\\ud83d}', b'"\\ud83d"', b"[1]"]
+)
 def test_what_is_no_message_is_refused(line: bytes) -> None:
+    with pytest.raises(wire.ProtocolError):
+        wire.parse(line)
+
+
+def nested(kind: str) -> bytes:
+    return f'{{"type":"{kind}","message":{{"input":'.encode() + b'{"a":' * 1100 + b"1" + b"}" * 1102
+
+
+@pytest.mark.parametrize("kind", ["assistant", "user", "stream_event"])
+def test_what_the_model_nests_too_deeply_to_be_read_is_no_garbage(kind: str) -> None:
+    assert wire.parse(nested(kind)) == wire.Line(wire.Other(kind), None)
+
+
+@pytest.mark.parametrize("line", [nested("result"), nested("assistant")[:2000]])
+def test_nothing_else_may_be_nested_so(line: bytes) -> None:
     with pytest.raises(wire.ProtocolError):
         wire.parse(line)

@@ -87,6 +87,7 @@ WITHOUT_BARE = tuple(way for way in WAYS if way != "bare")
 ENDS: dict[str, tuple[Callable[[Stand], None], str, str]] = {
     "an interrupt is ignored": (nothing, f"#fault ignore-interrupt\n{LONG}", "drain-deadline"),
     "the turn does not close": (nothing, "#fault no-close", "drain-deadline"),
+    "garbage": (nothing, f"#at interrupt raw=garbage\n{LONG}", "garbage"),
     "forced in a turn": (forced, f"#fault ignore-interrupt\n{LONG}", "drain-deadline"),
     "forced in a turn, and it closes": (forced, LONG, "strays"),
     "forced in draining": (forced_in_draining, f"#fault ignore-interrupt\n{LONG}", "forced"),
@@ -102,7 +103,7 @@ ENDS: dict[str, tuple[Callable[[Stand], None], str, str]] = {
 
 
 def test_the_tree_is_gone_before_the_next_agent(sessiond: Start, matrix: Row) -> None:
-    times = {"drain_deadline": 3.0, "lease_ttl": 4.0}
+    times = {"drain_deadline": 8.0, "lease_ttl": 4.0}
     service = sessiond({**scripted_env(**times), "SESSIOND_MAX_AGENTS": str(len(ENDS))})
 
     def run(name: str) -> tuple[str, Stand, list[str]]:

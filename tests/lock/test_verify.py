@@ -3,6 +3,7 @@
 import random
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -321,11 +322,24 @@ def work(entries: Entries) -> int:
     return count
 
 
+def cpu(entries: Entries) -> float:
+    """Seconds of CPU that reading them takes."""
+    begun = time.process_time()
+    verify(entries)
+    return time.process_time() - begun
+
+
 def test_reading_costs_the_same_an_entry_however_many_are_queued(figures: Callable[[str], None]) -> None:
     sizes = [(50, 100), (500, 1000), (5000, 10_000)] if FULL else [(50, 100), (500, 1000)]
-    costs = []
+    costs, seconds = [], []
     for queued, grants in sizes:
         entries = long_ledger(queued, grants)
         costs.append(work(entries) / len(entries))
-        figures(f"{len(entries)} entries, {queued} queued: {costs[-1]:.1f} lines of work an entry")
+        seconds.append(min(cpu(entries) for _ in range(3)) / len(entries))
+        figures(
+            f"{len(entries)} entries, {queued} queued: {costs[-1]:.1f} lines of work an entry, "
+            f"{seconds[-1] * 1e6:.0f} us of CPU"
+        )
     assert max(costs) < 1.1 * min(costs)
+    # What one line of Python does may grow too: a sort, a copy.
+    assert max(seconds) < 3 * min(seconds)

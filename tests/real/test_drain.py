@@ -139,9 +139,8 @@ class Cycles:
 
     def _handle(self, number: int) -> Said:
         prompt, text = f"handler {number}\n#say sound {number}", f"sound {number}"
-        chosen = f"claude-model-{number}" if number % 2 else None
         with self.client.lease(SESSION, key=f"handler-{number}", timeout=15) as lease:
-            result = lease.turn(prompt, model=chosen).result()
+            result = lease.turn(prompt, model=f"claude-model-{number}").result()
         assert (result.outcome, result.text) == ("completed", text)
         assert result.conversation["generation"] == 1
         self.conversations.add(result.conversation["id"])
@@ -158,8 +157,7 @@ class Cycles:
         """Nothing is inherited: a turn without a model ran on the session's default."""
         for entry in (e for e in self.model.log(self.first) if e["tools"]):
             word, _, number = entry["prompt"].partition("\n")[0].partition(" ")
-            chosen = word == "handler" and int(number) % 2
-            expected = f"claude-model-{number}" if chosen else DEFAULT_MODEL
+            expected = f"claude-model-{number}" if word == "handler" else DEFAULT_MODEL
             assert entry["model"] == expected, entry["prompt"]
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import bare
+import pytest
 
 from servers import Model, Sessiond, claude_env
+from sessiond.client import Gap, TurnResult
 
 SESSION = "octo/hello"
+DEFAULT_MODEL = "claude-sonnet-4-5"
 
 
 def last_request(model: Model) -> str:
@@ -50,6 +53,31 @@ def test_an_at_path_sends_no_file(sessiond: Callable[..., Sessiond], model: Mode
     assert "tangerine" not in last_request(model)
     ask(service, f"look at @{secret} please\n#say yes", raw=True)
     assert "tangerine" in last_request(model)
+
+
+def test_what_a_raw_command_changed_is_not_the_next_turns(sessiond: Callable[..., Sessiond], model: Model) -> None:
+    service = sessiond(claude_env(model))
+    ask(service, "#say warm")
+    ask(service, "/model claude-opus-4-1", raw=True)
+    first = len(model.log())
+    assert ask(service, "#say after").text == "after"
+    assert {e["model"] for e in model.log(first) if e["tools"]} == {DEFAULT_MODEL}
+
+
+@pytest.mark.parametrize("depth", [300, 1100])
+def test_a_tools_input_may_be_nested_as_deeply_as_the_model_likes(
+    sessiond: Callable[..., Sessiond], depth: int
+) -> None:
+    model = Model()  # nobody could read the log of the others' any more
+    service = sessiond(claude_env(model))
+    (service.state / "work" / SESSION).mkdir(parents=True)
+    given = '{"file_path": "none", "deep": ' + '{"a":' * depth + "1" + "}" * depth + "}"
+    with service.client().lease(SESSION) as lease:
+        events = list(lease.turn(f"#tool Read {given}\n#say done"))
+    model.close()
+    *before, last = events
+    assert isinstance(last, TurnResult) and (last.outcome, last.text) == ("completed", "done")
+    assert [e.lost for e in before if isinstance(e, Gap)], "what cannot be told is told as missing"
 
 
 def test_other_commands_are_text_as_well(sessiond: Callable[..., Sessiond], model: Model) -> None:

@@ -27,7 +27,7 @@ ROUNDS, GRANTS = (20, 250) if FULL else (3, 50)
 PATIENCE = 500.0
 WORKERS = ROUNDS + 1
 """Grants to a session's worker: each round cuts one short, the last one is released."""
-GROWTH = 10.0 if FULL else 2.0
+GROWTH = 3.0 if FULL else 2.0
 """MiB that the worker process may grow from a quarter of the handoffs to their end."""
 READS = 2 * len(SESSIONS)
 """Connections to Redis for what is read at the same time: the ledger for a caller and for the audit, a lost lease."""

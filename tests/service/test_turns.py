@@ -207,3 +207,15 @@ def test_a_full_queue_is_an_error_and_no_wrap(sessiond: Start, redis_server: Red
     with pytest.raises(Unavailable) as refused:
         service.client().take(SESSION)
     assert (refused.value.type, refused.value.status) == ("queue-full", 503)
+
+
+def test_an_interrupt_of_a_turn_of_claudes_own_is_not_the_waiting_turns(sessiond: Start) -> None:
+    """Else it would be measured from there: a turn of hours, interrupted at its end, would have taken hours to end."""
+    service = sessiond(scripted_env())
+    client, place = service.client(), service.state / "work" / SESSION
+    place.mkdir(parents=True)
+    (place / "faults").write_text("at initialized state=running sleep=200 state=idle")
+    with client.lease(SESSION) as lease:
+        assert lease.turn("#say one").result().completed
+    assert [e["event"] for e in client.ledger(SESSION) if e["event"] in ("foreign", "interrupt")] == ["foreign"]
+    assert [e.get("interrupt_to_closed_ms") for e in closed(client)] == [None]

@@ -210,6 +210,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
+    # A prompt may have it answer with a tool's input that is nested a thousandfold.
+    sys.setrecursionlimit(20_000)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()

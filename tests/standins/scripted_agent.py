@@ -51,6 +51,9 @@ class Agent(Faults):
         self.script = None
 
     def out(self, **line):
+        if "split-utf8" in self.faults:
+            self.bytewise({**line, "session_id": self.session})
+            return
         with self.lock:
             sys.stdout.write(json.dumps({**line, "session_id": self.session}) + "\n")
             sys.stdout.flush()
@@ -98,6 +101,9 @@ class Agent(Faults):
         left = int(self.faults.get("deaf", -1))
         while left != 0 and (text := sys.stdin.readline()):
             left -= 1
+            if os.path.exists("heard"):
+                with open("heard", "a") as file:
+                    file.write(text)
             if text.strip():
                 try:
                     self.inbox.put(json.loads(text))
@@ -120,6 +126,8 @@ class Agent(Faults):
                 return line
             if kind == "set_model":
                 self.model = request["model"]
+            if kind == "stop_task":
+                self.at("stopping")
             if kind == "stop_task" and kind != self.faults.get("mute"):
                 self.tasks.pop(request["task_id"], None)
                 self.changed()

@@ -19,8 +19,19 @@ import sys
 import time
 import uuid
 
+
+def deep(depth):
+    """A tool's input as the model may write it."""
+    given = b'{"a":' * depth + b"1" + b"}" * depth
+    return b'{"type":"assistant","message":{"content":[{"type":"tool_use","input":' + given + b"}]}}\n"
+
+
 RAW = {
     "garbage": b"this is no JSON\n",
+    "shorts": b"x\n" * 2**20,
+    "deep": deep(300),
+    "deeper": deep(1100),
+    "request": b'{"type":"control_request","request_id":"q","request":{"subtype":"request_user_dialog"}}\n',
     "half": b'{"type":"assist',
     "bytes": b"\xff\xfe\x00\n",
     "array": b"[1, 2]\n",
@@ -137,6 +148,13 @@ class Faults:
         os.close(1)
         time.sleep(3600)
 
+    def bytewise(self, line):
+        """One line, each byte by itself; between the bytes of one letter the owner has time to read."""
+        for byte in json.dumps(line, ensure_ascii=False).encode() + b"\n":
+            self.raw(bytes([byte]))
+            if byte >= 0x80:
+                time.sleep(0.005)
+
     # ---- what a turn does instead of, or before, its answer
 
     def misbehave(self):
@@ -148,10 +166,6 @@ class Faults:
             time.sleep(3600)
         if "long-line" in self.faults:
             self.out(type="assistant", message={"content": [{"type": "text", "text": "x" * 5_000_000}]})
-        if "split-utf8" in self.faults:
-            data = json.dumps({"type": "other", "text": "üöä"}, ensure_ascii=False).encode() + b"\n"
-            for byte in data:
-                self.raw(bytes([byte]))
         if "flood" in self.faults:
             line = json.dumps({"type": "stream_event", "event": {"text": "x" * 900}}).encode() + b"\n"
             for _ in range(int(self.faults["flood"]) // 1000):

@@ -78,6 +78,8 @@ def stop(d: Draft, e: st.Stop) -> None:
         d.go(Move.STOP, e.why)
         d.note("agent-stopping", why=e.why)
         d.out.append(st.Kill(e.why))
+    elif d.agent.phase is Phase.STOPPING and e.why == "shutdown":
+        d.set(why=e.why)  # no other process follows, whoever waits for one
     elif d.agent.phase is Phase.BROKEN and e.why == "restart":
         d.set(fails=0)
         d.go(Move.RESTED)

@@ -200,8 +200,11 @@ class Guard:
 
     def _wait(self, seconds: float | None) -> None:
         """Until a signal, the lifeline's end, or the time is up."""
-        watched = [self._wake] if self._asked else [self._wake, self._lifeline]
-        ready, _, _ = select.select(watched, [], [], seconds)
+        # Not select(): the owner's end of the lifeline has the number that it had there, which may be above 1023.
+        poll = select.poll()
+        for watched in [self._wake] if self._asked else [self._wake, self._lifeline]:
+            poll.register(watched, select.POLLIN)
+        ready = {one for one, _ in poll.poll(None if seconds is None else seconds * 1000)}
         if self._wake in ready:
             os.read(self._wake, 4096)
         if self._lifeline in ready and not os.read(self._lifeline, 4096):

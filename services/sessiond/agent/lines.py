@@ -86,7 +86,7 @@ def _result(d: Draft, m: wire.Result) -> None:
     # claude names every turn's result but that of an early error.
     unnamed = m.is_error and not m.uuids and m.origin is None and turn is not None and turn.taken
     if turn is None or not (turn.uuid in m.uuids or unnamed):
-        d.set(dirty=True)
+        d.set(dirty=True, cost=d.agent.cost if m.cost_usd is None else m.cost_usd)  # what it cost is no holder's
         d.note("foreign", origin=m.origin, state="result", text_chars=len(m.text), is_error=m.is_error)
     elif turn.result is not None:
         d.note("fault", what="second-result", turn=turn.id)
@@ -137,6 +137,12 @@ def _question(d: Draft, m: wire.Question) -> None:
     d.out.append(st.Asked(m.request_id))
 
 
+def _request(d: Draft, m: wire.Request) -> None:
+    d.note("fault", what="unknown-request", subtype=m.subtype[:200])
+    d.out.append(st.Write("refuse", wire.refuse(m.request_id, "this host does not know such requests")))
+    _forward(d)
+
+
 def _question_cancelled(d: Draft, m: wire.QuestionCancelled) -> None:
     d.set(questions={rid: q for rid, q in d.agent.questions.items() if rid != m.request_id})
 
@@ -152,8 +158,11 @@ def answer(d: Draft, e: st.Answer) -> None:
     else:
         why = refusal(turn.kind, question, d.agent.cwd)
     if why is None:
-        d.out.append(st.Write("allow", wire.allow(e.request, question.input)))
-    else:
+        try:
+            d.out.append(st.Write("allow", wire.allow(e.request, question.input)))
+        except TypeError:
+            why = "its input is nested too deeply"
+    if why is not None:
         d.note("denied", tool=question.tool, why=why[:200])
         d.out.append(st.Write("deny", wire.deny(e.request, why)))
 
@@ -171,6 +180,7 @@ _LINES: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
     wire.Result: _result,
     wire.Response: _response,
     wire.Question: _question,
+    wire.Request: _request,
     wire.Tasks: _tasks,
     wire.QuestionCancelled: _question_cancelled,
 }

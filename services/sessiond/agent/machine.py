@@ -16,7 +16,7 @@ from sessiond.agent import state as st
 from sessiond.agent.ending import backoff, cancel, exited, fail, recover, stop
 from sessiond.agent.lines import answer, read
 from sessiond.agent.moves import ALIVE, Draft, Move
-from sessiond.agent.progress import advance, only_strays_left
+from sessiond.agent.progress import OPEN_LIFECYCLE, advance, only_strays_left
 from sessiond.agent.state import Agent, Phase
 from sessiond.lock.rules import Times
 
@@ -47,7 +47,7 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
     if agent.phase is Phase.STOPPING and agent.why != st.OWNER_RESTART:
         found["killed", str(agent.count)] = KILLED_AFTER
     if agent.phase is Phase.STARTING:
-        found["start", agent.conversation] = times.start_deadline
+        found["start", f"{agent.conversation} {agent.fails}"] = times.start_deadline  # each process has its own
     if turn is not None and not turn.started and turn.cancel is None:
         found["start", turn.id] = times.start_deadline
     if turn is not None and turn.written and turn.lifecycle is None:
@@ -55,7 +55,10 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
     if turn is not None and turn.timeout is not None and turn.cancel is None:
         found["timeout", turn.id] = turn.timeout
     cancelling = turn is not None and (turn.cancel is not None or not agent.leased)
-    if agent.phase in ALIVE and (cancelling or (agent.busy and not agent.leased)):
+    # claude says that it is over: what it then owes (the rest of it, idle, the fence) comes at once or never.
+    said_over = turn is not None and (turn.result is not None or turn.lifecycle not in OPEN_LIFECYCLE)
+    closing = said_over and not agent.tasks
+    if agent.phase in ALIVE and (cancelling or closing or (agent.busy and not agent.leased)):
         subject = turn.id if turn is not None else "busy"
         found["drain", subject] = times.drain_deadline
         found["again", subject] = times.drain_deadline / 2

@@ -33,6 +33,8 @@ UNWRITTEN_LIMIT = 16 * 2**20
 STDERR_KEPT = 4096
 REPORT_SECONDS = 10.0
 """How long a guard may take to report its agent (20-50 ms are usual)."""
+AGAIN = 0.5
+"""Seconds between two tries to end what a guard left."""
 EOF_SECONDS = 5.0
 """How long after the guard's end a pipe may stay open; only what left the tree can hold it."""
 
@@ -121,7 +123,11 @@ class AgentProcess:
     @property
     def strays(self) -> bool:
         """Whether anything but the agent itself lives in its tree."""
-        return guarding.strays(self.guard.pid, self.guard.agent_pid)
+        try:
+            return guarding.strays(self.guard.pid, self.guard.agent_pid)
+        except OSError as error:  # no descriptor to be had: nobody is granted before it was looked
+            log.warning("agent %d: its tree cannot be looked at: %s", self.guard.agent_pid, error)
+            return True
 
     def pause(self) -> None:
         """Stops reading: the agent will block on its stdout once the pipe is full."""
@@ -180,7 +186,9 @@ class AgentProcess:
 
     def _see_to_the_end(self) -> None:
         code = self._popen.wait()
-        sweep(self.guard, SWEEP_SECONDS, self._user, EMPTY_LOOKS if code < 0 else 1)
+        while not self._swept(EMPTY_LOOKS if code < 0 else 1):
+            log.error("guard %d: what it left is not gone, or cannot be seen", self.guard.pid)
+            gevent.sleep(AGAIN)
         self.stop()
         readers: list[gevent.Greenlet[..., None]] = [self._output, self._errors]
         gevent.joinall(readers, timeout=EOF_SECONDS)
@@ -188,26 +196,45 @@ class AgentProcess:
         self._input.close()
         self._on_exit(code if code >= 0 else None, self._stderr.decode(errors="replace") + self._last_words)
 
+    def _swept(self, looks: int) -> bool:
+        """Whether nothing of it is left. Who cannot see (no descriptor is to be had) must look again."""
+        try:
+            return sweep(self.guard, SWEEP_SECONDS, self._user, looks)
+        except OSError:
+            return False
+
+
+def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe that is closed with the stack: the third of five may be one descriptor too many."""
+    ends = os.pipe()
+    for end in ends:
+        undo.callback(os.close, end)
+    return ends
+
 
 class _Pipes:
     """The four pipes between owner, guard and agent, and the one for the guard's report. Owner's ends by name."""
 
     def __init__(self) -> None:
         # Not inheritable, all ten: who is to have an end gets it by name, and nobody else can.
-        self._stdin, self.stdin = os.pipe()
-        self.stdout, self._stdout = os.pipe()
-        self.stderr, self._stderr = os.pipe()
-        self._lifeline, self.lifeline = os.pipe()
-        self._report, self._reported = os.pipe()
+        with contextlib.ExitStack() as undo:
+            stdin, stdout, stderr, lifeline, report = [_pipe(undo) for _ in range(5)]
+            undo.pop_all()
+        self._stdin, self.stdin = stdin
+        self.stdout, self._stdout = stdout
+        self.stderr, self._stderr = stderr
+        self._lifeline, self.lifeline = lifeline
+        self._report, self._reported = report
         for end in (self.stdin, self.stdout, self.stderr, self._report):
             make_nonblocking(end)
 
     def start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], user: User | None) -> "Popen[bytes]":
         """Starts the guard and closes the ends that are its."""
-        ends = (self._lifeline, self._reported, os.dup(2))
+        ends = [self._lifeline, self._reported]
         whom = "-" if user is None else f"{user.uid}:{user.gid}"
-        command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), whom, str(cwd), *argv]
         try:
+            ends.append(os.dup(2))
+            command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), whom, str(cwd), *argv]
             return Popen(
                 command, cwd="/", env=dict(env), stdin=self._stdin, stdout=self._stdout, stderr=self._stderr,
                 pass_fds=ends, close_fds=True, start_new_session=True,

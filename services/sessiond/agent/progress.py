@@ -94,4 +94,6 @@ def _send(d: Draft) -> None:
         if not d.agent.known:
             d.note("conversation", conversation=d.agent.conversation, generation=d.agent.generation, why="first prompt")
         d.set(known=True, fenced=False)
+        if not turn.composed:  # it may be a command that changes them: the next turn sets its own
+            d.set(model=None, rules=None)
         d.out.append(st.Write("user", wire.user(turn.uuid, turn.prompt, composed=turn.composed)))

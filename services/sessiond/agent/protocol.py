@@ -83,6 +83,14 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """claude asks for something else."""
+
+    request_id: str
+    subtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class QuestionCancelled:
     """claude no longer wants an answer."""
 
@@ -112,15 +120,16 @@ class Other:
     subtype: str = ""
 
 
-Message = StateChanged | Lifecycle | Init | Result | Response | Question | QuestionCancelled | Tasks | Retry | Other
+Asking = Question | Request | QuestionCancelled
+Message = StateChanged | Lifecycle | Init | Result | Response | Asking | Tasks | Retry | Other
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A message and the object it came from."""
+    """A message and the object it came from; None of a line that is nested too deeply to be read."""
 
     message: Message
-    raw: dict[str, Any]
+    raw: dict[str, Any] | None
 
 
 _ESCAPE: Final = re.compile(
@@ -141,11 +150,17 @@ def _json(line: bytes) -> object:
         return orjson.loads(_whole(line))
 
 
+_TALK: Final = re.compile(rb'\{"type":"(assistant|user|stream_event)"')
+"""These hold a tool's input as the model wrote it, nested as deeply as it likes; nothing is decided by them."""
+
+
 def parse(line: bytes) -> Line:
     """One line of the agent's stdout. Raises ProtocolError."""
     try:
         raw = _json(line)
     except orjson.JSONDecodeError as error:
+        if (talk := _TALK.match(line)) and "depth limit" in str(error):
+            return Line(Other(talk[1].decode()), None)
         raise ProtocolError(f"not JSON: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
         raise ProtocolError("not an object with a type")
@@ -177,12 +192,12 @@ def _init(raw: dict[str, Any]) -> Init:
 
 def _result(raw: dict[str, Any]) -> Result:
     origin, cost, status = raw.get("origin"), raw.get("total_cost_usd"), raw.get("api_error_status")
-    said = raw.get("result")
+    said, reason = raw.get("result"), raw.get("terminal_reason")
     return Result(
         uuids=tuple(map(_text, raw.get("user_message_uuids") or ())),
         origin=None if origin is None else str(origin.get("kind")),
         is_error=bool(raw.get("is_error")),
-        terminal_reason=raw.get("terminal_reason"),
+        terminal_reason=None if reason is None else _text(reason),
         text=said if isinstance(said, str) else "",
         session_id=str(raw.get("session_id") or ""),
         cost_usd=None if cost is None else float(cost),
@@ -208,7 +223,7 @@ def _response(raw: dict[str, Any]) -> Response:
 def _request(raw: dict[str, Any]) -> Message:
     request = raw["request"]
     if request["subtype"] != "can_use_tool":
-        return Other("control_request", _text(request["subtype"]))
+        return Request(_text(raw["request_id"]), _text(request["subtype"]))
     given, leads_to = request.get("input"), request.get("blocked_path")
     return Question(
         _text(raw["request_id"]),
@@ -294,3 +309,9 @@ def allow(request_id: str, given: Mapping[str, Any]) -> bytes:
 def deny(request_id: str, message: str) -> bytes:
     """The tool may not run; the model reads why."""
     return _reply(request_id, {"behavior": "deny", "message": message})
+
+
+def refuse(request_id: str, error: str) -> bytes:
+    """There is no answer to this request: whoever waits for one there need not."""
+    response = {"subtype": "error", "request_id": request_id, "error": error}
+    return _line({"type": "control_response", "response": response})

@@ -30,7 +30,15 @@ def _turn(stream: Stream) -> Iterator[bytes]:
     # The headers go out with the first bytes: who is to cancel a turn must have its id before the agent says anything.
     yield b": accepted\n\n"
     for name, data in stream:
-        yield b": beat\n\n" if name == "beat" else event(name, data)
+        yield b": beat\n\n" if name == "beat" else _told(name, data)
+
+
+def _told(name: str, data: Any) -> bytes:
+    """A line that is nested too deeply to be written is lost to the reader, the stream is not."""
+    try:
+        return event(name, data)
+    except TypeError:
+        return event("gap", {"lost": 1})
 
 
 def ledger_response(look: Look, after: str | None) -> Response:

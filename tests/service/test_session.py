@@ -1,0 +1,71 @@
+"""The owner loop, run in this process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import psutil
+import pytest
+
+from servers import SCRIPTED, Redis
+from sessiond.agent import state as st
+from sessiond.lock.rules import Kind
+from sessiond.owner import Owners
+from sessiond.problems import Problem
+from sessiond.requests import SessionDoor, TurnRequest
+from sessiond.session import Session
+from sessiond.settings import Settings
+from sessiond.slots import Slots
+from sessiond.store import Store
+
+STOPPING = Problem("stopping", 503, "stopping")
+
+
+class Here:
+    """A session whose holder has had one turn."""
+
+    def __init__(self, redis: Redis, place: Path) -> None:
+        command = tuple(SCRIPTED)
+        settings = Settings(redis_url=redis.url, state_dir=place, instance="i", host_name="h", agent_command=command)
+        owned = Owners(redis.url, "i", settings.url, place, "h", 15).acquire("o/r")
+        self.slots = Slots(1)
+        self.session = Session("o/r", settings, Store(redis.url, "o/r", "i"), owned.epoch, owned.version, self.slots)
+        self.session.start("")
+        self.door = SessionDoor(self.session)
+        ticket, _ = self.door.take(Kind.HANDLER, 5, None)
+        self.secret = self.door.park(ticket["id"], "me").answer(5)["lease"]["secret"]
+        assert self.result(self.turn("#say one"))["outcome"] == "completed"
+
+    def turn(self, prompt: str) -> Any:
+        return self.door.start_turn(self.secret, TurnRequest(prompt))
+
+    @staticmethod
+    def result(stream: Any) -> dict[str, Any]:
+        with gevent.Timeout(60):
+            return next(data for name, data in stream if name == "result")
+
+
+@pytest.fixture
+def here(redis_server: Redis, tmp_path: Path) -> Iterator[Here]:
+    found = Here(redis_server, tmp_path)
+    yield found
+    found.session.stop(STOPPING)
+
+
+def test_a_turn_that_waits_for_an_end_starts_no_agent_in_a_session_that_stops(here: Here) -> None:
+    here.session.ask(lambda: here.session.steps.step(st.Stop("sleep")))
+    waits = here.turn("#say two")
+    here.session.stop(STOPPING)
+    with gevent.Timeout(60):
+        assert here.slots.take(here.session), "the slot is free again"
+    assert here.result(waits)["outcome"] != "completed"
+    assert not [p for p in psutil.Process().children(recursive=True) if "scripted_agent" in " ".join(p.cmdline())]
+
+
+def test_what_a_process_says_behind_its_garbage_costs_nothing(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is being ended; a read of it may hold 32,000 lines, and all sessions wait for one loop."""
+    made, step = [], here.session.steps.step
+    monkeypatch.setattr(here.session.steps, "step", lambda *a, **more: (made.append(a), step(*a, **more))[1])
+    assert here.result(here.turn("#at text raw=shorts\n#say two"))["reason"] == "garbage"
+    assert sum(isinstance(event, st.Fault) for events in made for event in events) == 1
