@@ -113,9 +113,10 @@ class Commits:
         self._done(asked)
 
     def reachable(self) -> bool:
-        """Whether Redis answers, over the connection that carries steps; what it lost is written back."""
+        """Whether Redis takes steps, over the connection that carries them; what it lost is written back."""
         try:
             self._mend()
+            self._store.writable()
         except Away:
             return False
         return True

@@ -99,6 +99,11 @@ class Inbox:
         """Whether a request's call is being run."""
         return self._serving is not None
 
+    @property
+    def told(self) -> bool:
+        """Whether the call that is run was answered meanwhile."""
+        return self._serving is not None and self._serving.reply.ready()
+
     def serve(self, call: Call) -> None:
         """Runs the call and answers it. Raises what no caller can be told: a step that must not be."""
         self._serving = call

@@ -37,7 +37,7 @@ class SessionLook:
             "owner": {"instance": s.settings.instance, "url": s.settings.url},
             "holder": views.holder_view(lock, s.lease_time.expires_at()),
             "draining": lock.drain and {"fence": lock.drain.fence, "why": lock.drain.why.value},
-            "queue": [self._view(t.id) for t in lock.queue],
+            "queue": self._queue(),
             "turn": lock.turn,
             "agent": {
                 "state": agent.phase.value, "why": agent.why or None, "tasks": sorted(agent.tasks),
@@ -49,6 +49,12 @@ class SessionLook:
         """One ticket."""
         self._s.waits.living(ticket)
         return self._view(ticket)
+
+    def _queue(self) -> list[dict[str, Any]]:
+        """Every waiting ticket; the queue is read once, else some thousand would take seconds, and all wait."""
+        now = self._s.standing
+        queued = views.Queued(now.lock)
+        return [views.ticket_view(now.lock, t, now.taken.get(t.id, ""), queued) for t in queued.tickets]
 
     def _view(self, ticket: str) -> dict[str, Any]:
         now = self._s.standing

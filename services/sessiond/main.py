@@ -153,8 +153,8 @@ def _stop_then(before: Any, number: int, frame: Any) -> None:
 
 
 def _stop(_: Any) -> None:
-    while _RUNNING:
-        _RUNNING.pop().stop()
+    for sessions in _RUNNING:
+        sessions.stop()
 
 
 def _exit(_: Any, worker: Any) -> None:

@@ -17,7 +17,7 @@ from sessiond.lock.rules import Kind, QueueFull, rank_of
 from sessiond.lock.state import Lease
 from sessiond.looking import SessionLook
 from sessiond.problems import Problem
-from sessiond.refusals import no_lease, no_turn, superseded
+from sessiond.refusals import away, no_lease, no_turn, superseded
 from sessiond.standing import conversation_of
 from sessiond.turnbook import digest, now_text
 
@@ -55,6 +55,10 @@ class SessionDoor(SessionLook):
             s.steps.step(ev.Take(ticket, kind, rank, key))
         except QueueFull as error:
             raise Problem("queue-full", 503, str(error)) from error
+        if key is None and s.steps.told:
+            # Redis was away meanwhile and the caller was told so: nobody knows this place.
+            s.steps.step(ev.Withdraw(ticket))
+            raise away()
         return self._view(ticket), True
 
     def park(self, ticket: str, holder: str) -> Parked:

@@ -127,7 +127,7 @@ class Session:
         """Loads what is stored and runs the loop. Raises store errors; then nothing runs."""
         self.audit = Audit(self.name, self.store, lambda: self.commits.version)
         try:
-            self._load(predecessor)
+            self._load(predecessor, wait=False)
         except NotApplied as error:
             raise Away("Redis was away as the session was taken over") from error
         self._greenlet = gevent.spawn(self._run)
@@ -140,8 +140,11 @@ class Session:
         if self._greenlet is not None:
             self._greenlet.join(timeout=STOP_SECONDS)
 
-    def _load(self, predecessor: str) -> None:
-        """Takes the stored state, as a new epoch finds it, and commits that."""
+    def _load(self, predecessor: str, *, wait: bool = True) -> None:
+        """Takes the stored state, as a new epoch finds it, and commits that.
+
+        Raises NotApplied; `wait` waits for Redis to be back before.
+        """
         stored = self.store.read_state()
         now, agent = self.standing, stored.agent or {}
         guards = self.link.predecessors(agent.get("guard"))
@@ -161,7 +164,9 @@ class Session:
             now.agent = replace(now.agent, phase=st.Phase.STOPPING, why=st.OWNER_RESTART)
             self.link.await_predecessors(guards)
         entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
-        self.steps.commit(Plan(lock, now.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), begins=True)
+        self.steps.commit(
+            Plan(lock, now.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), begins=True, wait=wait
+        )
         # `max_hold` starts again at most once a lease.
         again = lock.lease is not None and lock.lease.restarts > 1 and now.extras is not None
         left = now.extras.hold_left if again and now.extras is not None else None
@@ -209,8 +214,10 @@ class Session:
 
     def _long_waits(self) -> None:
         lock = self.standing.lock
-        for ticket, seconds in self.observer.long_waits(lock, self.settings.times.long_wait):
-            why = ", ".join(str(one["why"]) for one in views.ahead(lock, lock.tickets[ticket]))
+        late = self.observer.long_waits(lock, self.settings.times.long_wait)
+        queued = views.Queued(lock) if late else None
+        for ticket, seconds in late:
+            why = ", ".join(str(one["why"]) for one in views.ahead(lock, lock.tickets[ticket], queued))
             log.warning("long lock wait", session=self.name, ticket=ticket, seconds=round(seconds), why=why)
 
     def _fire(self) -> None:

@@ -39,12 +39,14 @@ class Sessions:
         self._settings = settings
         self._owned: dict[str, Session] = {}
         self._locks: dict[str, RLock] = {}
+        self._away_at: dict[str, float] = {}
         self._slots = Slots(settings.max_agents)
         self._owners = Owners(
             settings.redis_url, settings.instance, settings.url, settings.state_dir, settings.host_name,
             settings.times.owner_ttl,
         )  # fmt: skip
-        self._stopping = False
+        self._stopping = self._over = False
+        self._ending = RLock()
         self._keepers: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
@@ -101,15 +103,19 @@ class Sessions:
         return self.get(name) if seen else None
 
     def _claim(self, name: str) -> Session:
+        asked = time.monotonic()
         with self._locks.setdefault(name, RLock()):
             session = self._owned.get(name)
             if session is not None and session.closed is None:
                 return session
+            if self._away_at.get(name, 0.0) > asked:  # one who asked before found no Redis: not each for himself
+                raise away()
             try:
                 return self._open(name)
             except OtherOwner as other:
                 raise not_owner(other.url) from other
             except (Away, Broken) as error:
+                self._away_at[name] = time.monotonic()
                 raise away() from error
 
     def _open(self, name: str) -> Session:
@@ -205,8 +211,14 @@ class Sessions:
         return (not stuck), f"owner loops stopped: {', '.join(stuck)}" if stuck else "ready"
 
     def stop(self) -> None:
-        """Answers everybody 503 `stopping`, ends the agents, gives the sessions up."""
+        """Answers everybody 503 `stopping`, ends the agents, gives the sessions up; asked again, waits for that."""
         self._stopping = True
+        with self._ending:
+            if not self._over:
+                self._over = True
+                self._give_up()
+
+    def _give_up(self) -> None:
         problem = Problem("stopping", 503, "The service is stopping; ask again")
         owned = list(self._owned.values())  # the keeper takes closed ones out
         gevent.joinall([gevent.spawn(s.stop, problem) for s in owned], timeout=9.0)

@@ -58,12 +58,17 @@ class Steps:
                 if self._inbox.serving or any(isinstance(e, (ev.Due, st.Due)) for e in events):
                     raise Answered from None
 
+    @property
+    def told(self) -> bool:
+        """Whether the call that is served was answered already, because Redis was away."""
+        return self._inbox.told
+
     def decide(self, *events: ev.Event | st.Event) -> Plan:
         """What these events make of the present state. Raises as `composition.compose` does."""
         return compose(self._standing.lock, self._standing.agent, events)
 
     def commit(
-        self, plan: Plan, commands: Sequence[record.Command] = (), *, begins: bool = False,
+        self, plan: Plan, commands: Sequence[record.Command] = (), *, begins: bool = False, wait: bool = True,
         first: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Commits and acts, `first` before all else; a plan that writes nothing is not committed.
@@ -78,7 +83,7 @@ class Steps:
             plan.ledger.append(("kept", {"what": sorted({name for _, name, *_ in stored})}))
         if stored or plan.ledger:
             self._snapshot(plan)
-            was_away = self._push(stored, plan, written.grant, begins)
+            was_away = self._push(stored, plan, written.grant, begins, self._outages.wait if wait else _not_applied)
         self._standing.extras = written.extras
         self._adopt(plan, begins)
         self._hold("committed", plan)
@@ -107,10 +112,11 @@ class Steps:
         return was_away
 
     def _push(
-        self, commands: list[record.Command], plan: Plan, grant: tuple[str, frozenset[str]] | None, begins: bool
-    ) -> bool:
+        self, commands: list[record.Command], plan: Plan, grant: tuple[str, frozenset[str]] | None, begins: bool,
+        outage: Callable[[], None],
+    ) -> bool:  # fmt: skip
         try:
-            return self._commits.push(commands, plan.ledger, grant, self._outages.wait)
+            return self._commits.push(commands, plan.ledger, grant, outage)
         except NotApplied:
             self._turns.unstage()
             if not begins:  # else there is nothing yet to come back to
@@ -149,3 +155,8 @@ class Steps:
         found: dict[Any, float] = {("lock", t): s for t, s in reading.timers(now.lock, times).items()}
         found.update({("agent", t): s for t, s in agent_machine.timers(now.agent, times).items()})
         return found
+
+
+def _not_applied() -> None:
+    """An outage that nobody waits out: whoever claims the session next does so under a new epoch."""
+    raise NotApplied

@@ -183,6 +183,10 @@ class Store:
         """Who owns the session, how far it is; over the connection that carries steps."""
         return record.load_meta(_pairs(self._steps.call("HGETALL", self.base + "meta")))
 
+    def writable(self) -> None:
+        """Raises Away when Redis takes no writes, be it that it answers reads: this one leaves nothing behind."""
+        self._steps.call("SETRANGE", self.base + "probe", 0, "")
+
     def read_state(self) -> Stored:
         """Everything stored, read as one. Raises record.BadRecord."""
         base = self.base

@@ -7,16 +7,34 @@ from sessiond.lock.reading import handler_waits, waited_for
 from sessiond.lock.rules import Kind, priority_of
 from sessiond.lock.state import Lock, Ticket
 
-
-def position(lock: Lock, ticket_id: str) -> int | None:
-    """The place in the queue, 1 for the head; None for a leased ticket."""
-    for number, ticket in enumerate(lock.queue, 1):
-        if ticket.id == ticket_id:
-            return number
-    return None
+AHEAD_SHOWN = 50
+"""So many queued tickets are named before one; its position says how many they are."""
 
 
-def ahead(lock: Lock, ticket: Ticket) -> list[dict[str, Any]]:
+class Queued:
+    """The queue as it is read once, for the views of many tickets."""
+
+    def __init__(self, lock: Lock) -> None:
+        self.tickets = lock.queue
+        self._place = {ticket.id: number for number, ticket in enumerate(self.tickets, 1)}
+        waited, barred = {t.id for t in waited_for(lock)}, handler_waits(lock)
+        self._before: dict[Kind, list[dict[str, Any]]] = {kind: [] for kind in Kind}
+        for other in self.tickets[:AHEAD_SHOWN]:
+            why = "head-wait" if other.id in waited else "queued"
+            for kind, found in self._before.items():
+                first = barred and kind is Kind.WORKER and other.kind is Kind.HANDLER
+                found.append({"ticket": other.id, "kind": other.kind.value, "why": "handlers-first" if first else why})
+
+    def position(self, ticket: Ticket) -> int | None:
+        """The place in the queue, 1 for the head; None for a leased ticket."""
+        return self._place.get(ticket.id)
+
+    def ahead(self, ticket: Ticket) -> list[dict[str, Any]]:
+        """The queued ones before it; of many only the first."""
+        return self._before[ticket.kind][: self._place[ticket.id] - 1]
+
+
+def ahead(lock: Lock, ticket: Ticket, queued: Queued | None = None) -> list[dict[str, Any]]:
     """Why this ticket does not have the lock: who is before it, most decisive first."""
     lease, drain = lock.lease, lock.drain
     if lease is not None and lease.ticket == ticket.id:
@@ -26,19 +44,12 @@ def ahead(lock: Lock, ticket: Ticket) -> list[dict[str, Any]]:
         found.append({"ticket": lease.ticket, "kind": lease.kind.value, "why": "holds"})
     if drain is not None:
         found.append({"ticket": drain.ticket, "kind": drain.kind.value, "why": "draining"})
-    waited = {t.id for t in waited_for(lock)}
-    for other in lock.queue:
-        if other.id == ticket.id:
-            break
-        why = "head-wait" if other.id in waited else "queued"
-        if ticket.kind is Kind.WORKER and other.kind is Kind.HANDLER and handler_waits(lock):
-            why = "handlers-first"
-        found.append({"ticket": other.id, "kind": other.kind.value, "why": why})
-    return found
+    return found + (queued or Queued(lock)).ahead(ticket)
 
 
-def ticket_view(lock: Lock, ticket: Ticket, taken_at: str) -> dict[str, Any]:
-    """One ticket. `taken_at` RFC 3339."""
+def ticket_view(lock: Lock, ticket: Ticket, taken_at: str, queued: Queued | None = None) -> dict[str, Any]:
+    """One ticket. `taken_at` RFC 3339. `queued`: this lock's queue, if it is read already."""
+    queued = queued or Queued(lock)
     leased = lock.lease is not None and lock.lease.ticket == ticket.id
     return {
         "id": ticket.id,
@@ -46,19 +57,20 @@ def ticket_view(lock: Lock, ticket: Ticket, taken_at: str) -> dict[str, Any]:
         "priority": priority_of(ticket.score),
         "key": ticket.key,
         "state": "leased" if leased else "queued",
-        "position": position(lock, ticket.id),
+        "position": queued.position(ticket),
         "present": ticket.present,
         "passed_over": ticket.passed,
         "lapsed": ticket.lapsed,
         "holder": ticket.holder,
-        "ahead": [] if leased else ahead(lock, ticket),
+        "ahead": [] if leased else ahead(lock, ticket, queued),
         "taken_at": taken_at,
     }
 
 
 def waiting(lock: Lock, ticket: Ticket) -> dict[str, Any]:
     """The answer of a wait that was not granted in its time."""
-    return {"state": "waiting", "position": position(lock, ticket.id), "ahead": ahead(lock, ticket)}
+    queued = Queued(lock)
+    return {"state": "waiting", "position": queued.position(ticket), "ahead": ahead(lock, ticket, queued)}
 
 
 def holder_view(lock: Lock, expires_at: str | None) -> dict[str, Any] | None:

@@ -1,16 +1,21 @@
 """The client against a real sessiond, and what it knows when the service does not answer."""
 
+import contextvars
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import redis as redis_library
 
-from servers import SERVICES, Sessiond, eventually, scripted_env
+from servers import SERVICES, Redis, Sessiond, eventually, scripted_env
 from sessiond.client import (
     BadName,
     LeaseLost,
@@ -22,6 +27,7 @@ from sessiond.client import (
     Unavailable,
     connect,
 )
+from sessiond.client.lease import Lease
 
 SESSION = "octo/hello"
 Start = Callable[..., Sessiond]
@@ -150,3 +156,88 @@ def test_a_wrong_key_is_a_problem(sessiond: Start) -> None:
     with pytest.raises(ProblemError) as refused:
         connect(service.url, "wrong").view(SESSION)
     assert (refused.value.type, refused.value.status) == ("unauthorized", 401)
+
+
+def test_a_block_that_is_left_in_another_context_releases_too(sessiond: Start) -> None:
+    """A generator that holds a lease, closed by a thread pool or a streaming response."""
+    client = sessiond(scripted_env()).client()
+
+    def holding() -> Iterator[None]:
+        with client.lease(SESSION):
+            yield
+
+    here, held = contextvars.copy_context(), holding()
+    here.run(next, held)
+    contextvars.copy_context().run(held.close)
+    assert client.view(SESSION)["holder"] is None
+    with_another = here.run(lambda: client.lease("octo/other"))
+    here.run(with_another.__enter__)
+    here.run(with_another.__exit__, None, None, None)
+
+
+def test_an_outage_as_the_grant_is_claimed_is_waited_out(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
+    held = tmp_path / SESSION / "acted.granted.hold"
+    held.parent.mkdir(parents=True)
+    held.touch()
+    service = sessiond(scripted_env() | {"SESSIOND_HOOKS_DIR": str(tmp_path)})
+    client, fences = service.client(), list[int]()
+
+    def holder() -> None:
+        with service.client().lease(SESSION) as lease:
+            fences.append(lease.fence)
+
+    thread = threading.Thread(target=holder)
+    thread.start()
+    eventually(held.with_suffix(".reached").exists, 30)
+    with redis_library.Redis.from_url(redis_server.url) as redis:
+        redis.config_set("maxmemory", "1")
+        held.unlink()
+        eventually(lambda: b"Redis is away" in service.log_bytes(), 30)
+        time.sleep(0.5)
+        redis.config_set("maxmemory", "0")
+    thread.join(60)
+    granted = [e["fence"] for e in client.ledger(SESSION) if e["event"] == "granted"]
+    assert len(fences) == 1 and fences == granted and client.view(SESSION)["queue"] == []
+
+
+def test_a_lease_that_was_given_back_is_not_lost(sessiond: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal was on its way and came behind the release."""
+    client, told = sessiond(scripted_env()).client(), list[str]()
+    on_its_way, released, renew = threading.Event(), threading.Event(), Lease._renew
+
+    def late(self: Lease, transport: Any) -> None:
+        if transport is self._own:
+            on_its_way.set()
+            released.wait(60)
+        renew(self, transport)
+
+    monkeypatch.setattr(Lease, "_renew", late)
+    with client.lease(SESSION, lease_ttl=0.3, on_lost=told.append) as lease:
+        assert on_its_way.wait(60)
+    released.set()
+    lease._thread.join(60)
+    assert (told, lease.lost.is_set()) == ([], False)
+
+
+def test_who_breaks_off_while_it_waits_leaves_no_place(sessiond: Start) -> None:
+    class JobTimeout(BaseException):
+        pass
+
+    def breaks_off(_: Mapping[str, Any]) -> None:
+        raise JobTimeout
+
+    service = sessiond(scripted_env())
+    client, errors = service.client(), list[BaseException]()
+
+    def waits() -> None:
+        try:
+            with service.client().lease(SESSION, timeout=0.5, on_position=breaks_off):
+                pass
+        except JobTimeout as error:
+            errors.append(error)
+
+    with client.lease(SESSION):
+        waiter = threading.Thread(target=waits)
+        waiter.start()
+        waiter.join(60)
+        assert len(errors) == 1 and client.view(SESSION)["queue"] == []

@@ -1,7 +1,9 @@
 """Every refusal of the HTTP table, as problem details, over real HTTP."""
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,3 +190,35 @@ def test_the_served_document_holds_what_it_promises(service: Sessiond, figures: 
     tried = re.search(r"(\d+) generated", done.stdout)
     assert tried is not None and int(tried[1]) > 300, done.stdout[-2000:]
     figures(f"schemathesis: {tried[0]}")
+
+
+@pytest.mark.parametrize(
+    "after", ["99999999999999999999-0", "0-99999999999999999999", f"{2**64 - 1}-{2**64 - 1}", "%D9%A3-0", "1", "a-b"]
+)
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_what_is_no_entrys_id_is_400(ask: Callable[..., Any], after: str, accept: str) -> None:
+    problem(ask("GET", f"{S}/ledger?after={after}", Accept=accept), "bad-request")
+
+
+def in_pieces(service: Sessiond, pieces: bytes) -> bytes:
+    """The beginning of the answer to a body of unknown length."""
+    head = (
+        f"POST {S}/tickets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.keys['admin']}\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        with contextlib.suppress(ConnectionError):  # it may answer before it was told all
+            connection.sendall(head.encode() + pieces)
+        return connection.recv(100)
+
+
+def test_a_body_in_pieces_that_is_too_large_is_413(service: Sessiond) -> None:
+    piece = b"100000\r\n" + b" " * 2**20 + b"\r\n"
+    given = b'12\r\n{"kind":"handler"}\r\n'
+    assert in_pieces(service, given + piece * 3 + b"0\r\n\r\n").startswith(b"HTTP/1.1 201")
+    assert in_pieces(service, given + piece * 4 + b"0\r\n\r\n").startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("pieces", [b"zz\r\n", b"-5\r\n", b"5;x\r\nabcdeXX", b"5\r\nabcdefgh\r\n0\r\n\r\n"])
+def test_pieces_that_are_none_are_400(service: Sessiond, pieces: bytes) -> None:
+    assert in_pieces(service, pieces).startswith(b"HTTP/1.1 400")

@@ -1,5 +1,6 @@
 """Two sessionds on one Redis, and one that comes back after kill -9."""
 
+import signal
 import threading
 from collections.abc import Callable
 
@@ -168,3 +169,18 @@ def test_a_session_that_cannot_be_read_costs_no_other_its_owner(sessiond: Start,
         beat = int(redis.hget(f"sessiond:{{{SESSION}}}:meta", "beat"))
         eventually(lambda: int(redis.hget(f"sessiond:{{{SESSION}}}:meta", "beat")) >= beat + 2)
     assert [t["id"] for t in client.view(SESSION)["queue"]] == [place]
+
+
+def test_a_second_sigterm_waits_for_what_the_first_gives_up(sessiond: Start, redis_server: Redis) -> None:
+    """Whoever ends a whole control group tells the worker twice: itself, and by way of the master."""
+    service = sessiond(scripted_env("ignore-sigterm"))
+    client = service.client()
+    with client.lease(SESSION, key="k") as lease:
+        turn = lease.turn("#at text silent\n#say never")
+        eventually(lambda: client.turn(SESSION, turn.id)["state"] == "started")
+        (worker,) = psutil.Process(service.pid).children()
+        worker.send_signal(signal.SIGTERM)
+        service.terminate()
+        lease.abandon()
+    with redis_library.Redis.from_url(redis_server.url, decode_responses=True) as redis:
+        assert redis.hget(f"sessiond:{{{SESSION}}}:meta", "instance") == ""

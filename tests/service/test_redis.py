@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,3 +176,62 @@ def test_redis_that_lost_everything_is_written_back(sessiond: Start, redis_serve
     for key in ("b", "c"):
         with client.lease(SESSION, key=key) as lease:
             lease.check()
+
+
+def test_a_place_without_a_key_that_was_taken_in_an_outage_is_given_up(sessiond: Start, redis_server: Redis) -> None:
+    """Its caller was told to ask again and knows no ticket: it would bar the worker for `absence`."""
+    service = sessiond(scripted_env())
+    client = service.client()
+    with client.lease(SESSION):
+        pass
+    redis_server.pause()
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(client._transport.call, "POST", "/tickets", session=SESSION, body={"kind": "handler"})
+        with pytest.raises(Unavailable, match="redis-away"):
+            refused.result(60)
+    redis_server.go_on()
+    with client.lease(SESSION, key="next"):
+        assert client.view(SESSION)["queue"] == []
+    events = [e["event"] for e in client.ledger(SESSION)]
+    assert events.count("taken") == 3, "the step was applied, and its caller told otherwise"
+
+
+def test_who_asks_for_a_new_session_in_an_outage_is_answered_in_its_own_time(
+    sessiond: Start, redis_server: Redis
+) -> None:
+    """Not one behind the other: eight would wait for 4 s each."""
+    service, body = sessiond(scripted_env()), {"kind": "handler", "key": "k"}
+
+    def ask(_: int) -> float:
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            service.client()._transport.call("POST", "/tickets", session="octo/new", body=body, timeout=100)
+        return time.monotonic() - began
+
+    redis_server.pause()
+    with ThreadPoolExecutor(8) as pool:
+        took = list(pool.map(ask, range(8)))
+    redis_server.go_on()
+    assert max(took) < 2 * min(took) + 2
+
+
+def test_redis_gone_as_a_session_is_taken_over_keeps_nobody_waiting(
+    sessiond: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    hold = tmp_path / "octo" / "new" / "decided.epoch.hold"
+    hold.parent.mkdir(parents=True)
+    hold.touch()
+    service = sessiond(scripted_env() | {"SESSIOND_HOOKS_DIR": str(tmp_path)})
+    body = {"kind": "handler", "key": "k"}
+    with ThreadPoolExecutor(3) as pool:
+        call = partial(service.client()._transport.call, "POST", "/tickets", session="octo/new", body=body, timeout=100)
+        asked = [pool.submit(call) for _ in range(3)]
+        eventually(hold.with_suffix(".reached").exists, 30)
+        redis_server.kill9()
+        hold.unlink()
+        for one in asked:  # answered in the outage, which goes on
+            with pytest.raises(Unavailable):
+                one.result(60)
+    redis_server.start()
+    with service.client().lease("octo/new", key="k"):
+        pass

@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -97,6 +97,8 @@ class Client:
         """
         name = session_name(session)
         held = _HELD.get()
+        if held is not None and not held.depth:  # its block was left in another context
+            held = None
         if held is not None and held.lease.session != name:
             raise NestedSessions(f"{name} inside the lease of {held.lease.session}")
         if held is not None:
@@ -111,19 +113,24 @@ class Client:
         who = holder or self._holder or new_holder()
         try:
             granted = self._granted(name, ticket, who, deadline, on_position)
-        except (Timeout, KeyboardInterrupt, Unavailable):
+            lease = Lease(self._transport, name, ticket, granted, ttl=lease_ttl, on_lost=on_lost)
+            lease.begin()
+        except (Superseded, TicketEnded):
+            raise
+        except BaseException:
             if key is None:
                 self._give_up(name, ticket, who)
             raise
-        lease = Lease(self._transport, name, ticket, granted, ttl=lease_ttl, on_lost=on_lost)
-        lease.begin()
-        token = _HELD.set(_Held(lease))
+        mine = _Held(lease)
+        token = _HELD.set(mine)
         failed = True
         try:
             yield lease
             failed = False
         finally:
-            _HELD.reset(token)
+            mine.depth = 0
+            with suppress(ValueError):  # a generator may be closed in another context
+                _HELD.reset(token)
             lease.end(failed)
 
     def take(

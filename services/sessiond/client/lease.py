@@ -12,6 +12,7 @@ from sessiond.client.turns import Turn, TurnResult
 
 LEASE_TTL: Final = 30.0
 RELEASE_PATIENCE: Final = 15.0
+CLAIM_PATIENCE: Final = 15.0
 RENEW_TIMEOUT: Final = 8.0
 LOSSES: Final = frozenset({"unclaimed", "preempted", "expired", "hold-limit", "forced", "withdrawn"})
 
@@ -100,7 +101,13 @@ class Lease:
 
     def begin(self) -> None:
         """Claims the grant and goes on renewing. Raises LeaseLost, Unavailable."""
-        self._renew(self._transport)
+        backoff = Backoff(CLAIM_PATIENCE)
+        while True:
+            try:
+                self._renew(self._transport)
+                break
+            except Unavailable as failure:
+                backoff.wait(failure)
         self._thread.start()
 
     def end(self, failed: bool = False) -> None:
@@ -140,7 +147,8 @@ class Lease:
                 self._renew(self._own)
                 pause = self._ttl / 3
             except LeaseLost as lost:
-                self._lose(lost.reason)
+                if not self._done.is_set():  # else it was given back meanwhile
+                    self._lose(lost.reason)
                 return
             except SessiondError:
                 pause = min(1.0, self._ttl / 10)

@@ -26,7 +26,7 @@ View = Callable[[Door, Caller, Request], Response]
 def create_app(sessions: Directory, keys: Keys, secret: bytes) -> Flask:
     """The application over this directory of sessions; `secret` signs the board's cookies."""
     app = Flask("sessiond", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT
+    app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT + 1
     app.url_map.strict_slashes = False
     _service(app, sessions, keys)
     for method, path, view in (*tickets.ROUTES, *turns.ROUTES, *admin.ROUTES):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import orjson
 from flask import Request
+from gunicorn.http.errors import ParseException
 
 from sessiond.problems import Problem
 
@@ -18,7 +19,7 @@ REASON_LIMIT: Final = 2_000
 WAIT_LIMIT: Final = 300.0
 NAME: Final = re.compile(r"[a-z0-9._-]{1,100}")
 ID: Final = re.compile(r"t[ku]-[0-9a-f]{32}")
-STREAM_ID: Final = re.compile(r"\d{1,20}-\d{1,20}")
+STREAM_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Reader = Callable[[str, Any], Any]
@@ -50,7 +51,12 @@ def json_body(
     """The body's fields, read by `readers`; an unknown or missing field is an error. Raises Problem."""
     if (request.content_length or 0) > BODY_LIMIT:
         raise Problem("too-large", 413, f"The body must not exceed {BODY_LIMIT} bytes")
-    raw = request.get_data(cache=False)
+    try:
+        raw = request.get_data(cache=False)
+    except ParseException as error:
+        raise Problem("bad-request", 400, f"The body cannot be read: {error}") from error
+    if len(raw) > BODY_LIMIT:  # one in pieces, of which werkzeug reads as much as it may
+        raise Problem("too-large", 413, f"The body must not exceed {BODY_LIMIT} bytes")
     if not raw and not required:
         return {}
     if request.mimetype != "application/json":
@@ -139,6 +145,6 @@ def query_entry(request: Request, field: str) -> str | None:
     given = request.args.get(field) or request.headers.get("Last-Event-ID")
     if given is None:
         return None
-    if not STREAM_ID.fullmatch(given):
+    if not STREAM_ID.fullmatch(given) or any(int(part) >= 2**64 - 1 for part in given.split("-")):
         raise bad(field, "must be a ledger entry's id")
     return given

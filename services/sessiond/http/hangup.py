@@ -1,11 +1,28 @@
 """Seeing that a parked caller is gone: WSGI never says so, the socket does."""
 
+import select
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import gevent
+from gevent.monkey import get_original
+
+
+def gone(environ: Mapping[str, Any]) -> bool:
+    """Whether the caller's connection is closed already: who asked while this process stood still may have left."""
+    sock = environ.get("gunicorn.socket")
+    if sock is None:
+        return False
+    poll = get_original("select", "poll")()
+    poll.register(sock.fileno(), select.POLLIN)
+    if not poll.poll(0):
+        return False  # a recv of gevent's would wait here
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return True
 
 
 @contextmanager

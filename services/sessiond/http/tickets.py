@@ -16,7 +16,7 @@ from sessiond.http.bodies import (
     text,
     thing_id,
 )
-from sessiond.http.hangup import watched
+from sessiond.http.hangup import gone, watched
 from sessiond.http.ports import Directory
 from sessiond.http.render import json_response, nothing
 from sessiond.keys import Caller
@@ -46,7 +46,10 @@ def wait(sessions: Directory, name: str, caller: Caller, request: Request, ticke
     """POST /tickets/{id}/wait"""
     body = json_body(request, _WAIT, frozenset({"holder"}))
     ticket = _own_kind(sessions, name, caller, ticket)
-    parked = sessions.get(name).park(ticket, body["holder"])
+    door = sessions.get(name)
+    if gone(request.environ):
+        return nothing()  # nobody reads it; a lease must not be granted to nobody
+    parked = door.park(ticket, body["holder"])
     with watched(request.environ, parked.hang_up):
         return json_response(parked.answer(float(body.get("wait", DEFAULT_WAIT))))
 

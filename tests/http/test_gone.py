@@ -1,0 +1,54 @@
+"""A caller that is gone before it was heard gets no lease."""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+
+from servers import Sessiond, eventually, scripted_env
+
+SESSION = "octo/hello"
+
+
+def waiting(service: Sessiond, ticket: str, holder: str) -> socket.socket:
+    """A connection on which this wait was sent."""
+    body = json.dumps({"holder": holder, "wait": 60}).encode()
+    head = (
+        f"POST /v1/sessions/{SESSION}/tickets/{ticket}/wait HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {service.keys['handler']}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=60)
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def answer(connection: socket.socket) -> bytes:
+    found = b""
+    while b'"state"' not in found:
+        piece = connection.recv(65536)
+        assert piece, found
+        found += piece
+    return found
+
+
+def test_who_asks_while_the_service_stands_still_and_leaves(sessiond: Callable[..., Sessiond]) -> None:
+    service = sessiond(scripted_env(head_wait=0.5))
+    client = service.client()
+    first, second = (client.take(SESSION, key=key)["id"] for key in "ab")
+    service.pause()
+    waiting(service, first, "gone").close()
+    with waiting(service, second, "stays") as stays:
+        time.sleep(0.5)
+        service.go_on()
+        assert b'"granted"' in answer(stays)
+    granted = [e["holder"] for e in client.ledger(SESSION) if e["event"] == "granted"]
+    assert granted[:1] == ["stays"]
+    eventually(lambda: client.view(SESSION)["holder"] is None)
+
+
+def test_who_has_said_more_already_is_not_gone(sessiond: Callable[..., Sessiond]) -> None:
+    service = sessiond(scripted_env())
+    ticket = service.client().take(SESSION, key="a")["id"]
+    with waiting(service, ticket, "hasty") as hasty:
+        hasty.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b'"granted"' in answer(hasty)
