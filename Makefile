@@ -38,8 +38,8 @@ test: lint
 # The lock, its store and its owner under everything that can go wrong; tables, then one line. What has no larger form
 # is left to `make test`, which tries it all the same: this shall take five minutes at most.
 check-lock: setup
-	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/service/test_soak.py tests/lock tests/store \
-	  $(addprefix tests/service/test_,$(addsuffix .py,clocks crash_matrix ledger order stalls))
+	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/service/test_soak.py tests/lock tests/store tests/cli/test_verify.py \
+	  $(addprefix tests/service/test_,$(addsuffix .py,clocks crash_matrix ledger order stalls taken_over))
 
 # The same for the agent: the fault table with the scripted one, then the real binary.
 check-agent: setup
