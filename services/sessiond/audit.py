@@ -83,3 +83,5 @@ def follow(sessions: Callable[[], Iterable[Audited]]) -> None:
                 session.audit.read_on()
             except (Away, Broken) as error:
                 log.warning("the ledger cannot be read", error=str(error))
+            except Exception:  # one session's ledger is not the others'
+                log.exception("the ledger cannot be audited")

@@ -55,6 +55,9 @@ class SessionDoor(SessionLook):
             s.steps.step(ev.Take(ticket, kind, rank, key))
         except QueueFull as error:
             raise Problem("queue-full", 503, str(error)) from error
+        finally:
+            if ticket not in s.standing.lock.tickets:
+                del s.standing.taken[ticket]
         if key is None and s.steps.told:
             # Redis was away meanwhile and the caller was told so: nobody knows this place.
             s.steps.step(ev.Withdraw(ticket))

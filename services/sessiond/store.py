@@ -20,6 +20,8 @@ from sessiond.redis_link import CALL_DEADLINE, Away, Link, Script, StoreError
 
 LEDGER_LENGTH: Final = 200_000
 RECENT: Final = 256
+RECENT_SIZE: Final = 32 * 2**20
+"""Characters of them: some of a few MB each, and 256 would be too many to keep."""
 SESSIONS_KEY: Final = "sessiond:sessions"
 
 # ARGV: epoch, version, step id, JSON of {commands, ledger, grant, skipped, reset, live, instance}
@@ -130,7 +132,8 @@ class Store:
         self._steps = Link(redis_url, single=True)
         self._reads = Link(redis_url)
         self._waits = Link(redis_url, deadline=70.0)
-        self._recent: deque[Command] = deque(maxlen=RECENT)
+        self._recent: deque[Command] = deque()
+        self._recent_size = 0
         self._at = (0, 0)
 
     def commit(self, step: Step) -> Outcome:
@@ -159,7 +162,15 @@ class Store:
     def confirm(self, step: Step) -> None:
         """This step of ours is in Redis: what is stored is never older from now on, or Redis lost writes."""
         self._at = (step.epoch, step.version + 1)
-        self._recent.extend(c for c in step.commands if c[0] == "SETEX")
+        for command in step.commands:
+            if command[0] == "SETEX":
+                self._remember(command)
+
+    def _remember(self, command: Command) -> None:
+        self._recent.append(command)
+        self._recent_size += len(command[-1])
+        while len(self._recent) > RECENT or (self._recent_size > RECENT_SIZE and len(self._recent) > 1):
+            self._recent_size -= len(self._recent.popleft()[-1])
 
     def _body(self, step: Step) -> str:
         grant, skipped = step.grant or ("", frozenset())

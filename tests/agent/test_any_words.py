@@ -1,6 +1,8 @@
 """Whatever the agent says and whenever it ends, no step is refused, and the next holder gets the lock."""
 
+import contextlib
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +16,7 @@ from sessiond.agent.moves import ALIVE
 from sessiond.agent.state import Phase
 from sessiond.composition import Plan, compose
 from sessiond.lock import events as ev
+from sessiond.lock import reading
 from sessiond.lock.rules import Kind, Times
 from sessiond.lock.state import Lock
 from size import FULL
@@ -34,6 +37,7 @@ class Play:
         self.turns = 0
         self.tickets = 0
         self.process = self.spawned = False
+        self.kinds: Counter[str] = Counter()
 
     def step(self, *events: Any) -> None:
         self.said.append(", ".join(map(repr, events))[:200])
@@ -53,6 +57,14 @@ class Play:
         assert plan.lock.turn == (plan.agent.turn.id if plan.agent.turn else None), "one_turn_open"
         user = [o for o in plan.outputs if isinstance(o, st.Write) and o.what == "user"]
         assert not user or (plan.lock.lease is not None and len(user) == 1), "single_writer"
+        if user:
+            sent = plan.agent
+            assert sent.said == "idle" and not (sent.dirty or sent.foreign or sent.questions or sent.requests)
+            assert sent.turn is not None and (sent.turn.composed is False or sent.rules is sent.turn.kind)
+        assert plan.agent.leased == (plan.lock.lease is not None)
+        if plan.grant is not None and plan.agent.phase in ALIVE:
+            left = plan.agent
+            assert not (left.questions or left.dirty or left.foreign or "interrupt" in left.requests.values())
         if plan.grant is not None:
             lives = plan.agent.phase in ALIVE or plan.agent.phase is Phase.STOPPING
             assert not (
@@ -65,7 +77,8 @@ class Play:
     # ---- what happens ------------------------------------------------------------------------
 
     def any(self) -> None:
-        self.dice.choice([self._line, self._line, self._line, self._holder, self._process, self._timer])()
+        often = [self._line] * 6 + [self._holder, self._process, self._timer] * 2
+        self.dice.choice([*often, self._operator, self._lock_timer])()
 
     def _line(self) -> None:
         if self.process and self.spawned:
@@ -116,13 +129,36 @@ class Play:
             self.exit()
 
     def exit(self) -> None:
-        self.process = False
-        self.step(st.Exited(self.dice.choice([0, 1, 137, None]), "gone"))
+        self.process, tried = False, self.spawned or self.dice.random() < 0.5
+        if tried and self.dice.random() < 0.1:
+            lost = st.Afresh(f"c{self.dice.random()}", "history-lost")
+            self.step(lost, st.Exited(1, "No conversation found", "history-lost"))
+        else:
+            self.step(st.Exited(self.dice.choice([0, 1, 137, None]), "gone", tried=tried))
 
     def _timer(self) -> None:
         due = sorted(machine.timers(self.agent, Times()))
         if due and self.dice.random() < 0.1:
             self.step(st.Due(*self.dice.choice(due)))
+
+    def _operator(self) -> None:
+        """An operator, the service's own end, another session that wants the slot."""
+        dice, held = self.dice, self.lock.lease or self.lock.drain
+        what = dice.choice(["force", "restart", "sleep", "shutdown", "afresh"])
+        self.kinds[what] += 1
+        if what == "force" and held is not None:
+            with contextlib.suppress(ev.NotHeld):  # its tree is being ended already
+                self.step(ev.ForceRelease(held.fence))
+        elif what == "afresh" and self.lock.turn is None:
+            self.step(st.Afresh(f"c{dice.random()}", "asked"), st.Stop("conversation"))
+        elif what in ("restart", "sleep", "shutdown"):
+            self.step(st.Stop(what))
+
+    def _lock_timer(self) -> None:
+        due = sorted(reading.timers(self.lock, Times()), key=str)
+        if due:
+            self.kinds["lock's timer"] += 1
+            self.step(ev.Due(self.dice.choice(due)))
 
     def _holder(self) -> None:
         lock, dice = self.lock, self.dice
@@ -161,6 +197,7 @@ class Play:
 
 @pytest.mark.parametrize("part", range(3))
 def test_any_words_at_any_moment(part: int) -> None:
+    kinds: Counter[str] = Counter()
     for seed in range(part, SEEDS, 3):
         play = Play(seed)
         try:
@@ -169,3 +206,5 @@ def test_any_words_at_any_moment(part: int) -> None:
             play.ends()
         except Exception as error:
             raise AssertionError(f"seed {seed}: {error!r} after\n" + "\n".join(play.said[-12:])) from error
+        kinds += play.kinds
+    assert set(kinds) == {"force", "restart", "sleep", "shutdown", "afresh", "lock's timer"}

@@ -222,3 +222,11 @@ def test_a_body_in_pieces_that_is_too_large_is_413(service: Sessiond) -> None:
 @pytest.mark.parametrize("pieces", [b"zz\r\n", b"-5\r\n", b"5;x\r\nabcdeXX", b"5\r\nabcdefgh\r\n0\r\n\r\n"])
 def test_pieces_that_are_none_are_400(service: Sessiond, pieces: bytes) -> None:
     assert in_pieces(service, pieces).startswith(b"HTTP/1.1 400")
+
+
+def test_an_event_source_that_connects_again_goes_on_where_it_was(ask: Callable[..., Any]) -> None:
+    """It sends what it read last beside the query that it was made with."""
+    ask("POST", f"{S}/tickets", {"kind": "handler", "key": "followed"})
+    entries = ask("GET", f"{S}/ledger?count=1000").json()["entries"]
+    again = ask("GET", f"{S}/ledger?count=1000&after=0-0", Last_Event_ID=entries[-2]["id"])
+    assert [e["id"] for e in again.json()["entries"]] == [entries[-1]["id"]]

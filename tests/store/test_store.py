@@ -13,7 +13,7 @@ from servers import Redis
 from sessiond import changes, record
 from sessiond.lock.rules import Kind
 from sessiond.lock.state import Drain, Lease, Lock, Ticket
-from sessiond.store import Ahead, Away, Behind, Deposed, NotHead, Outcome, Step, Store
+from sessiond.store import RECENT, RECENT_SIZE, Ahead, Away, Behind, Deposed, NotHead, Outcome, Step, Store
 
 BASE = "sessiond:{octo/hello}:"
 
@@ -69,6 +69,16 @@ def test_a_reset_step_writes_back_what_redis_lost(store: Store, raw: redis_libra
     assert store.commit(step(41, "s1", ("ZADD", "queue", "5", "a"), reset=True)) is Outcome.APPLIED
     assert raw.hget(f"{BASE}meta", "version") == "42"
     assert raw.get(f"{BASE}lease") is None and raw.zscore(f"{BASE}queue", "a") == 5
+
+
+def test_what_was_remembered_last_is_kept_for_that_up_to_a_size(store: Store) -> None:
+    for number in range(RECENT + 5):
+        store.commit(step(number, f"s{number}", ("SETEX", f"small{number}", "60", "x")))
+    assert [suffix for _, suffix, *_ in store.recent_commands()] == [f"small{n}" for n in range(5, RECENT + 5)]
+    for number in range(3):
+        large = ("SETEX", f"large{number}", "60", "x" * (RECENT_SIZE // 2))
+        store.commit(step(RECENT + 5 + number, f"l{number}", large))
+    assert [suffix for _, suffix, *_ in store.recent_commands()] == ["large1", "large2"]
 
 
 def test_a_server_that_forgot_the_script_is_given_it_again(store: Store, raw: redis_library.Redis) -> None:

@@ -141,8 +141,8 @@ def query_number(request: Request, field: str, low: float, high: float, default:
 
 
 def query_entry(request: Request, field: str) -> str | None:
-    """A ledger entry's id in the query (or Last-Event-ID). Raises Problem."""
-    given = request.args.get(field) or request.headers.get("Last-Event-ID")
+    """A ledger entry's id: where an EventSource that connects again has come to, else the query's. Raises Problem."""
+    given = request.headers.get("Last-Event-ID") or request.args.get(field)
     if given is None:
         return None
     if not STREAM_ID.fullmatch(given) or any(int(part) >= 2**64 - 1 for part in given.split("-")):
