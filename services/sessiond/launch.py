@@ -118,7 +118,7 @@ def launch(
     on_lines: Callable[[list[bytes]], None],
     on_exit: Callable[[int | None, str], None],
 ) -> AgentProcess:
-    """Starts the agent of session `name`. Raises process.SpawnError or binary.NoClaude, one line each."""
+    """Starts the agent of session `name`. Raises pipes.SpawnError or binary.NoClaude, one line each."""
     cwd = workdir(settings, name)
     env = binary.claude_env(
         os.environ,

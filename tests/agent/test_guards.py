@@ -11,7 +11,8 @@ import pytest
 from test_forks import CHAIN
 
 from sessiond.agent.guards import GuardId, boot_id, end_guard
-from sessiond.agent.process import AgentProcess, SpawnError
+from sessiond.agent.pipes import SpawnError
+from sessiond.agent.process import AgentProcess
 
 
 @pytest.mark.parametrize("boot", ["this boot", "another"])

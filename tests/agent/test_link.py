@@ -8,7 +8,8 @@ import gevent
 from sessiond.agent import guard as guarding
 from sessiond.agent import state as st
 from sessiond.agent.guards import GuardId, boot_id
-from sessiond.agent.process import READ_SIZE, AgentProcess, _Pipes
+from sessiond.agent.pipes import READ_SIZE, Pipes
+from sessiond.agent.process import AgentProcess
 from sessiond.agentlink import LINE_WEIGHT, UNREAD_LIMIT, AgentLink, FromAgent
 from sessiond.settings import Settings
 from sessiond.slots import Slots
@@ -27,7 +28,7 @@ class Owner:
 def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path: Path) -> None:
     """They may be what tells that its history is lost."""
     ends: list[tuple[int | None, str]] = []
-    pipes = _Pipes()
+    pipes = Pipes()
     popen = pipes.start(["/bin/sh", "-c", "echo words >&2; exit 3"], tmp_path, {}, None)
     assert popen.wait() == 3
     AgentProcess(popen, pipes.identify(popen), pipes, print, lambda code, words: ends.append((code, words)))

@@ -12,7 +12,8 @@ import gevent
 import pytest
 
 from sessiond.agent.guards import sweep
-from sessiond.agent.process import AgentProcess, SpawnError
+from sessiond.agent.pipes import SpawnError
+from sessiond.agent.process import AgentProcess
 from sessiond.agent.user import User, acting_as
 from sessiond.settings import SettingsError, from_env
 
