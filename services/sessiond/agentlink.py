@@ -171,7 +171,7 @@ class AgentLink:
         return found if noted is None or noted in found else [*found, noted]
 
     def await_predecessors(self, guards: list[GuardId]) -> None:
-        """Exited of life 0 follows once these guards are ended: nobody starts an agent before."""
+        """An Exited follows once these guards are ended: nobody starts an agent before."""
         self.guard = asdict(guards[-1]) if guards else None
         self._waits += 1
         gevent.spawn(self._await_predecessors, guards, -self._waits)

@@ -57,7 +57,7 @@ class SessionDoor(SessionLook):
             raise Problem("queue-full", 503, str(error)) from error
         finally:
             if ticket not in s.standing.lock.tickets:
-                del s.standing.taken[ticket]
+                s.standing.taken.pop(ticket, None)
         if key is None and s.steps.told:
             # Redis was away meanwhile and the caller was told so: nobody knows this place.
             s.steps.step(ev.Withdraw(ticket))

@@ -200,7 +200,7 @@ class Guard:
 
     def _wait(self, seconds: float | None) -> None:
         """Until a signal, the lifeline's end, or the time is up."""
-        # Not select(): the owner's end of the lifeline has the number that it had there, which may be above 1023.
+        # Not select(): the lifeline keeps the number that it had in the owner, which may be above 1023.
         poll = select.poll()
         for watched in [self._wake] if self._asked else [self._wake, self._lifeline]:
             poll.register(watched, select.POLLIN)
