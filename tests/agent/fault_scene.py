@@ -184,12 +184,15 @@ class Scene:
         grants = [i for i, (event, _) in enumerate(events) if event == "granted"]
         order = [events.index(("agent-stopping", "drain-deadline")), events.index(("agent-reaped", "drain-deadline"))]
         self._is("order", [*order, grants[1]], sorted([*order, grants[1]]))
-        # Who releases has its result: what claude then owes has its deadline from there on.
-        begins = {CANCEL: "interrupt", ITSELF: "turn-started", RELEASE: "turn-started"}.get(self.row.end, "ended")
-        begun = next(e for e in self.entries if e["event"] == begins)
-        self._is("in time", DRAIN - 0.01 <= (_ms(self.entries[order[0]]) - _ms(begun)) / 1000 < 2 * DRAIN, True)
+        self._is("in time", self._in_time(_ms(self.entries[order[0]])), True)
         if self.row.end not in (CANCEL, ITSELF):
             self._is("drained", [e["how"] for e in self._all("drained")], ["reaped"])
+
+    def _in_time(self, stopped: int) -> bool:
+        """The deadline begins with the lease's end or the cancel, or before: with claude's own end of the turn."""
+        begins = {CANCEL: "interrupt", ITSELF: "turn-started", RELEASE: "turn-started"}.get(self.row.end, "ended")
+        accepted, begun = (_ms(self._all(event)[0]) for event in ("turn-accepted", begins))
+        return stopped - accepted > 1000 * DRAIN - 10 and stopped - begun < 2000 * DRAIN
 
     def _all(self, event: str) -> list[dict[str, Any]]:
         return [e for e in self.entries if e["event"] == event]
