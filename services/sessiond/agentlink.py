@@ -11,7 +11,7 @@ import gevent
 import structlog
 
 from sessiond.agent import state as st
-from sessiond.agent.guards import GuardId, GuardNote, end_guard
+from sessiond.agent.guards import AGAIN, GuardId, GuardNote, end_guard
 from sessiond.agent.machine import KILLED_AFTER
 from sessiond.agent.process import AgentProcess, InputFull
 from sessiond.launch import conversation_known, launch
@@ -24,8 +24,6 @@ UNREAD_LIMIT: Final = 8 * 2**20
 """Bytes of lines in the inbox; beyond them the agent is not read, and will wait on its stdout."""
 LINE_WEIGHT: Final = 2 * 2**10
 """What a line counts for besides its bytes: callers stand behind it in the inbox, however short it is."""
-AGAIN: Final = 0.5
-"""Seconds between two tries to end a predecessor's guard."""
 
 
 @dataclass(slots=True)

@@ -17,6 +17,8 @@ from sessiond.agent import guard as guarding
 from sessiond.agent.user import User, acting_as
 
 SWEEP_SECONDS = 2.0
+AGAIN = 0.5
+"""Seconds between two tries to end what is not gone."""
 EMPTY_LOOKS = 2
 """In a row: the process table is read entry by entry, and what forks and exits meanwhile may be in none."""
 

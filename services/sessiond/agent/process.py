@@ -18,7 +18,7 @@ from gevent.os import nb_read, nb_write
 from gevent.subprocess import Popen
 
 from sessiond.agent import guard as guarding
-from sessiond.agent.guards import EMPTY_LOOKS, SWEEP_SECONDS, GuardId, guard_alive, sweep
+from sessiond.agent.guards import AGAIN, EMPTY_LOOKS, SWEEP_SECONDS, GuardId, guard_alive, sweep
 from sessiond.agent.pipes import READ_SIZE, Pipes
 from sessiond.agent.user import User
 
@@ -28,8 +28,6 @@ LINE_LIMIT = 64 * 2**20
 """A line that is longer ends the agent: whole answers of some MB are usual, this is none."""
 UNWRITTEN_LIMIT = 16 * 2**20
 STDERR_KEPT = 4096
-AGAIN = 0.5
-"""Seconds between two tries to end what a guard left."""
 EOF_SECONDS = 5.0
 """How long after the guard's end a pipe may stay open; only what left the tree can hold it."""
 

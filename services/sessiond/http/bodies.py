@@ -49,14 +49,7 @@ def json_body(
     request: Request, readers: Mapping[str, Reader], required: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
     """The body's fields, read by `readers`; an unknown or missing field is an error. Raises Problem."""
-    if (request.content_length or 0) > BODY_LIMIT:
-        raise Problem("too-large", 413, f"The body must not exceed {BODY_LIMIT} bytes")
-    try:
-        raw = request.get_data(cache=False)
-    except ParseException as error:
-        raise Problem("bad-request", 400, f"The body cannot be read: {error}") from error
-    if len(raw) > BODY_LIMIT:  # one in pieces, of which werkzeug reads as much as it may
-        raise Problem("too-large", 413, f"The body must not exceed {BODY_LIMIT} bytes")
+    raw = _raw(request)
     if not raw and not required:
         return {}
     if request.mimetype != "application/json":
@@ -74,6 +67,18 @@ def json_body(
         if field not in body:
             raise bad(field, "is missing")
     return {field: readers[field](field, value) for field, value in body.items()}
+
+
+def _raw(request: Request) -> bytes:
+    """The body's bytes; one in pieces has no length before, and of it werkzeug reads as much as it may."""
+    length = request.content_length or 0
+    try:
+        raw = request.get_data(cache=False) if length <= BODY_LIMIT else b""
+    except ParseException as error:
+        raise Problem("bad-request", 400, f"The body cannot be read: {error}") from error
+    if max(length, len(raw)) > BODY_LIMIT:
+        raise Problem("too-large", 413, f"The body must not exceed {BODY_LIMIT} bytes")
+    return raw
 
 
 def text(limit: int, *, lines: bool = False) -> Reader:
