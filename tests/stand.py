@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from servers import Sessiond, alive, eventually, tree
@@ -16,16 +17,25 @@ class Stand:
     """A session whose worker is in a turn that left its strays, and who holds its lease until it is lost."""
 
     def __init__(
-        self, service: Sessiond, session: str, tool: Callable[[str], str], ways: Sequence[str] = (), ttl: float = 30.0
+        self,
+        service: Sessiond,
+        session: str,
+        tool: Callable[[str], str],
+        ways: Sequence[str] = (),
+        ttl: float = 30.0,
+        until: str = "turn-started",
     ):
-        """`tool`: the prompt that has a shell's command run. `ttl`: what the worker takes for the `lease_ttl`."""
+        """`tool`: the prompt that has a shell's command run. `ttl`: what the worker takes for the `lease_ttl`.
+
+        `until`: the event of the ledger that is waited for, once the strays live.
+        """
         self.service, self.session, self.client = service, session, service.client()
         self.strays, self.told = Strays(*ways), list[Any]()
         self._prompt, self._ttl, self._over = tool(self.strays.command), ttl, threading.Event()
-        self._thread = threading.Thread(target=self._hold)
+        self._thread = threading.Thread(target=self._hold, daemon=True)
         self._thread.start()
         self.strays.wait()
-        eventually(lambda: self.events("turn-started"))
+        eventually(lambda: self.events(until))
         guard = self.events("agent-started")[-1]["guard"]
         self.guard, self.agent = int(guard["pid"]), int(guard["agent_pid"])
         self._tree = tree(self.guard)
@@ -40,6 +50,11 @@ class Stand:
                     pass
         except SessiondError as error:
             self.told.append(error)
+
+    @property
+    def place(self) -> Path:
+        """The agent's working directory."""
+        return self.service.state / "work" / self.session
 
     @property
     def fence(self) -> int:
@@ -84,7 +99,8 @@ class Stand:
     def next_turn(self) -> list[str]:
         """A handler's turn; what of the old tree lived when its agent had answered."""
         with self.service.client().lease(self.session, key="next", timeout=60) as lease:
-            assert lease.turn("#say next").result().text == "next"
+            told = lease.turn("#say next").result()
+            assert told.text == "next", told
             left = self.left()
         self.leave()
         return left

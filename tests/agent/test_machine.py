@@ -413,6 +413,22 @@ def test_each_process_has_its_own_time_to_start() -> None:
     assert both == {("start", "t")}, "the turn's own goes on"
 
 
+def test_who_is_given_a_process_that_hangs_in_its_start_has_his_whole_time_with_the_next() -> None:
+    deadline = Times().start_deadline
+    starting, _ = run(
+        Agent("c", leased=True), st.Begin(Turn("t", "t", "p", Kind.WORKER, "m")), st.LeaseEnded("preempted"),
+        st.LeaseBegan(), st.Begin(Turn("v", "v", "p", Kind.HANDLER, "m")),
+    )  # fmt: skip
+    assert starting.phase is Phase.STARTING and timers(starting, Times())["start", "v"] == deadline
+    stopping, outputs = run(starting, st.Due("start", "c 0"))
+    assert (stopping.phase, ended(outputs)) == (Phase.STOPPING, [])
+    assert ("start", "v") not in timers(stopping, Times()), "it does not run on"
+    assert timers(stopping, Times())["gone", "v"] == deadline, "and if the process never goes?"
+    assert ended(run(stopping, st.Due("gone", "v"))[1]) == [st.Outcome.FAILED]
+    following, _ = run(stopping, st.Exited(143, ""))
+    assert following.phase is Phase.STARTING and timers(following, Times())["start", "v"] == deadline
+
+
 def test_who_waits_for_an_end_starts_nothing_once_all_stops() -> None:
     stopping, _ = run(idle(), st.Stop("sleep"), st.Begin(Turn("t", "t", "p", Kind.WORKER, "m")))
     agent, outputs = run(stopping, st.Stop("shutdown"), st.Exited(143, ""))

@@ -122,6 +122,84 @@ def test_the_tree_is_gone_before_the_next_agent(sessiond: Start, matrix: Row) ->
             assert (left, why) == ([], ENDS[name][2]), name
 
 
+# ---- ends of a process whose tree was there from its start on ------------------------------------
+
+
+def itself(stand: Stand) -> None:
+    """It goes on as it was told, and that ends it, nobody else having asked for anything."""
+    (stand.place / "go").touch()
+    eventually(lambda: stand.events("agent-reaped"), 30)
+
+
+def broken(stand: Stand) -> None:
+    """And it is not started again before an operator says so."""
+    itself(stand)
+    eventually(lambda: stand.events("agent-broken"), 20)
+    stand.client.restart_agent(stand.session)
+
+
+FROM_ITS_START: dict[str, tuple[Callable[[Stand], None], str, str, str]] = {
+    "initialize is not answered": (itself, "until=never", "#say late", "start-deadline"),
+    "initialize is refused": (itself, "fault=refuse=initialize", "#say again", "initialize-refused"),
+    "its rules are refused": (itself, "fault=refuse=apply_flag_settings", "#say never", "rules-refused"),
+    "a prompt is not taken": (itself, "", "#fault no-lifecycle", "not-taken"),
+    "a turn does not start": (itself, "", "#at queued silent", "start-deadline"),
+    "stdin is not read": (itself, "fault=deaf=3", "#at text raw=requests silent", "stdin-full"),
+    "a capability is missing": (broken, "fault=no-capability", "#say never", "missing-capability"),
+    "no login": (broken, "", "#fail Invalid API key", "no-login"),
+    "it exits in its turn": (itself, "", "#fault exit-turn=0", "died"),
+}
+"""What happens, what it does once `go` is there, its prompt, why it was ended."""
+
+
+def started_with(service: Sessiond, session: str, moment: str, prompt: str) -> Callable[[str], str]:
+    """The scripted agent's way to start a tool at a moment of the process, not of the turn."""
+
+    def begins(command: str) -> str:
+        place = service.state / "work" / session
+        place.mkdir(parents=True)
+        (place / "spawn").write_text(command)
+        (place / "faults").write_text(f"at {moment}")
+        return prompt
+
+    return begins
+
+
+def test_a_tree_from_the_start_on_is_gone_before_the_next_agent(sessiond: Start, matrix: Row) -> None:
+    """Nobody looks for it before the lease's end: nothing but the process's own end takes it away."""
+    service = sessiond({**scripted_env(start_deadline=15.0), "SESSIOND_MAX_AGENTS": str(len(FROM_ITS_START))})
+
+    def run(name: str) -> tuple[str, Stand, list[str]]:
+        end, then, prompt, _ = FROM_ITS_START[name]
+        session = f"octo/{name.replace(' ', '-')}"
+        begins = started_with(service, session, f"start spawn until=go {then}", prompt)
+        stand = Stand(service, session, begins, until="agent-started")
+        end(stand)
+        return name, stand, stand.next_turn()
+
+    with ThreadPoolExecutor(len(FROM_ITS_START)) as pool:
+        for name, stand, left in pool.map(run, FROM_ITS_START):
+            why = stand.check()
+            matrix("trees", end=name, why=why, children=len(stand.strays.ways), left=", ".join(left) or 0)
+            assert (left, why) == ([], FROM_ITS_START[name][3]), name
+
+
+def test_a_tree_that_came_unseen_is_gone_with_an_agent_put_to_sleep(sessiond: Start, matrix: Row) -> None:
+    """What is seen keeps it awake; this came after the last look."""
+    service = sessiond(scripted_env(idle=3.0))
+    begins = started_with(service, SESSION, "fenced until=go spawn", "#say done")
+    ledger, place = service.client().ledger, service.state / "work" / SESSION
+    with ThreadPoolExecutor(1) as pool:
+        standing = pool.submit(Stand, service, SESSION, begins)
+        eventually(lambda: any(e["event"] == "turn-closed" for e in ledger(SESSION)), 20)
+        (place / "go").touch()
+        stand = standing.result()
+    eventually(lambda: stand.events("agent-reaped"), 20)
+    left = stand.next_turn()
+    matrix("trees", end="sleep", why=stand.check(), children=len(WAYS), left=", ".join(left) or 0)
+    assert (left, stand.check()) == ([], "sleep")
+
+
 # ---- ends of the service -----------------------------------------------------------------------
 
 

@@ -9,8 +9,9 @@ Faults: no-ack, late-ack=ms, ack-only, no-result, no-lifecycle, two-results, for
 half-line, exit-start=code, exit-turn=code, exit-drain=code, endless, retries, deaf=lines (reads so many and no more),
 long-line, split-utf8, flood=lines, torrent=bytes (lines of that size until it is interrupted), stderr-flood, renamed,
 no-capability, slow-start=ms, no-close, ignore-interrupt, refuse=subtype, mute=subtype (no answer).
-Actions: exit=code, silent, wait (for an interrupt), sleep=ms, state=word, life=word, init, result=unnamed|other, also,
-again, respond, foreign, ask=tool, task, raw=name, close-stdout.
+Actions: exit=code, silent, wait (for an interrupt), until=file (is there), sleep=ms, state=word, life=word, init,
+result=unnamed|other, also, again, respond, foreign, ask=tool, task, raw=name, close-stdout, spawn (the command in the
+file `spawn`), fault=NAME[=ARG] (from now on, as long as the process lives).
 """
 
 import json
@@ -26,12 +27,19 @@ def deep(depth):
     return b'{"type":"assistant","message":{"content":[{"type":"tool_use","input":' + given + b"}]}}\n"
 
 
+def unknown(size):
+    """A request that nobody knows; its refusal is as long."""
+    rid = b"q" * size
+    return b'{"type":"control_request","request_id":"' + rid + b'","request":{"subtype":"request_user_dialog"}}\n'
+
+
 RAW = {
     "garbage": b"this is no JSON\n",
-    "shorts": b"x\n" * 2**20,
+    "shorts": lambda: b"x\n" * 2**20,
     "deep": deep(300),
     "deeper": deep(1100),
-    "request": b'{"type":"control_request","request_id":"q","request":{"subtype":"request_user_dialog"}}\n',
+    "request": unknown(1),
+    "requests": lambda: unknown(2**20) * 20,
     "half": b'{"type":"assist',
     "bytes": b"\xff\xfe\x00\n",
     "array": b"[1, 2]\n",
@@ -39,8 +47,9 @@ RAW = {
     "crlf": b'{"type":"stream_event","event":{}}\r\n\r\n',
     "dump": b"    at main (agent.js:1)\n" * 2000,
     "half-pair": rb'{"type":"assistant","message":{"content":[{"type":"text","text":"cut \ud83d"}]}}' + b"\n",
-    "huge": b"x" * (66 * 2**20),
+    "huge": lambda: b"x" * (66 * 2**20),
 }
+"""By name; what is large is made when it is asked for."""
 
 
 class Faults:
@@ -107,6 +116,10 @@ class Faults:
             line = self.next()
         self.later.insert(0, line)
 
+    def do_until(self, name):
+        while not os.path.exists(name):
+            time.sleep(0.005)
+
     def do_sleep(self, ms):
         time.sleep(int(ms) / 1000)
 
@@ -141,7 +154,15 @@ class Faults:
         self.background(3600)
 
     def do_raw(self, name):
-        self.raw(RAW[name])
+        data = RAW[name]
+        self.raw(data() if callable(data) else data)
+
+    def do_spawn(self):
+        self.spawn(open("spawn").read())
+
+    def do_fault(self, word):
+        self.add([word])
+        self.faults = dict(self.always)
 
     def do_close_stdout(self):
         sys.stdout.flush()

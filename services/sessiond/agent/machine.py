@@ -49,7 +49,8 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
     if agent.phase is Phase.STARTING:
         found["start", f"{agent.conversation} {agent.fails}"] = times.start_deadline  # each process has its own
     if turn is not None and not turn.started and turn.cancel is None:
-        found["start", turn.id] = times.start_deadline
+        # One that waits for a process to go has its whole time with the next: the other's start was not for it.
+        found["gone" if agent.phase is Phase.STOPPING else "start", turn.id] = times.start_deadline
     if turn is not None and turn.written and turn.lifecycle is None:
         found["not-taken", turn.id] = times.not_taken
     if turn is not None and turn.timeout is not None and turn.cancel is None:
@@ -124,7 +125,7 @@ def _due(d: Draft, e: st.Due) -> None:
         d.ask("interrupt", wire.interrupt)
     elif e.name == "sleep" and d.agent.phase is Phase.IDLE and turn is None:
         stop(d, st.Stop("sleep"))
-    elif e.name == "start" and turn is not None and turn.id == e.subject:
+    elif e.name in ("start", "gone") and turn is not None and turn.id == e.subject:
         _not_started(d, turn)
     elif e.name == "start" and d.agent.phase is Phase.STARTING:
         recover(d, "start-deadline")
