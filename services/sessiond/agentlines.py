@@ -46,7 +46,7 @@ class AgentLines:
             self._exited(item.event)
 
     def _exited(self, event: st.Exited) -> None:
-        if "No conversation found" in event.stderr:
+        if f"No conversation found with session ID: {self._standing.agent.conversation}" in event.stderr:
             self._steps.step(st.Afresh(str(uuid.uuid4()), HISTORY_LOST), replace(event, why=HISTORY_LOST))
         else:
             self._steps.step(event)

@@ -51,14 +51,13 @@ class SessionLook:
         return self._view(ticket)
 
     def _queue(self) -> list[dict[str, Any]]:
-        """Every waiting ticket; the queue is read once, else some thousand would take seconds, and all wait."""
         now = self._s.standing
         queued = views.Queued(now.lock)
-        return [views.ticket_view(now.lock, t, now.taken.get(t.id, ""), queued) for t in queued.tickets]
+        return [queued.view(ticket, now.taken.get(ticket.id, "")) for ticket in queued.tickets]
 
     def _view(self, ticket: str) -> dict[str, Any]:
         now = self._s.standing
-        return views.ticket_view(now.lock, now.lock.tickets[ticket], now.taken.get(ticket, ""))
+        return views.Queued(now.lock).view(now.lock.tickets[ticket], now.taken.get(ticket, ""))
 
     def turn(self, turn: str) -> dict[str, Any]:
         """What became of a turn."""

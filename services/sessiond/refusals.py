@@ -26,7 +26,7 @@ def no_turn() -> Problem:
 
 def no_lease() -> Problem:
     """403: never shown here, or longer ago than lost leases are kept."""
-    return Problem("forbidden", 403, "No lease of this session has that secret")
+    return Problem("forbidden", 403, "No lease of this session has that secret", reason="no-lease")
 
 
 def away() -> Problem:

@@ -215,9 +215,11 @@ class Session:
     def _long_waits(self) -> None:
         lock = self.standing.lock
         late = self.observer.long_waits(lock, self.settings.times.long_wait)
-        queued = views.Queued(lock) if late else None
+        if not late:
+            return
+        queued = views.Queued(lock)
         for ticket, seconds in late:
-            why = ", ".join(str(one["why"]) for one in views.ahead(lock, lock.tickets[ticket], queued))
+            why = ", ".join(str(one["why"]) for one in queued.ahead(lock.tickets[ticket]))
             log.warning("long lock wait", session=self.name, ticket=ticket, seconds=round(seconds), why=why)
 
     def _fire(self) -> None:

@@ -12,10 +12,11 @@ AHEAD_SHOWN = 50
 
 
 class Queued:
-    """The queue as it is read once, for the views of many tickets."""
+    """What is said of tickets. The queue is read once for all of them: some thousand would else take seconds."""
 
     def __init__(self, lock: Lock) -> None:
         self.tickets = lock.queue
+        self._lock = lock
         self._place = {ticket.id: number for number, ticket in enumerate(self.tickets, 1)}
         waited, barred = {t.id for t in waited_for(lock)}, handler_waits(lock)
         self._before: dict[Kind, list[dict[str, Any]]] = {kind: [] for kind in Kind}
@@ -25,52 +26,39 @@ class Queued:
                 first = barred and kind is Kind.WORKER and other.kind is Kind.HANDLER
                 found.append({"ticket": other.id, "kind": other.kind.value, "why": "handlers-first" if first else why})
 
-    def position(self, ticket: Ticket) -> int | None:
-        """The place in the queue, 1 for the head; None for a leased ticket."""
-        return self._place.get(ticket.id)
-
     def ahead(self, ticket: Ticket) -> list[dict[str, Any]]:
-        """The queued ones before it; of many only the first."""
-        return self._before[ticket.kind][: self._place[ticket.id] - 1]
+        """Why this ticket does not have the lock: who is before it, most decisive first; of many only the first."""
+        lease, drain = self._lock.lease, self._lock.drain
+        if lease is not None and lease.ticket == ticket.id:
+            return [{"ticket": None, "kind": lease.kind.value, "why": "held-by-another"}]
+        found: list[dict[str, Any]] = []
+        if lease is not None:
+            found.append({"ticket": lease.ticket, "kind": lease.kind.value, "why": "holds"})
+        if drain is not None:
+            found.append({"ticket": drain.ticket, "kind": drain.kind.value, "why": "draining"})
+        return found + self._before[ticket.kind][: self._place[ticket.id] - 1]
 
+    def view(self, ticket: Ticket, taken_at: str) -> dict[str, Any]:
+        """One ticket. `taken_at` RFC 3339."""
+        leased = self._lock.lease is not None and self._lock.lease.ticket == ticket.id
+        return {
+            "id": ticket.id,
+            "kind": ticket.kind.value,
+            "priority": priority_of(ticket.score),
+            "key": ticket.key,
+            "state": "leased" if leased else "queued",
+            "position": self._place.get(ticket.id),
+            "present": ticket.present,
+            "passed_over": ticket.passed,
+            "lapsed": ticket.lapsed,
+            "holder": ticket.holder,
+            "ahead": [] if leased else self.ahead(ticket),
+            "taken_at": taken_at,
+        }
 
-def ahead(lock: Lock, ticket: Ticket, queued: Queued | None = None) -> list[dict[str, Any]]:
-    """Why this ticket does not have the lock: who is before it, most decisive first."""
-    lease, drain = lock.lease, lock.drain
-    if lease is not None and lease.ticket == ticket.id:
-        return [{"ticket": None, "kind": lease.kind.value, "why": "held-by-another"}]
-    found: list[dict[str, Any]] = []
-    if lease is not None:
-        found.append({"ticket": lease.ticket, "kind": lease.kind.value, "why": "holds"})
-    if drain is not None:
-        found.append({"ticket": drain.ticket, "kind": drain.kind.value, "why": "draining"})
-    return found + (queued or Queued(lock)).ahead(ticket)
-
-
-def ticket_view(lock: Lock, ticket: Ticket, taken_at: str, queued: Queued | None = None) -> dict[str, Any]:
-    """One ticket. `taken_at` RFC 3339. `queued`: this lock's queue, if it is read already."""
-    queued = queued or Queued(lock)
-    leased = lock.lease is not None and lock.lease.ticket == ticket.id
-    return {
-        "id": ticket.id,
-        "kind": ticket.kind.value,
-        "priority": priority_of(ticket.score),
-        "key": ticket.key,
-        "state": "leased" if leased else "queued",
-        "position": queued.position(ticket),
-        "present": ticket.present,
-        "passed_over": ticket.passed,
-        "lapsed": ticket.lapsed,
-        "holder": ticket.holder,
-        "ahead": [] if leased else ahead(lock, ticket, queued),
-        "taken_at": taken_at,
-    }
-
-
-def waiting(lock: Lock, ticket: Ticket) -> dict[str, Any]:
-    """The answer of a wait that was not granted in its time."""
-    queued = Queued(lock)
-    return {"state": "waiting", "position": queued.position(ticket), "ahead": ahead(lock, ticket, queued)}
+    def waiting(self, ticket: Ticket) -> dict[str, Any]:
+        """The answer of a wait that was not granted in its time."""
+        return {"state": "waiting", "position": self._place.get(ticket.id), "ahead": self.ahead(ticket)}
 
 
 def holder_view(lock: Lock, expires_at: str | None) -> dict[str, Any] | None:

@@ -65,4 +65,5 @@ class Waits:
             parked.refuse(ended("withdrawn"))
 
     def _waiting(self, ticket: str) -> dict[str, object]:
-        return views.waiting(self._standing.lock, self._standing.lock.tickets[ticket])
+        lock = self._standing.lock
+        return views.Queued(lock).waiting(lock.tickets[ticket])

@@ -17,6 +17,7 @@ WHY: Final[Mapping[str, str]] = {
     "forced": "an operator ended the lease",
     "withdrawn": "the worker's place in the queue was withdrawn",
     "hold-limit": "the lease was held for too long",
+    "unknown": "the lock no longer knew of the lease",
     "cancelled": "the turn was cancelled",
     "timeout": "the turn took longer than what is left of the task's minutes",
 }

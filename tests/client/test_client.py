@@ -98,6 +98,21 @@ def test_a_lease_that_cannot_be_renewed_is_suspended_and_held_again(sessiond: St
         eventually(lambda: lease.state == "held", 15)
 
 
+def test_a_lease_that_nobody_knows_any_more_is_lost(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
+    """Redis comes back from before the grant, and so does sessiond: it cannot say why, and the holder must know."""
+    service = sessiond(scripted_env())
+    with service.client().lease("octo/other"):
+        redis_server.copy(tmp_path / "older")
+    with service.client().lease(SESSION, lease_ttl=1.5) as lease:
+        service.kill9()
+        redis_server.kill9()
+        redis_server.put_back(tmp_path / "older")
+        redis_server.start()
+        service.start()
+        assert lease.lost.wait(30)
+        assert (lease.state, lease.lost_reason) == ("lost", "unknown")
+
+
 def test_waiting_has_an_end_and_leaves_no_place(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()

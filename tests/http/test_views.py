@@ -4,7 +4,7 @@ from sessiond.lock import events as ev
 from sessiond.lock.machine import decide
 from sessiond.lock.rules import Kind
 from sessiond.lock.state import Lock
-from sessiond.views import AHEAD_SHOWN, Queued, ahead, ticket_view
+from sessiond.views import AHEAD_SHOWN, Queued
 
 MANY = 300
 
@@ -20,15 +20,15 @@ def queue_of(handlers: int, workers: int) -> Lock:
 def test_of_many_ahead_the_first_are_named_and_the_position_counts_all() -> None:
     lock = queue_of(MANY, 2)
     queued = Queued(lock)
-    views = [ticket_view(lock, ticket, "", queued) for ticket in queued.tickets]
+    views = [queued.view(ticket, "") for ticket in queued.tickets]
     assert [view["position"] for view in views] == list(range(1, MANY + 3))
     for number, view in enumerate(views):
         assert [one["ticket"] for one in view["ahead"]] == [f"t{n}" for n in range(min(number, AHEAD_SHOWN))]
 
 
-def test_one_view_says_what_the_view_of_all_says() -> None:
+def test_who_waits_is_told_what_everybody_sees_of_it() -> None:
     lock = queue_of(60, 2)
     queued = Queued(lock)
     for ticket in queued.tickets:
-        assert ticket_view(lock, ticket, "x") == ticket_view(lock, ticket, "x", queued)
-        assert ahead(lock, ticket) == ahead(lock, ticket, queued)
+        seen, told = queued.view(ticket, "x"), Queued(lock).waiting(ticket)
+        assert told == {"state": "waiting", "position": seen["position"], "ahead": seen["ahead"]}

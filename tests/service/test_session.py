@@ -1,5 +1,6 @@
 """The owner loop, run in this process."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,17 @@ def test_what_a_process_says_behind_its_garbage_costs_nothing(here: Here, monkey
     monkeypatch.setattr(here.session.steps, "step", lambda *a, **more: (made.append(a), step(*a, **more))[1])
     assert here.result(here.turn("#at text raw=shorts\n#say two"))["reason"] == "garbage"
     assert sum(isinstance(event, st.Fault) for events in made for event in events) == 1
+
+
+def test_a_ticket_that_was_refused_leaves_nothing_behind(here: Here, redis_server: Redis) -> None:
+    redis_server.kill9()
+    with pytest.raises(Problem, match="Redis"):
+        here.door.take(Kind.HANDLER, 5, "refused")
+    redis_server.start()
+    now = here.session.standing
+    with gevent.Timeout(60):
+        while not now.lock.queue:
+            with contextlib.suppress(Problem):
+                here.door.take(Kind.WORKER, 5, "kept")
+            gevent.sleep(0.01)
+    assert {t.key for t in now.lock.queue} == {"kept"} and set(now.taken) == set(now.lock.tickets)

@@ -41,7 +41,7 @@ class Agent(Faults):
         os.makedirs(place, exist_ok=True)
         self.file = os.path.join(place, f"{self.session}.jsonl")
         if "--resume" in flags and not os.path.exists(self.file):
-            print("No conversation found with session ID", self.session, file=sys.stderr)
+            print(f"No conversation found with session ID: {self.session}", file=sys.stderr)
             sys.exit(1)
         self.inbox = queue.Queue()
         self.later = []

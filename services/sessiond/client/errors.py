@@ -64,11 +64,12 @@ class TicketEnded(ProblemError):
 class LeaseLost(ProblemError):
     """The lease is gone: `reason` is unclaimed, preempted, expired, hold-limit, forced or withdrawn.
 
-    `released` is the reason when the caller itself gave it back.
+    `released` is the reason when the caller itself gave it back, `unknown` when the service knows of no such lease
+    (403: lost longer ago than it remembers, or Redis came back from before the grant).
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__("lease-lost", 409, detail or f"the lease is lost: {reason}", {"reason": reason})
+    def __init__(self, reason: str, detail: str = "", status: int = 409) -> None:
+        super().__init__("lease-lost", status, detail or f"the lease is lost: {reason}", {"reason": reason})
         self.reason = reason
 
 
@@ -130,4 +131,6 @@ def from_problem(status: int, body: Mapping[str, Any], retry_after: float | None
             return TicketEnded(reason, detail)
         case "lease-lost":
             return LeaseLost(reason, detail)
+        case "forbidden" if reason == "no-lease":
+            return LeaseLost("unknown", detail, status)
     return ProblemError(slug, status, detail, extra)
