@@ -98,6 +98,21 @@ def test_a_lease_that_cannot_be_renewed_is_suspended_and_held_again(sessiond: St
         eventually(lambda: lease.state == "held", 15)
 
 
+def test_who_was_forked_inside_the_block_gives_nothing_back(sessiond: Start) -> None:
+    service = sessiond(scripted_env())
+    code = f"""
+import os, sys
+from sessiond.client import connect
+with connect({service.url!r}, {service.keys["admin"]!r}).lease({SESSION!r}) as lease:
+    if os.fork() == 0:
+        sys.exit(7)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), lease.turn("#say still held").result().text)
+"""
+    env = {**os.environ, "PYTHONPATH": str(SERVICES)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "7 still held"
+
+
 def test_a_lease_that_nobody_knows_any_more_is_lost(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
     """Redis comes back from before the grant, and so does sessiond: it cannot say why, and the holder must know."""
     service = sessiond(scripted_env())

@@ -1,6 +1,7 @@
 """A lease as its holder has it: renewed in the background, told at once when it is lost."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -48,6 +49,7 @@ class Lease:
         self._sure = now()
         self._done = threading.Event()
         self._abandoned = False
+        self._process = os.getpid()
         self._cut = False
         self._thread = threading.Thread(target=self._renew_for_ever, name=f"lease-{self.fence}", daemon=True)
 
@@ -114,8 +116,11 @@ class Lease:
         """Stops renewing and gives the lease back. Raises Unavailable.
 
         Not given back, so that the ticket keeps its place: what was abandoned, and a lost lease whose
-        loss cut a turn short or broke the block off (`failed`).
+        loss cut a turn short or broke the block off (`failed`). Nor by a process that was forked inside the block: it
+        is the parent's.
         """
+        if os.getpid() != self._process:
+            return
         self._done.set()
         try:
             if not (self._abandoned or (self.lost.is_set() and (failed or self._cut))):
