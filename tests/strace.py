@@ -79,6 +79,8 @@ class Strace:
                 tid, text = int(found[1]), found[4].rstrip("\n")
                 if found[3] is not None:
                     name, _, before = begun.pop(tid, "").partition("(")
+                    if name != found[3]:  # of one whose beginning is not in the trace
+                        continue
                     text = before + text
                 else:
                     name = found[2]

@@ -1,6 +1,8 @@
 """What comes from the agent, made into steps: its start, its lines, its end, and the questions that it asks."""
 
+import contextlib
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -12,7 +14,7 @@ from sessiond.agent import state as st
 from sessiond.agent.moves import ALIVE
 from sessiond.agentlink import AgentLink, FromAgent
 from sessiond.hooks import hold
-from sessiond.inbox import Inbox
+from sessiond.inbox import Answered, Inbox
 from sessiond.settings import Settings
 from sessiond.standing import Standing
 from sessiond.steps import Steps
@@ -27,10 +29,12 @@ class AgentLines:
     """One session's. Used by the owner loop only."""
 
     def __init__(
-        self, settings: Settings, standing: Standing, inbox: Inbox, link: AgentLink, steps: Steps, turns: TurnBook
-    ) -> None:
+        self, settings: Settings, standing: Standing, inbox: Inbox, link: AgentLink, steps: Steps, turns: TurnBook,
+        fire: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`fire` gives the machines the deadlines that have run out."""
         self._settings, self._standing, self._inbox = settings, standing, inbox
-        self._link, self._steps, self._turns = link, steps, turns
+        self._link, self._steps, self._turns, self._fire = link, steps, turns, fire
 
     def take(self, item: FromAgent) -> None:
         """Steps for all that `item` says; what an earlier process said is dropped."""
@@ -55,6 +59,8 @@ class AgentLines:
         for number, text in enumerate(batch, 1):
             if number % YIELD_EVERY == 0:
                 gevent.sleep(0)
+                with contextlib.suppress(Answered):  # one read may be some thousand steps: no deadline waits for them
+                    self._fire()
             if self._standing.agent.phase not in ALIVE:
                 break  # of a process that was asked to end no line counts
             if not text.strip():

@@ -154,7 +154,10 @@ class AgentLink:
 
     def _gone(self) -> None:
         if self.guard is not None:
-            self._note.remove(GuardId(**self.guard))
+            try:
+                self._note.remove(GuardId(**self.guard))
+            except OSError as error:  # it names one that is gone: whoever reads it finds that out
+                log.warning("the guard's note stays on this machine", session=self._name, error=str(error))
         self._process, self.guard = None, None
 
     def flow(self) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 GIVEN: Final = float("inf")
 """Has run out, and was given to the machine."""
+INSTANT: Final = 1e-6
 
 
 class Deadlines:
@@ -40,8 +41,11 @@ class Deadlines:
     def restart(self, *, keep: Mapping[Hashable, float] | None = None) -> None:
         """Starts all again; those in `keep` with the seconds given there."""
         now = self.seen = time.monotonic()
-        kept = keep or {}
-        self._due = {key: now + kept.get(key, seconds) for key, seconds in self._wanted.items()}
+        kept, before = keep or {}, self._due
+        self._due = {}
+        # An instant apart: what would have run out first still does.
+        for place, key in enumerate(sorted(self._wanted, key=before.__getitem__)):
+            self._due[key] = now + kept.get(key, self._wanted[key]) + place * INSTANT
 
     def left(self, key: Hashable, since: float | None = None) -> float | None:
         """Seconds until it runs out, from now or from the moment `since`; 0 if it has, None if it does not run."""

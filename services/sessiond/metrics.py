@@ -80,7 +80,7 @@ RECOVERIES = _counter(
     "sessiond_recoveries_total", "Agents stopped because they did not close",
     reason=(
         "drain-deadline", "strays", "not-taken", "start-deadline", "rules-refused", "initialize-refused", "garbage",
-        "stdin-full",
+        "stdin-full", "no-answer",
     ),
 )  # fmt: skip
 STEP = _histogram("sessiond_redis_step_seconds", "One step's commit: the script's call and its answer", _STEPS)

@@ -84,7 +84,9 @@ class Session:
             self._outages, self._acts,
         )  # fmt: skip
         self.waits = Waits(self.standing, self._inbox, self._desk, self.steps, self.turns)
-        self._lines = AgentLines(settings, self.standing, self._inbox, self.link, self.steps, self.turns)
+        self._lines = AgentLines(
+            settings, self.standing, self._inbox, self.link, self.steps, self.turns, self._fire
+        )  # fmt: skip
         self._doubted = False
         self._looked = time.monotonic()
         self.audit: Audit
@@ -227,6 +229,8 @@ class Session:
             log.warning("the owner loop stood still", session=self.name, seconds=round(self.deadlines.unseen(), 1))
             self.lease_time.restart(self.lease_time.hold_left())
         for key in self.deadlines.pop_due():
+            if self.deadlines.left(key) is None:
+                continue  # the step of one before it needs it no more
             self._acts.cause = time.monotonic()
             machine, timer = cast("tuple[str, Any]", key)
             self.steps.step(ev.Due(timer) if machine == "lock" else st.Due(*timer))

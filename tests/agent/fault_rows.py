@@ -39,6 +39,8 @@ class Row:
     """Of the conversation, as the first turn's result has it."""
     worker: bool = True
     deadlines: bool = False
+    times: int = 1
+    """So often is there such a recovery."""
 
 
 def at(*lines: str, say: str = "#say mine") -> str:
@@ -94,6 +96,11 @@ BOUNDARIES = (
         deadlines=True),
     Row("queued and no more", "in turn", at("queued silent"), "lost", "start-deadline", recovery="start-deadline",
         deadlines=True),
+    Row("rules not answered", "starting", "#say mine", "completed", recovery="no-answer",
+        faults=("mute=apply_flag_settings",), deadlines=True),
+    Row("rules not answered", "preempted", "#say mine", "cancelled", "preempted", PREEMPT, "initialized.mark",
+        recovery="no-answer", faults=("at initialized fault=mute=apply_flag_settings",), deadlines=True),
+    Row("silent once idle", "the next turn", at("fenced silent"), "completed", recovery="no-answer", deadlines=True),
     Row("no end after the text", "released", at("text silent"), "lost", "drain-deadline", RELEASE, "text.mark",
         "drain-deadline", (DRAIN,), worker=False, deadlines=True),
     Row("no lifecycle after the result", "released", at("result state=idle silent"), "completed", None, RELEASE,
@@ -143,6 +150,10 @@ BYTES = (
     Row("garbage", "JSON, no object", at("text raw=array"), "lost", "garbage", recovery="garbage"),
     Row("garbage", "broken fields", at("text raw=broken"), "lost", "garbage", recovery="garbage"),
     Row("garbage", "2000 lines", at("text raw=dump"), "lost", "garbage", recovery="garbage"),
+    Row("garbage", "at the start of each process", "#say mine", "failed", "garbage", recovery="garbage", times=3,
+        faults=("at start raw=garbage",) * 3, broken="garbage", why=({"event": "agent-broken", "why": "garbage"},)),
+    Row("results that nobody asked for", "3000, idle", at("fenced raw=results"), "completed", recovery="garbage",
+        why=(FOREIGN,), then="agent-reaped"),
     Row("garbage", "idle", at("fenced raw=garbage"), "completed", recovery="garbage", then="agent-reaped"),
     Row("half a line, then silence", "preempted", fault("half-line"), "cancelled", "drain-deadline", PREEMPT,
         recovery="drain-deadline", why=(DRAIN,), deadlines=True),

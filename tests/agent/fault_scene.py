@@ -135,14 +135,15 @@ class Scene:
         row, following = self.row, self.next
         self._is("next", following and (following.outcome, following.text), ("completed", f"next of {self.session}"))
         self._check_broken()
-        self._is("recoveries", [e["reason"] for e in self._all("recovery")], [row.recovery] if row.recovery else [])
+        recoveries = [row.recovery] * row.times if row.recovery else []
+        self._is("recoveries", [e["reason"] for e in self._all("recovery")], recoveries)
         self._is("refused steps", [e["detail"] for e in self._all("refused")], [])
         self._is("violations", verify(self.entries).violations, [])
         for wanted in self._why():
             if not any(wanted.items() <= entry.items() for entry in self.entries):
                 self.wrong.append(f"not in the ledger: {wanted}")
         if row.recovery == "garbage":
-            self._is("faults told", len(self._all("fault")), 1)
+            self._is("faults told", len(self._all("fault")), self.row.times)
         if row.recovery == "drain-deadline":
             self._check_order()
 

@@ -37,6 +37,8 @@ class Play:
         self.turns = 0
         self.tickets = 0
         self.process = self.spawned = False
+        self.left = False
+        """What the last look at the tree said."""
         self.kinds: Counter[str] = Counter()
 
     def step(self, *events: Any) -> None:
@@ -65,6 +67,8 @@ class Play:
         if plan.grant is not None and plan.agent.phase in ALIVE:
             left = plan.agent
             assert not (left.questions or left.dirty or left.foreign or "interrupt" in left.requests.values())
+            assert left.said == "idle" or left.phase is Phase.STARTING
+            assert not self.left, "nothing_outlives_its_lease"
         if plan.grant is not None:
             lives = plan.agent.phase in ALIVE or plan.agent.phase is Phase.STOPPING
             assert not (
@@ -84,11 +88,21 @@ class Play:
         if self.process and self.spawned:
             self.step(self.dice.choice([self._good, self._bad])())
 
+    def _answer(self, request: str) -> st.Event:
+        self._look(request)
+        return st.Got(protocol.Response(request, True, {}))
+
+    def _look(self, request: str) -> None:
+        """Comes with each fence's answer."""
+        if self.agent.requests.get(request) == "fence":
+            self.left = self.dice.random() < 0.3
+            self.step(st.Looked(self.left))
+
     def _good(self) -> st.Event:
         """What claude would say about now."""
         turn, requests = self.agent.turn, sorted(self.agent.requests)
         if requests and self.dice.random() < 0.6:
-            return st.Got(protocol.Response(self.dice.choice(requests), True, {}))
+            return self._answer(self.dice.choice(requests))
         if turn is None or not turn.written or (turn.result is not None and turn.lifecycle == "completed"):
             return st.Got(protocol.StateChanged("idle"))
         if not turn.taken:
@@ -117,9 +131,12 @@ class Play:
             protocol.Tasks(frozenset(dice.sample("xyz", dice.randrange(3)))),
             protocol.Other("stream_event"),
         )
-        if dice.random() < 0.05:
-            return dice.choice([st.Fault("garbage", "?"), st.Looked(True), st.Looked(False)])
-        return st.Got(dice.choice(found))
+        if dice.random() < 0.02:
+            return st.Fault("garbage", "?")
+        message = dice.choice(found)
+        if isinstance(message, protocol.Response):
+            self._look(message.request_id)
+        return st.Got(message)
 
     def _process(self) -> None:
         if self.process and not self.spawned:
@@ -129,6 +146,7 @@ class Play:
             self.exit()
 
     def exit(self) -> None:
+        self.left = False
         self.process, tried = False, self.spawned or self.dice.random() < 0.5
         if tried and self.dice.random() < 0.1:
             lost = st.Afresh(f"c{self.dice.random()}", "history-lost")

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
+from pure import agent_request, closes, ended, idle, in_turn, run, written
 
 from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
@@ -16,37 +17,6 @@ from sessiond.agent.state import Agent, Phase, Turn
 from sessiond.lock.rules import Kind, Times
 
 QUESTION = wire.Question("q1", "Write", {"file_path": "/work/.mcp.json"})
-
-
-def in_turn(**turn: Any) -> Agent:
-    """An agent in the middle of the worker's turn `t`, leased."""
-    open_turn = Turn("t", "u", "prompt", Kind.WORKER, "m", written=True, taken=True, started=True, lifecycle="started")
-    return Agent(
-        "c", known=True, cwd="/work", phase=Phase.IN_TURN, leased=True, said="running", model="m", rules=Kind.WORKER,
-        turn=replace(open_turn, **turn),
-    )  # fmt: skip
-
-
-def run(agent: Agent, *events: st.Event) -> tuple[Agent, list[st.Output]]:
-    found: list[st.Output] = []
-    for event in events:
-        agent, outputs = decide(agent, event)
-        found += outputs
-    return agent, found
-
-
-def written(outputs: list[st.Output]) -> list[str]:
-    return [o.what for o in outputs if isinstance(o, st.Write)]
-
-
-def agent_request(agent: Agent) -> str:
-    """The one control request that is not answered yet."""
-    (request,) = agent.requests
-    return request
-
-
-def ended(outputs: list[st.Output]) -> list[st.Outcome]:
-    return [o.outcome for o in outputs if isinstance(o, st.TurnOver)]
 
 
 ENDING = (
@@ -177,15 +147,6 @@ def test_what_a_turn_of_before_asked_for_fails_no_other() -> None:
     assert (written(outputs), ended(outputs)) == (["model:model v"], [])
     _, outputs = run(agent, st.Got(wire.Response(agent_request(agent), False, {}, "no such model")))
     assert ended(outputs) == [st.Outcome.FAILED]
-
-
-def test_a_turn_that_could_not_start_takes_no_time_from_the_next() -> None:
-    first, second = (Turn(name, name, "prompt", Kind.WORKER, "m") for name in ("t", "v"))
-    starting, _ = run(Agent("c", leased=True), st.Begin(first), st.Spawned())
-    agent, outputs = run(starting, st.Due("start", "c"), st.Due("start", "t"))
-    assert (agent.phase, ended(outputs)) == (Phase.STOPPING, [st.Outcome.FAILED])
-    agent, outputs = run(agent, st.Begin(second), st.Due("start", "t"), st.Exited(143, ""))
-    assert (agent.phase, ended(outputs)) == (Phase.STARTING, []), "the next turn waits for the next process"
 
 
 @pytest.mark.parametrize("event", [st.Fault("garbage", "not JSON"), st.Fault("stdin-full", "16 MB wait")])
@@ -347,21 +308,6 @@ def test_a_process_that_had_no_slot_in_time_is_no_failure() -> None:
     assert (agent.phase, agent.fails) == (Phase.ASLEEP, 0)
 
 
-def idle(**changes: Any) -> Agent:
-    return replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None, **changes)
-
-
-def closes(agent: Agent, uuid: str, cost: float | None = None) -> tuple[Agent, list[st.Output]]:
-    """The turn `uuid`, written by now, to its end."""
-    result = wire.Result((uuid,), None, False, "completed", "said", cost_usd=cost)
-    agent, first = run(
-        agent, st.Got(wire.StateChanged("running")), st.Got(wire.Lifecycle(uuid, "started")), st.Got(result),
-        st.Got(wire.Lifecycle(uuid, "completed")), st.Got(wire.StateChanged("idle")),
-    )  # fmt: skip
-    agent, last = run(agent, st.Got(wire.Response(agent_request(agent), True, {})))
-    return agent, first + last
-
-
 def test_what_a_command_changed_is_set_again_for_the_next_turn() -> None:
     """`/model` in a raw prompt: the next turn runs on its own model, and under its own rules."""
     agent, _ = run(idle(), st.Begin(Turn("t", "u", "/model other", Kind.WORKER, "m", composed=False)))
@@ -369,18 +315,6 @@ def test_what_a_command_changed_is_set_again_for_the_next_turn() -> None:
     agent, asked = run(agent, st.Begin(Turn("v", "v", "p", Kind.WORKER, "m")))
     agent, more = run(agent, st.Got(wire.Response(agent_request(agent), True, {})))
     assert [*written(asked), *written(more)] == ["rules:worker", "model:m"]
-
-
-def test_what_a_turn_of_claudes_own_cost_is_no_holders() -> None:
-    foreign = wire.Result((), "peer", False, "completed", "x", cost_usd=6.0)
-    running = st.Got(wire.StateChanged("running"))
-    agent, _ = run(idle(cost=1.0), running, st.Got(foreign), st.Got(wire.StateChanged("idle")))
-    for _ in range(2):  # the interrupt, the fence
-        agent, _ = run(agent, st.Got(wire.Response(agent_request(agent), True, {})))
-    agent, _ = run(agent, st.Begin(Turn("v", "v", "p", Kind.WORKER, "m")))
-    _, outputs = closes(agent, "v", 6.5)
-    (over,) = [o for o in outputs if isinstance(o, st.TurnOver)]
-    assert over.cost_usd == 0.5
 
 
 @pytest.mark.parametrize("leased", [True, False])
@@ -403,30 +337,6 @@ def test_a_turn_at_work_has_no_such_deadline_nor_one_whose_tasks_run() -> None:
     ours = st.Got(wire.Result(("u",), None, False, "completed", "done"))
     with_task, _ = run(in_turn(), st.Got(wire.Tasks(frozenset({"b1"}))), ours)
     assert [timers(agent, Times()) for agent in (in_turn(), with_task)] == [{}, {}]
-
-
-def test_each_process_has_its_own_time_to_start() -> None:
-    first, _ = run(Agent("c", leased=True), st.Begin(Turn("t", "t", "p", Kind.WORKER, "m")))
-    second, _ = run(first, st.Exited(1, "crashed"))
-    assert (first.phase, second.phase) == (Phase.STARTING, Phase.STARTING)
-    both = set(timers(first, Times())) & set(timers(second, Times()))
-    assert both == {("start", "t")}, "the turn's own goes on"
-
-
-def test_who_is_given_a_process_that_hangs_in_its_start_has_his_whole_time_with_the_next() -> None:
-    deadline = Times().start_deadline
-    starting, _ = run(
-        Agent("c", leased=True), st.Begin(Turn("t", "t", "p", Kind.WORKER, "m")), st.LeaseEnded("preempted"),
-        st.LeaseBegan(), st.Begin(Turn("v", "v", "p", Kind.HANDLER, "m")),
-    )  # fmt: skip
-    assert starting.phase is Phase.STARTING and timers(starting, Times())["start", "v"] == deadline
-    stopping, outputs = run(starting, st.Due("start", "c 0"))
-    assert (stopping.phase, ended(outputs)) == (Phase.STOPPING, [])
-    assert ("start", "v") not in timers(stopping, Times()), "it does not run on"
-    assert timers(stopping, Times())["gone", "v"] == deadline, "and if the process never goes?"
-    assert ended(run(stopping, st.Due("gone", "v"))[1]) == [st.Outcome.FAILED]
-    following, _ = run(stopping, st.Exited(143, ""))
-    assert following.phase is Phase.STARTING and timers(following, Times())["start", "v"] == deadline
 
 
 def test_who_waits_for_an_end_starts_nothing_once_all_stops() -> None:

@@ -26,3 +26,11 @@ def test_time_in_which_nobody_looked_does_not_count() -> None:
     assert (deadlines.left("hold", deadlines.seen) or 0) >= (deadlines.left("hold") or 0) + 0.2
     deadlines.restart()
     assert deadlines.unseen() < 0.2
+
+
+def test_what_would_have_run_out_first_still_does_after_a_restart() -> None:
+    deadlines = Deadlines()
+    deadlines.want({"first": 0.01})
+    deadlines.want({"second": 0.01, "first": 0.01})
+    deadlines.restart()
+    assert eventually(lambda: deadlines.unseen() > 0.1 and deadlines.pop_due()) == ["first", "second"]

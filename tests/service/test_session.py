@@ -1,7 +1,8 @@
 """The owner loop, run in this process."""
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from servers import SCRIPTED, Redis
 from sessiond.agent import state as st
-from sessiond.lock.rules import Kind
+from sessiond.agent.lines import ODD_ALLOWED
+from sessiond.lock.rules import Kind, Times
 from sessiond.owner import Owners
 from sessiond.problems import Problem
 from sessiond.requests import SessionDoor, TurnRequest
@@ -26,9 +28,11 @@ STOPPING = Problem("stopping", 503, "stopping")
 class Here:
     """A session whose holder has had one turn."""
 
-    def __init__(self, redis: Redis, place: Path) -> None:
-        command = tuple(SCRIPTED)
-        settings = Settings(redis_url=redis.url, state_dir=place, instance="i", host_name="h", agent_command=command)
+    def __init__(self, redis: Redis, place: Path, times: Times) -> None:
+        self.place, command = place, tuple(SCRIPTED)
+        settings = Settings(
+            redis_url=redis.url, state_dir=place, instance="i", host_name="h", agent_command=command, times=times
+        )  # fmt: skip
         owned = Owners(redis.url, "i", settings.url, place, "h", 15).acquire("o/r")
         self.slots = Slots(1)
         self.session = Session("o/r", settings, Store(redis.url, "o/r", "i"), owned.epoch, owned.version, self.slots)
@@ -37,6 +41,12 @@ class Here:
         ticket, _ = self.door.take(Kind.HANDLER, 5, None)
         self.secret = self.door.park(ticket["id"], "me").answer(5)["lease"]["secret"]
         assert self.result(self.turn("#say one"))["outcome"] == "completed"
+
+    @staticmethod
+    def until(check: Callable[[], bool]) -> None:
+        with gevent.Timeout(60):
+            while not check():
+                gevent.sleep(0.01)
 
     def turn(self, prompt: str) -> Any:
         return self.door.start_turn(self.secret, TurnRequest(prompt))
@@ -48,8 +58,8 @@ class Here:
 
 
 @pytest.fixture
-def here(redis_server: Redis, tmp_path: Path) -> Iterator[Here]:
-    found = Here(redis_server, tmp_path)
+def here(request: pytest.FixtureRequest, redis_server: Redis, tmp_path: Path) -> Iterator[Here]:
+    found = Here(redis_server, tmp_path, getattr(request, "param", Times()))
     yield found
     found.session.stop(STOPPING)
 
@@ -84,3 +94,34 @@ def test_a_ticket_that_was_refused_leaves_nothing_behind(here: Here, redis_serve
                 here.door.take(Kind.WORKER, 5, "kept")
             gevent.sleep(0.01)
     assert {t.key for t in now.lock.queue} == {"kept"} and set(now.taken) == set(now.lock.tickets)
+
+
+@pytest.mark.parametrize("here", [Times(drain_deadline=0.05)], indirect=True)
+def test_no_deadline_waits_for_the_end_of_what_one_read_brought(here: Here) -> None:
+    """One read holds some thousand lines, and each of these is a step with its commit."""
+    turn = here.turn("#at interrupt raw=results silent\n#tokens 100000\n#pace 5ms")
+    assert next(iter(turn))[0] == "agent"
+    here.door.cancel_turn(turn.turn, None)
+    assert here.result(turn)["reason"] == "drain-deadline"
+    events = [e["event"] for e in here.session.store.ledger(None, 10_000)]
+    told = events[events.index("interrupt") : events.index("recovery")].count("foreign")
+    assert 0 < told < ODD_ALLOWED
+
+
+@pytest.mark.parametrize("here", [Times(start_deadline=2.0)], indirect=True)
+def test_a_deadline_that_the_one_before_it_made_needless_does_nothing(here: Here) -> None:
+    """The process's own and that of the turn that it was given to are over when the loop looks: one recovery."""
+    steps, now = here.session.steps, here.session.standing
+    here.session.ask(lambda: steps.step(st.Stop("restart")))
+    here.until(lambda: now.agent.phase is st.Phase.ASLEEP)
+    faults = here.place / "work" / "o" / "r" / "faults"
+    faults.write_text("slow-start=60000")
+    starts = here.turn("#say never")
+    here.until(lambda: not faults.read_text())
+    here.door.cancel_turn(starts.turn, None)
+    assert here.result(starts)["outcome"] == "cancelled"
+    given = here.turn("#say given")
+    here.session.ask(lambda: time.sleep(2.1))
+    assert here.result(given)["outcome"] == "completed"
+    recoveries = [e["reason"] for e in here.session.store.ledger(None, 10_000) if e["event"] == "recovery"]
+    assert recoveries == ["start-deadline"]

@@ -39,6 +39,7 @@ RAW = {
     "deep": deep(300),
     "deeper": deep(1100),
     "request": unknown(1),
+    "results": b'{"type":"result"}\n' * 3000,
     "requests": lambda: unknown(2**20) * 20,
     "half": b'{"type":"assist',
     "bytes": b"\xff\xfe\x00\n",

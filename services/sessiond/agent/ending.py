@@ -15,6 +15,8 @@ from sessiond.lock.rules import Kind
 FAILS_ALLOWED: Final = 3
 FATAL: Final = frozenset({"no-login", "missing-capability"})
 FAILED_START: Final = frozenset({"start-deadline", "not-taken", "initialize-refused"})
+RECOVERIES: Final = FAILED_START | {"drain-deadline", "strays", "rules-refused", "garbage", "stdin-full", "no-answer"}
+"""Why a process is not used any further: `recovery` in the ledger."""
 
 
 def backoff(fails: int) -> float:
@@ -57,16 +59,13 @@ def close(d: Draft, turn: Turn) -> None:
 
 def _conclude(d: Draft, turn: Turn) -> None:
     outcome, reason = outcome_of(turn)
-    result, cost = turn.result, None
-    if result is not None and result.cost_usd is not None:
-        cost = max(0.0, result.cost_usd - d.agent.cost)
-        d.set(cost=result.cost_usd)
-    d.set(turn=None, fenced=False)
-    if outcome is Outcome.COMPLETED:
+    result = turn.result
+    d.set(turn=None, fenced=False, odd=0)
+    if result is not None and not says_no_login(result):  # it can run, whatever became of this turn
         d.set(fails=0)
     text = result.text if result is not None and outcome is Outcome.COMPLETED else ""
     usage = result.usage if result is not None else {}
-    d.out.append(st.TurnOver(turn.id, outcome, text, reason, usage, cost))
+    d.out.append(st.TurnOver(turn.id, outcome, text, reason, usage, turn.cost))
 
 
 # ---- of the process --------------------------------------------------------------------------
@@ -97,25 +96,33 @@ def exited(d: Draft, e: st.Exited) -> None:
     why = d.agent.why if d.agent.phase is Phase.STOPPING else e.why
     d.note("agent-reaped", exit=e.status, why=why or "died", stderr=e.stderr[-300:])
     reason = why or f"agent exited with {e.status}: {_last_line(e.stderr)}".rstrip(": ")
-    died = e.tried and (not why or why in FAILED_START or why in FATAL)
     if d.agent.turn is not None and d.agent.turn.result is not None:
         _conclude(d, d.agent.turn)
-    turn, fails = d.agent.turn, d.agent.fails + died
+    turn = d.agent.turn
+    fails = d.agent.fails + (e.tried and _failed(why, turn))
+    died = fails > d.agent.fails
     broken = why in FATAL or (died and fails >= FAILS_ALLOWED)
     d.set(
         said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), strays=False, questions={},
-        foreign=False, dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False,
+        foreign=False, dirty=False, fenced=False, model=None, rules=None, cost=0.0, fails=fails, busy=False, odd=0,
     )  # fmt: skip
     d.go(Move.GONE_BAD if broken else Move.GONE, reason if broken else "")
     if broken:
         d.note("agent-broken", why=reason, rest_seconds=backoff(fails))
     keep = turn is not None and not turn.written and not broken and why != "shutdown"
     if keep:
+        d.turn(inherited=False)
         d.out.append(st.Busy(False))
         return
     if turn is not None:
         _reap(d, turn, reason)
     d.out.append(st.Gone())
+
+
+def _failed(why: str, turn: Turn | None) -> bool:
+    """Whether this end counts against the agent: else one that never gets to a prompt would be started for ever."""
+    waits = turn is not None and not turn.written
+    return not why or why in FAILED_START or why in FATAL or (waits and why in RECOVERIES)
 
 
 def _reap(d: Draft, turn: Turn, reason: str) -> None:

@@ -15,6 +15,8 @@ from sessiond.lock.rules import Kind
 
 NEEDED: Final = frozenset({"interrupt_cancel_queued_v1", "msg_lifecycle_v1"})
 """Capabilities without which a binary is refused."""
+ODD_ALLOWED: Final = 1000
+"""Lines that nobody asked for, between two turns' ends: a few are usual, and each is a step with an entry."""
 
 
 def read(d: Draft, e: st.Got) -> None:
@@ -33,6 +35,15 @@ def _other(d: Draft, _: Any) -> None:
     _forward(d)
 
 
+def _odd(d: Draft, event: str, **data: Any) -> None:
+    """A line that nobody asked for goes to the ledger, and costs the process its life if there is no end to them."""
+    d.note(event, **data)
+    d.set(odd=d.agent.odd + 1)
+    if d.agent.odd > ODD_ALLOWED:
+        d.note("fault", what="garbage", detail=f"{ODD_ALLOWED} lines that nobody asked for")
+        recover(d, "garbage")
+
+
 def _state(d: Draft, m: wire.StateChanged) -> None:
     d.set(said=m.state)
     if m.state == "idle":
@@ -40,11 +51,11 @@ def _state(d: Draft, m: wire.StateChanged) -> None:
         return
     d.set(fenced=False)
     turn = d.agent.turn
-    if m.state == "running" and (turn is None or not turn.written) and not d.agent.foreign:
+    if (turn is None or not turn.written) and not d.agent.foreign:
         # Nobody sent anything: a turn that claude began by itself. It is interrupted, and fenced.
         d.set(foreign=True, dirty=True)
-        d.note("foreign", origin="unasked", state="running")
         d.ask("interrupt", wire.interrupt)
+        _odd(d, "foreign", origin="unasked", state=m.state[:200])
 
 
 def _lifecycle(d: Draft, m: wire.Lifecycle) -> None:
@@ -86,24 +97,37 @@ def _result(d: Draft, m: wire.Result) -> None:
     # claude names every turn's result but that of an early error.
     unnamed = m.is_error and not m.uuids and m.origin is None and turn is not None and turn.taken
     if turn is None or not (turn.uuid in m.uuids or unnamed):
-        d.set(dirty=True, cost=d.agent.cost if m.cost_usd is None else m.cost_usd)  # what it cost is no holder's
-        d.note("foreign", origin=m.origin, state="result", text_chars=len(m.text), is_error=m.is_error)
+        _spent(d, m)  # no holder's
+        d.set(dirty=True)
+        _odd(d, "foreign", origin=m.origin, state="result", text_chars=len(m.text), is_error=m.is_error)
     elif turn.result is not None:
-        d.note("fault", what="second-result", turn=turn.id)
+        _spent(d, m)
+        _odd(d, "fault", what="second-result", turn=turn.id)
     else:
         if turn.uuid in m.uuids:
             _started(d)
         _forward(d)
-        d.turn(result=m, taken=True)
+        d.turn(result=m, taken=True, cost=_spent(d, m))
+
+
+def _spent(d: Draft, m: wire.Result) -> float | None:
+    """What this result adds to the process's running total, which it tells."""
+    if m.cost_usd is None:
+        return None
+    before = d.agent.cost
+    d.set(cost=max(before, m.cost_usd))
+    return d.agent.cost - before
 
 
 def _response(d: Draft, m: wire.Response) -> None:
     what = d.agent.requests.get(m.request_id)
     if what is None:
-        d.note("fault", what="unknown-response")
+        _odd(d, "fault", what="unknown-response")
         return
     d.set(requests={k: v for k, v in d.agent.requests.items() if k != m.request_id})
     name, _, value = what.partition(":")
+    # What a turn asked for that was cancelled meanwhile is not the next one's failure.
+    its = d.agent.turn is not None and d.agent.turn.asked == m.request_id
     if name == "initialize":
         _initialized(d, m)
     elif name == "fence":
@@ -113,13 +137,13 @@ def _response(d: Draft, m: wire.Response) -> None:
         d.out.append(st.Acked())
     elif name == "rules" and not m.ok:
         # Never a turn under the last holder's rules: the process is not used any further.
-        fail(d, f"rules-refused: {m.error}")
+        if its:
+            fail(d, f"rules-refused: {m.error}")
         recover(d, "rules-refused")
     elif name == "rules":
         d.set(rules=Kind(value))
     elif name == "model" and not m.ok:
-        # Asked for by a turn that was cancelled meanwhile, it is not the next one's failure.
-        if d.agent.turn is not None and d.agent.turn.model == value:
+        if its:
             fail(d, f"model-refused: {m.error}")
     elif name == "model":
         d.set(model=value)
@@ -138,7 +162,7 @@ def _question(d: Draft, m: wire.Question) -> None:
 
 
 def _request(d: Draft, m: wire.Request) -> None:
-    d.note("fault", what="unknown-request", subtype=m.subtype[:200])
+    _odd(d, "fault", what="unknown-request", subtype=m.subtype[:200])
     d.out.append(st.Write("refuse", wire.refuse(m.request_id, "this host does not know such requests")))
     _forward(d)
 

@@ -9,6 +9,7 @@ line of the agent in lines.py, an end (of a turn, of the process) in ending.py, 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from sessiond.agent import protocol as wire
@@ -23,6 +24,9 @@ from sessiond.lock.rules import Times
 LOOK_AGAIN: Final = 0.05
 STRAYS_END: Final = 1.0
 """Seconds that what tools left behind has for its end, once nothing else is waited for; then the tree is ended."""
+_RECOVERED: Final = {
+    "drain": "drain-deadline", "not-taken": "not-taken", "strays": "strays", "answer": "no-answer",
+}  # fmt: skip
 KILLED_AFTER: Final = 5.0
 """Seconds that a guard, a predecessor's too, has to end its tree (it needs little more than 1 s); then SIGKILL."""
 
@@ -46,11 +50,10 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
         found["backoff", str(agent.fails)] = backoff(agent.fails)
     if agent.phase is Phase.STOPPING and agent.why != st.OWNER_RESTART:
         found["killed", str(agent.count)] = KILLED_AFTER
+    if turn is not None and not turn.started and turn.cancel is None:
+        found[_waits_for(agent, turn), turn.id] = times.start_deadline
     if agent.phase is Phase.STARTING:
         found["start", f"{agent.conversation} {agent.fails}"] = times.start_deadline  # each process has its own
-    if turn is not None and not turn.started and turn.cancel is None:
-        # One that waits for a process to go has its whole time with the next: the other's start was not for it.
-        found["gone" if agent.phase is Phase.STOPPING else "start", turn.id] = times.start_deadline
     if turn is not None and turn.written and turn.lifecycle is None:
         found["not-taken", turn.id] = times.not_taken
     if turn is not None and turn.timeout is not None and turn.cancel is None:
@@ -69,7 +72,21 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
         found["strays", agent.conversation] = STRAYS_END
     if agent.phase is Phase.IDLE and turn is None and not agent.busy:
         found["sleep", agent.conversation] = times.idle
+    if agent.phase in (Phase.IDLE, Phase.IN_TURN) and agent.requests:
+        request, what = next(iter(agent.requests.items()))  # the oldest
+        # Only for a new model the API is asked.
+        found["answer", request] = times.start_deadline if what.startswith("model:") else times.drain_deadline
     return found
+
+
+def _waits_for(agent: Agent, turn: st.Turn) -> str:
+    """What a turn that has not started waits for.
+
+    What somebody else's process takes is not its own time: that one's end, and the next one's start, have their whole.
+    """
+    if not turn.inherited:
+        return "start"
+    return "gone" if agent.phase is Phase.STOPPING else "inherited"
 
 
 # ---- requests of the owner loop --------------------------------------------------------------
@@ -78,7 +95,7 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
 def _begin(d: Draft, e: st.Begin) -> None:
     if d.agent.turn is not None:
         raise ValueError(f"one_turn_open: Begin {e.turn.id} in {d.agent.phase.value}, {d.agent.turn.id} is open")
-    d.set(turn=e.turn)
+    d.set(turn=replace(e.turn, inherited=d.agent.phase is not Phase.ASLEEP))
     if d.agent.phase is Phase.BROKEN:
         fail(d, f"agent-broken: {d.agent.why}")
 
@@ -125,7 +142,7 @@ def _due(d: Draft, e: st.Due) -> None:
         d.ask("interrupt", wire.interrupt)
     elif e.name == "sleep" and d.agent.phase is Phase.IDLE and turn is None:
         stop(d, st.Stop("sleep"))
-    elif e.name in ("start", "gone") and turn is not None and turn.id == e.subject:
+    elif e.name in ("start", "inherited", "gone") and turn is not None and turn.id == e.subject:
         _not_started(d, turn)
     elif e.name == "start" and d.agent.phase is Phase.STARTING:
         recover(d, "start-deadline")
@@ -134,8 +151,8 @@ def _due(d: Draft, e: st.Due) -> None:
         d.out.append(st.Kill(d.agent.why, hard=True))
     elif e.name == "look":
         d.set(fenced=False)
-    elif e.name in ("drain", "not-taken", "strays"):
-        recover(d, "drain-deadline" if e.name == "drain" else e.name)
+    elif e.name in _RECOVERED:
+        recover(d, _RECOVERED[e.name])
 
 
 def _not_started(d: Draft, turn: st.Turn) -> None:

@@ -73,7 +73,7 @@ def _settled(d: Draft) -> bool:
         return False
     if strays:
         return False
-    d.set(dirty=False, foreign=False)
+    d.set(dirty=False, foreign=False, fenced=False)  # used up: what comes later needs a fence of its own
     if over and d.agent.turn is not None:
         close(d, d.agent.turn)
     return d.agent.phase is Phase.IDLE
@@ -86,8 +86,10 @@ def _send(d: Draft) -> None:
     if d.agent.rules is not turn.kind:
         allow, deny = rules_for(turn.kind)
         d.ask(f"rules:{turn.kind.value}", lambda rid: wire.apply_rules(rid, allow, deny))
+        d.turn(asked=d.last_request)
     elif d.agent.model != turn.model:
         d.ask(f"model:{turn.model}", lambda rid: wire.set_model(rid, turn.model))
+        d.turn(asked=d.last_request)
     else:
         d.go(Move.SENT)
         d.turn(written=True)

@@ -52,6 +52,12 @@ class Turn:
     result: Result | None = None
     cancel: str | None = None
     """Why it is being cancelled."""
+    inherited: bool = False
+    """The process that it is to run in was there before it."""
+    asked: str | None = None
+    """The control request that it made last, for its rules or its model."""
+    cost: float | None = None
+    """What it cost in US dollars, once its result is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,9 @@ class Agent:
     model: str | None = None
     rules: Kind | None = None
     cost: float = 0.0
+    """The running total as it was told last, in US dollars."""
+    odd: int = 0
+    """Lines since the last turn's end that nobody asked for, each with an entry in the ledger."""
 
 
 # ---- events ----------------------------------------------------------------------------------
