@@ -5,6 +5,7 @@ somebody on them waited, and ends them with an error in the log. Here they are c
 as long as its answers take. To be named as `worker_class`.
 """
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
         gevent.spawn(self._leaving.set)  # a signal's handler must not switch
+
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        """One connection. Whose other end is gone without a word is found out within two minutes."""
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if client.family in (socket.AF_INET, socket.AF_INET6):
+            for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
+                client.setsockopt(socket.IPPROTO_TCP, option, value)
+        super().handle(listener, client, addr)
 
     @contextmanager
     def timeout_ctx(self) -> Iterator[None]:

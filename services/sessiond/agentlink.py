@@ -171,9 +171,12 @@ class AgentLink:
         noted = self._note.read()
         return found if noted is None or noted in found else [*found, noted]
 
-    def await_predecessors(self, guards: list[GuardId]) -> None:
-        """An Exited follows once these guards are ended: nobody starts an agent before."""
+    def found(self, guards: list[GuardId]) -> None:
+        """These may still live; the last of them is recorded further on."""
         self.guard = asdict(guards[-1]) if guards else None
+
+    def await_predecessors(self, guards: list[GuardId]) -> None:
+        """Ends these guards. An Exited follows once they are gone: nobody starts an agent before."""
         self._waits += 1
         gevent.spawn(self._await_predecessors, guards, -self._waits)
 

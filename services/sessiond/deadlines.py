@@ -6,8 +6,8 @@ process stood still, nobody is punished for time in which the owner could not ha
 """
 
 import time
-from collections.abc import Hashable, Mapping
-from typing import Final
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Final
 
 GIVEN: Final = float("inf")
 """Has run out, and was given to the machine."""
@@ -61,10 +61,14 @@ class Deadlines:
             return at_most
         return max(0.0, min(at_most, min(self._due.values()) - time.monotonic()))
 
-    def pop_due(self) -> list[Hashable]:
-        """The timers that have run out, earliest first. Each is given once, until it is wanted anew."""
+    def pop_due(self, until: Callable[[Any], float | None] = lambda _: None) -> list[Hashable]:
+        """The timers that have run out, earliest first. Each is given once, until it is wanted anew.
+
+        `until` may hold one back that ran out after this moment: what came in before it is still to be heard.
+        """
         now = self.seen = time.monotonic()
-        found = sorted((key for key, at in self._due.items() if at <= now), key=self._due.__getitem__)
+        limits = {key: now if (limit := until(key)) is None else min(now, limit) for key in self._due}
+        found = sorted((key for key, at in self._due.items() if at <= limits[key]), key=self._due.__getitem__)
         for key in found:
             self._due[key] = GIVEN
         return found

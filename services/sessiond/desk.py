@@ -113,7 +113,7 @@ class TurnStream:
         self._lost = 0
         self._result: dict[str, Any] | None = None
         self._filled = Event()
-        self._closed = False
+        self._closed = self._cut = False
 
     def feed(self, line: dict[str, Any] | None, size: int) -> None:
         """One of the agent's own lines, of `size` bytes; None for one that cannot be told. Never blocks."""
@@ -140,6 +140,11 @@ class TurnStream:
         self._result = result
         self._filled.set()
 
+    def cut(self) -> None:
+        """Ends without a result: who reads it must ask what became of the turn."""
+        self._cut = True
+        self._filled.set()
+
     def close(self) -> None:
         """The reader went away; the turn goes on."""
         self._closed = True
@@ -161,4 +166,6 @@ class TurnStream:
                     yield ("agent", self._next())
             if self._result is not None:
                 yield ("result", self._result)
+                return
+            if self._cut:
                 return

@@ -33,6 +33,9 @@ class Call:
     reply: "AsyncResult[Any]"
     at: float
     parked: Parked | None = None
+    patient: bool = False
+    """What it asks for must not be asked for twice: once it is being served, it is told what became of it, however
+    long Redis is away, and never just to ask again."""
 
     def refuse(self, problem: Exception) -> None:
         """Answers with an error, once."""
@@ -59,10 +62,10 @@ class Inbox:
 
     # ---- for request greenlets ---------------------------------------------------------------
 
-    def ask(self, work: Callable[[], Any]) -> Any:
+    def ask(self, work: Callable[[], Any], *, patient: bool = False) -> Any:
         """Runs `work` in the owner loop and returns its answer. Raises Problem."""
         self.door()
-        return self.post(work).reply.get()
+        return self.post(work, patient=patient).reply.get()
 
     def door(self) -> None:
         """Raises Problem while nothing is taken."""
@@ -71,9 +74,9 @@ class Inbox:
         if self.away:
             raise away()
 
-    def post(self, work: Callable[[], Any], parked: Parked | None = None) -> Call:
+    def post(self, work: Callable[[], Any], parked: Parked | None = None, *, patient: bool = False) -> Call:
         """Has the owner loop run `work`, whatever the door says. Never blocks."""
-        call = Call(work, AsyncResult(), time.monotonic(), parked)
+        call = Call(work, AsyncResult(), time.monotonic(), parked, patient)
         self._queue.put(call)
         return call
 
@@ -94,6 +97,10 @@ class Inbox:
         except Empty:
             return None
 
+    def oldest(self) -> float | None:
+        """When the call came in that has waited longest; None when none waits."""
+        return next((item.at for item in self._queue.queue if isinstance(item, Call)), None)
+
     @property
     def serving(self) -> bool:
         """Whether a request's call is being run."""
@@ -110,7 +117,7 @@ class Inbox:
         try:
             answer = call.work()
         except (Answered, NotApplied):
-            return
+            call.refuse(self.closed or away())
         except Problem as problem:
             call.refuse(problem)
         except ev.Refused as refused:
@@ -130,7 +137,7 @@ class Inbox:
 
     def refuse_calls(self, problem: Problem) -> None:
         """Refuses the call that is being run and all that wait here; what the agent said stays."""
-        if self._serving is not None:
+        if self._serving is not None and not self._serving.patient:
             self._serving.refuse(problem)
         kept: list[FromAgent] = []
         while not self._queue.empty():

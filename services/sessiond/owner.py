@@ -21,11 +21,14 @@ ACQUIRE: Final = Script(
     """
 local meta = KEYS[1] .. 'meta'
 local now = redis.call('HMGET', meta, 'epoch', 'version', 'instance', 'url', 'beat', 'state_dir', 'host')
+local at, version = tonumber(now[1] or '0') or 0, tonumber(now[2] or '0') or 0
+local seen = tonumber(ARGV[7])
+if at < seen or (at == seen and version < tonumber(ARGV[8])) then return {'OLDER'} end
 local held = now[3] and now[3] ~= ''
 if held and not (now[3] == ARGV[5] and (now[5] or '0') == ARGV[6]) then
-  return {'HELD', now[3], now[4] or '', now[5] or '0', now[6] or '', now[7] or ''}
+  return {'HELD', now[3], now[4] or '', now[5] or '0', now[6] or '', now[7] or '', tostring(at), tostring(version)}
 end
-local epoch = math.max((tonumber(now[1] or '0') or 0) + 1, tonumber(redis.call('TIME')[1]))
+local epoch = math.max(at + 1, tonumber(redis.call('TIME')[1]))
 redis.call('HSET', meta, 'epoch', tostring(epoch), 'version', now[2] or '0', 'instance', ARGV[1],
   'url', ARGV[2], 'state_dir', ARGV[3], 'host', ARGV[4], 'beat', '1')
 return {'OWNED', tostring(epoch), now[2] or '0', now[3] or ''}
@@ -102,9 +105,15 @@ class Owned:
 
 @dataclass(slots=True)
 class _Seen:
+    """Another's claim as it was seen last; `since` its beat stands still, or Redis holds an older one."""
+
     instance: str
+    url: str
     beat: str
+    epoch: int
+    version: int
     since: float
+    older: bool = False
 
 
 class Owners:
@@ -122,6 +131,9 @@ class Owners:
         """Makes the session ours. Raises OtherOwner while another's claim stands, Away without Redis."""
         self._link.call("SADD", SESSIONS_KEY, name)
         answer = self._try(name, "", "")
+        if answer[0] == "OLDER":
+            self._older(name)
+            answer = self._try(name, "", "")
         if answer[0] == "HELD" and self._dead(name, answer):
             answer = self._try(name, answer[1], answer[3])
         if answer[0] == "HELD":
@@ -130,19 +142,30 @@ class Owners:
         return Owned(int(answer[1]), int(answer[2]), answer[3])
 
     def _try(self, name: str, dead: str, beat: str) -> list[str]:
-        args = [self.instance, self.url, self._state_dir, self.host, dead, beat]
+        seen = self._seen.get(name)
+        least = ["0", "0"] if seen is None else [str(seen.epoch), str(seen.version)]
+        args = [self.instance, self.url, self._state_dir, self.host, dead, beat, *least]
         answer: list[str] = self._link.run(ACQUIRE, _base(name), args)
         return answer
 
+    def _older(self, name: str) -> None:
+        """Redis lost writes: an owner that lives writes back what it has, within `owner_ttl`. Raises OtherOwner."""
+        seen, now = self._seen[name], time.monotonic()
+        if not seen.older:
+            seen.older, seen.since = True, now
+        if now - seen.since < self._ttl:
+            raise OtherOwner(seen.instance, seen.url)
+        del self._seen[name]
+
     def _dead(self, name: str, held: list[str]) -> bool:
-        _, instance, _, beat, state_dir, host = held
+        _, instance, url, beat, state_dir, host, epoch, version = held
         if self._lock.held and state_dir == self._state_dir and host == self.host:
             return True
         seen, now = self._seen.get(name), time.monotonic()
-        if seen is None or (seen.instance, seen.beat) != (instance, beat):
-            self._seen[name] = _Seen(instance, beat, now)
-            return False
-        return now - seen.since >= self._ttl
+        same = seen is not None and (seen.instance, seen.beat) == (instance, beat)
+        since = seen.since if seen is not None and same and not seen.older else now
+        self._seen[name] = _Seen(instance, url, beat, int(epoch), int(version), since)
+        return now - since >= self._ttl
 
     def renew(self, name: str, epoch: int, version: int) -> str | None:
         """The beat goes on. Returns None, or the url of who deposed us ('' if unknown).

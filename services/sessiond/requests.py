@@ -49,6 +49,7 @@ class SessionDoor(SessionLook):
         s = self._s
         for known in s.standing.lock.tickets.values():
             if key is not None and known.key == key and known.kind is kind:
+                s.steps.step()  # nothing changes: it only makes sure that this is still ours to say
                 return self._view(known.id), False
         s.standing.taken[ticket] = now_text()
         try:
@@ -126,7 +127,8 @@ class SessionDoor(SessionLook):
     def start_turn(self, secret: str, request: TurnRequest) -> TurnStream:
         """One turn of the lease's holder: its events. `turn` of what is returned is the turn's id."""
         hold(self._s.settings, "before-turn")
-        stream: TurnStream = self._s.ask(lambda: self._start_turn(secret, request))
+        # Without a key it runs once more when it is asked for once more.
+        stream: TurnStream = self._s.ask(lambda: self._start_turn(secret, request), patient=request.key is None)
         return stream
 
     def _start_turn(self, secret: str, request: TurnRequest) -> TurnStream:

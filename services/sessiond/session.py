@@ -95,9 +95,9 @@ class Session:
 
     # ---- from other greenlets ----------------------------------------------------------------
 
-    def ask(self, work: Callable[[], Any]) -> Any:
-        """Runs `work` in the owner loop and returns its answer. Raises Problem."""
-        return self._inbox.ask(work)
+    def ask(self, work: Callable[[], Any], *, patient: bool = False) -> Any:
+        """Runs `work` in the owner loop and returns its answer. Raises Problem. `patient`: as `Call` has it."""
+        return self._inbox.ask(work, patient=patient)
 
     def doubt(self) -> None:
         """The owner record could not be renewed, or Redis lost writes: the loop shall look after Redis."""
@@ -164,11 +164,13 @@ class Session:
         self.turns.load(stored.open)
         if guards or lock.open:
             now.agent = replace(now.agent, phase=st.Phase.STOPPING, why=st.OWNER_RESTART)
-            self.link.await_predecessors(guards)
+        self.link.found(guards)
         entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
         self.steps.commit(
             Plan(lock, now.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), begins=True, wait=wait
         )
+        if now.agent.phase is st.Phase.STOPPING:  # only now it is sure that they are ours to end
+            self.link.await_predecessors(guards)
         # `max_hold` starts again at most once a lease.
         again = lock.lease is not None and lock.lease.restarts > 1 and now.extras is not None
         left = now.extras.hold_left if again and now.extras is not None else None
@@ -228,7 +230,8 @@ class Session:
         if self.deadlines.unseen() > STALL_SECONDS:
             log.warning("the owner loop stood still", session=self.name, seconds=round(self.deadlines.unseen(), 1))
             self.lease_time.restart(self.lease_time.hold_left())
-        for key in self.deadlines.pop_due():
+        oldest = self._inbox.oldest()
+        for key in self.deadlines.pop_due(lambda key: oldest if key[0] == "lock" else None):
             if self.deadlines.left(key) is None:
                 continue  # the step of one before it needs it no more
             self._acts.cause = time.monotonic()

@@ -45,22 +45,21 @@ class Sessions:
             settings.redis_url, settings.instance, settings.url, settings.state_dir, settings.host_name,
             settings.times.owner_ttl,
         )  # fmt: skip
-        self._stopping = self._over = False
+        self._stopping = self._over = self._adopted = False
         self._ending = RLock()
         self._keepers: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
-        """Claims every known session that is free, and begins to keep the claims."""
-        try:
-            self._adopt()
-        except (Away, Broken) as error:
-            log.warning("Redis cannot be reached yet", error=str(error))
+        """Begins to claim every known session that is free, and to keep the claims.
+
+        Each has its deadlines from its claim on, so that its callers must be heard from then on, not when all are had.
+        """
         renew = self._settings.times.owner_renew
         often = min(LOOK_SECONDS, renew)
         # Each in its own greenlet: while Redis hangs, or one session's take-over waits for it, the others go on.
         self._keepers = [
             gevent.spawn(self._every, renew, self._renew_all),
-            gevent.spawn(self._every, often, self._adopt),
+            gevent.spawn(self._every, often, self._adopt_all, at_once=True),
             gevent.spawn(self._every, often, self._doubt_late),
             gevent.spawn(follow, self.running),
         ]
@@ -127,14 +126,18 @@ class Sessions:
         except Deposed as error:
             raise OtherOwner(error.instance, error.url) from error
         self._owned[name] = session
+        if self._stopping:  # since it was asked for
+            session.stop(Problem("stopping", 503, "The service is stopping; ask again"))
+            self._release(session)
         log.info("session owned", session=name, epoch=owned.epoch, predecessor=owned.predecessor or None)
         return session
 
     # ---- keeping -----------------------------------------------------------------------------
 
-    def _every(self, seconds: float, work: Callable[[], None]) -> None:
+    def _every(self, seconds: float, work: Callable[[], None], at_once: bool = False) -> None:
         while not self._stopping:
-            gevent.sleep(seconds)
+            gevent.sleep(0 if at_once else seconds)
+            at_once = False
             try:
                 work()
             except (Away, Broken):
@@ -170,6 +173,10 @@ class Sessions:
         log.error("deposed", session=session.name, by=deposed)
         gevent.spawn(session.stop, not_owner(deposed))
 
+    def _adopt_all(self) -> None:
+        self._adopt()
+        self._adopted = True
+
     def _adopt(self) -> None:
         """Sessions whose owner is gone must not wait for somebody to ask: their leases expire too."""
         for name in self._owners.known():
@@ -181,7 +188,7 @@ class Sessions:
                         self._open(name)
                     except OtherOwner:
                         continue
-                    except (Away, Broken):
+                    except Away:
                         raise
                     except Exception:
                         # Its calls are told so; the others' claims must be kept alive all the same.
@@ -207,6 +214,8 @@ class Sessions:
             self._owners.known()
         except (Away, Broken) as error:
             return False, f"Redis cannot be reached: {error}"
+        if not self._adopted:
+            return False, "the sessions are being taken over"
         stuck = [s.name for s in self._owned.values() if not s.running]
         return (not stuck), f"owner loops stopped: {', '.join(stuck)}" if stuck else "ready"
 
@@ -218,15 +227,18 @@ class Sessions:
                 self._over = True
                 self._give_up()
 
+    def _release(self, session: Session) -> None:
+        try:
+            self._owners.release(session.name, session.commits.epoch)
+        except (Away, Broken) as error:
+            log.warning("owner record not released", session=session.name, error=str(error))
+
     def _give_up(self) -> None:
         problem = Problem("stopping", 503, "The service is stopping; ask again")
         owned = list(self._owned.values())  # the keeper takes closed ones out
         gevent.joinall([gevent.spawn(s.stop, problem) for s in owned], timeout=9.0)
         for session in owned:
-            try:
-                self._owners.release(session.name, session.commits.epoch)
-            except (Away, Broken) as error:
-                log.warning("owner record not released", session=session.name, error=str(error))
+            self._release(session)
             session.store.close()
         self._owners.close()
         gevent.killall(self._keepers)

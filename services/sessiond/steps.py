@@ -123,7 +123,7 @@ class Steps:
                 self.back()
             raise
         except BaseException:
-            self._turns.unstage()
+            self._turns.unstage(unknown=True)
             raise
 
     def back(self) -> None:

@@ -47,6 +47,7 @@ class TurnBook:
         self.open: dict[str, Any] | None = None
         self.stream: TurnStream | None = None
         self._staged: list[dict[str, Any]] = []
+        self._riddle = False
         self._opening: TurnStream | None = None
         self._cause: float | None = None
         self._interrupt_at: float | None = None
@@ -68,8 +69,17 @@ class TurnBook:
             raise away() from error
 
     def find(self, turn: str) -> dict[str, Any] | None:
-        """A turn's record by its id."""
-        return self.read(f"turn:{turn}")
+        """A turn's record by its id. One that is open in a Redis that lost its end, and here no more, is lost."""
+        lives = turn in self._living()
+        found = self.read(f"turn:{turn}")
+        if found is not None and not (lives or turn in self._living()):
+            found = self.read(f"turn:{turn}")  # it may have begun and ended while it was read
+        if found is None or found["state"] == "closed" or lives or turn in self._living():
+            return found
+        return {**found, "state": "closed", "outcome": "lost", "text": "", "reason": "restored"}
+
+    def _living(self) -> set[str]:
+        return {turn["id"] for turn in (*self._staged, *([self.open] if self.open else []))}
 
     def find_key(self, key: str) -> dict[str, Any] | None:
         """The record of the last attempt under this key."""
@@ -155,8 +165,9 @@ class TurnBook:
         found: dict[str, Any] = {name: round(ms, 2) for name, ms in times.items()}
         return found if self._ack_at is None else {**found, "ack_after_result": self._ack_late}
 
-    def unstage(self) -> None:
-        """The step was dropped."""
+    def unstage(self, unknown: bool = False) -> None:
+        """The step was dropped; or it is `unknown` whether it was, and nobody here will know any more."""
+        self._riddle = unknown and any(turn["state"] == "closed" for turn in self._staged)
         self._staged, self._opening = [], None
 
     def publish(self) -> None:
@@ -191,7 +202,15 @@ class TurnBook:
             self._ack_at, self._ack_late = time.monotonic(), after_result
 
     def abandon(self, reason: str) -> None:
-        """The loop ends: a reader is told that its turn is lost (the next owner records it)."""
-        if self.stream is not None and self.open is not None:
+        """The loop ends: a reader is told that its turn is lost (the next owner records it).
+
+        One whose end is committed is told that end; one of which it is not known must ask the next owner.
+        """
+        ended = [turn for turn in self._staged if turn["state"] == "closed"]
+        if self.stream is not None and self._riddle:
+            self.stream.cut()
+        elif self.stream is not None and ended:
+            self.stream.finish(views.result_event(ended[-1]))
+        elif self.stream is not None and self.open is not None:
             self.stream.finish({"turn": self.open["id"], "outcome": "lost", "text": "", "reason": reason})
-            self.stream = None
+        self.stream = None

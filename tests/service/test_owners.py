@@ -1,15 +1,27 @@
 """Two sessionds on one Redis, and one that comes back after kill -9."""
 
+import contextlib
 import signal
+import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import gevent
 import psutil
 import pytest
 import redis as redis_library
 
+from crash_scenes import Scene
 from servers import Redis, Sessiond, eventually, scripted_env
 from sessiond.client import NotOwner, ProblemError, Unavailable
+from sessiond.lock.rules import Times
+from sessiond.owner import Owners
+from sessiond.session import Session
+from sessiond.settings import Settings
+from sessiond.slots import Slots
+from sessiond.store import Deposed, Store
 from sessiond.verify import verify
 
 SESSION = "octo/hello"
@@ -81,6 +93,74 @@ def test_a_killed_owner_is_followed_after_owner_ttl(sessiond: Start) -> None:
     assert taken_over["epoch"] > epoch
     assert [t["id"] for t in taken_over["queue"]] == [place]
     eventually(lambda: not first.left(), 5, "no process of the killed one is left")
+
+
+def test_nobody_takes_a_session_over_because_redis_forgot_its_owner(
+    redis_server: Redis, sessiond: Start, tmp_path: Path
+) -> None:
+    """Redis comes back from when nobody owned it: the owner lives, and writes back what it has."""
+    first = sessiond(scripted_env(), name="a")
+    old = Scene(first, SESSION)
+    old.take("before")
+    first.terminate()
+    redis_server.copy(tmp_path / "older")
+    first.start()
+    second = Scene(sessiond(scripted_env(), name="b"), SESSION)
+    old.lease("before")
+    place, epoch = old.take("behind"), old.view()["epoch"]
+    assert second.view()["owner"]["url"] == first.url, "it has seen whose it is"
+    first.pause()
+    redis_server.kill9()
+    redis_server.put_back(tmp_path / "older")
+    redis_server.start()
+    for _ in range(5):
+        answer = eventually(lambda: _other_than(503, second.service), 20)
+        assert (answer.status, answer.json()["owner_url"]) == (421, first.url)
+    first.go_on()
+    assert old.lost("before") == ""
+    old.until(lambda: old.happened("restored"))
+    assert old.view()["epoch"] == epoch and second.view()["epoch"] == epoch
+    assert second.client.ticket(SESSION, place)["id"] == place
+    old.drain()
+    old.check()
+    assert old.wrong == []
+
+
+def test_who_was_overtaken_before_it_read_the_state_ends_nobodys_agent(
+    redis_server: Redis, sessiond: Start, tmp_path: Path
+) -> None:
+    times = {"owner_ttl": 2.0, "owner_renew": 0.4, "owner_doubt": 1.5}
+    place = tmp_path / "overtaken"
+    settings = Settings(
+        redis_url=redis_server.url, state_dir=place, instance="x", host_name=socket.gethostname(), times=Times(**times)
+    )  # fmt: skip
+    owned = Owners(redis_server.url, "x", settings.url, place, settings.host_name, 2.0).acquire(SESSION)
+    scene = Scene(sessiond(scripted_env(**times), name="b"), SESSION)
+    eventually(lambda: _taken(scene), 20, "it takes the session over: nobody renews")
+    scene.lease("a")
+    turn = scene.later(scene.turn, "a", "#tokens 100000\n#pace 5ms")
+    scene.started()
+    store = Store(redis_server.url, SESSION, "x")
+    with pytest.raises(Deposed):
+        Session(SESSION, settings, store, owned.epoch, owned.version, Slots(1)).start(owned.predecessor)
+    gevent.sleep(1.0)  # for whatever it may have begun
+    scene.again(scene.force, scene.view()["holder"]["fence"])
+    turn.end()
+    assert turn.answer.outcome == "cancelled", turn.answer
+
+
+def _other_than(status: int, service: Sessiond) -> Any:
+    """What this one itself answers, once it is something else."""
+    pool, url = service.client()._transport._pool, f"{service.url}/v1/sessions/{SESSION}"
+    answer = pool.request("GET", url, headers={"Authorization": "Bearer admin-key"}, retries=False)
+    return None if answer.status == status else answer
+
+
+def _taken(scene: Scene) -> bool:
+    with contextlib.suppress(NotOwner, Unavailable):
+        scene.take("a")
+        return True
+    return False
 
 
 def _view(service: Sessiond):  # type: ignore[no-untyped-def]

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import orjson
 import psutil
 import pytest
+import redis as redis_library
 
 from servers import SCRIPTED, Redis
 from sessiond.agent import state as st
@@ -125,3 +127,29 @@ def test_a_deadline_that_the_one_before_it_made_needless_does_nothing(here: Here
     assert here.result(given)["outcome"] == "completed"
     recoveries = [e["reason"] for e in here.session.store.ledger(None, 10_000) if e["event"] == "recovery"]
     assert recoveries == ["start-deadline"]
+
+
+def test_what_is_open_in_an_older_redis_and_here_no_more_is_lost(here: Here, redis_server: Redis) -> None:
+    """The end of a turn that Redis lost, and that is remembered here no longer either: its key can be used again."""
+    turn = here.door.start_turn(here.secret, TurnRequest("#say once", key="k"))
+    assert here.result(turn)["outcome"] == "completed"
+    name = f"sessiond:{{o/r}}:turn:{turn.turn}"
+    with redis_library.Redis.from_url(redis_server.url) as redis:
+        record = orjson.loads(redis.get(name))
+        redis.set(name, orjson.dumps({**record, "state": "started", "outcome": None}))
+    seen = here.door.turn(turn.turn)
+    assert (seen["state"], seen["outcome"], seen["reason"]) == ("closed", "lost", "restored")
+    again = here.door.start_turn(here.secret, TurnRequest("#say once", key="k"))
+    assert here.result(again)["outcome"] == "completed" and again.turn != turn.turn
+
+
+@pytest.mark.parametrize("here", [Times(claim_window=0.3)], indirect=True)
+def test_a_deadline_waits_for_what_came_in_before_it_ran_out(here: Here) -> None:
+    """The grant is claimed in time, and the claim stands behind a slow step."""
+    here.door.release(here.secret)
+    ticket, _ = here.door.take(Kind.HANDLER, 5, None)
+    secret = here.door.park(ticket["id"], "me").answer(5)["lease"]["secret"]
+    slow = gevent.spawn(here.session.ask, lambda: time.sleep(0.5))
+    claims = gevent.spawn(here.door.renew, secret)
+    gevent.joinall([slow, claims], timeout=60)
+    assert claims.successful(), claims.exception

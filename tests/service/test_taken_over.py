@@ -149,3 +149,21 @@ def test_max_hold_starts_again_once_and_then_goes_on_over_every_restart(sessiond
         eventually(lambda: left() < found[-1], 20)
         found.append(left())
     assert found == sorted(found, reverse=True)
+
+
+def test_a_lease_can_be_renewed_while_other_sessions_are_still_taken_over(sessiond: Start, tmp_path: Path) -> None:
+    """Its time runs from its own epoch on, however many come after it."""
+    held = Held(sessiond, tmp_path)
+    held.scene.lease("a")
+    last = Scene(held.service, "octo/last")
+    last.take("b")
+    held.service.kill9()
+    point = held.hooks / "octo/last" / "decided.epoch"
+    point.parent.mkdir()
+    point.with_name("decided.epoch.hold").touch()
+    held.service.start(wait=False)
+    eventually(point.with_name("decided.epoch.reached").exists, 20)
+    assert held.scene.lost("a") == ""
+    assert not held.service.ready()
+    point.with_name("decided.epoch.hold").unlink()
+    held.end()

@@ -5,13 +5,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import gevent
 import orjson
-from flask import Request
+from flask import Request, Response, after_this_request
 from gunicorn.http.errors import ParseException
 
 from sessiond.problems import Problem
 
 BODY_LIMIT: Final = 4 * 2**20
+BODY_SECONDS: Final = 30.0
+"""For all of a body; else who sends nothing holds one of the places that there are for connections."""
 PROMPT_LIMIT: Final = 1_000_000
 KEY_LIMIT: Final = 512
 HOLDER_LIMIT: Final = 200
@@ -73,12 +76,21 @@ def _raw(request: Request) -> bytes:
     """The body's bytes; one in pieces has no length before, and of it werkzeug reads as much as it may."""
     length = request.content_length or 0
     try:
-        raw = request.get_data(cache=False) if length <= BODY_LIMIT else b""
+        with gevent.Timeout(BODY_SECONDS):  # no OSError, which werkzeug would take for its own
+            raw = request.get_data(cache=False) if length <= BODY_LIMIT else b""
+    except gevent.Timeout as error:
+        after_this_request(_closes)  # what may still come of it is no next request
+        raise Problem("bad-request", 400, f"The body did not come within {BODY_SECONDS:g} s") from error
     except ParseException as error:
         raise Problem("bad-request", 400, f"The body cannot be read: {error}") from error
     if max(length, len(raw)) > BODY_LIMIT:
         raise Problem("too-large", 413, f"The body must not exceed {BODY_LIMIT} bytes")
     return raw
+
+
+def _closes(response: Response) -> Response:
+    response.headers["Connection"] = "close"
+    return response
 
 
 def text(limit: int, *, lines: bool = False) -> Reader:

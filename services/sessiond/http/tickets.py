@@ -37,8 +37,10 @@ def take(sessions: Directory, name: str, caller: Caller, request: Request) -> Re
     body = json_body(request, _TAKE, frozenset({"kind"}))
     kind = Kind(body["kind"])
     auth.require_kind(caller, kind)
-    priority = body.get("priority")
-    view, new = sessions.get(name).take(kind, DEFAULT_PRIORITY if priority is None else priority, body.get("key"))
+    priority, key = body.get("priority"), body.get("key")
+    if key is None and gone(request.environ):
+        return nothing()  # nobody would ever know this place, and it would bar the worker
+    view, new = sessions.get(name).take(kind, DEFAULT_PRIORITY if priority is None else priority, key)
     return json_response(view, 201 if new else 200)
 
 
