@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,13 @@ def test_the_other_answers_421_with_the_owners_url_and_the_client_follows(sessio
 
 def test_a_second_421_is_not_followed(redis_server: Redis, sessiond: Start) -> None:
     first, second = sessiond(scripted_env(), name="a"), sessiond(scripted_env(), name="b")
-    first.client().take(SESSION, key="k")
-    with redis_library.Redis.from_url(redis_server.url) as redis:  # the record names one that does not own it
-        redis.hset(f"sessiond:{{{SESSION}}}:meta", "url", second.url)
+    place = first.client().take(SESSION, key="k")["id"]
+
+    def named(url: str) -> None:
+        with redis_library.Redis.from_url(redis_server.url) as redis:
+            redis.hset(f"sessiond:{{{SESSION}}}:meta", "url", url)
+
+    named(second.url)  # the record names one that does not own it
 
     def refused() -> float:
         found = second.client()._transport._pool.request("GET", f"{second.url}/metrics", retries=False).data.decode()
@@ -56,6 +61,11 @@ def test_a_second_421_is_not_followed(redis_server: Redis, sessiond: Start) -> N
         second.client().view(SESSION)
     assert caught.value.owner_url == second.url
     assert refused() == 2, "asked, followed once, given up"
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(second.client().take, SESSION, key="k", patience=30)
+        eventually(lambda: refused() >= 6, 20, "who has the patience asks again")
+        named(first.url)
+        assert patient.result()["id"] == place
 
 
 def test_a_stopped_owner_is_followed_at_once(sessiond: Start) -> None:

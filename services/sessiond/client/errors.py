@@ -38,14 +38,6 @@ class ProblemError(SessiondError):
         self.extra: Mapping[str, Any] = dict(extra or {})
 
 
-class NotOwner(ProblemError):
-    """Two instances in a row said that another one owns the session; `owner_url` is the last hint."""
-
-    def __init__(self, detail: str, owner_url: str | None) -> None:
-        super().__init__("not-owner", 421, detail, {"owner_url": owner_url})
-        self.owner_url = owner_url
-
-
 class Superseded(ProblemError):
     """Another run waits on this ticket, or did: this one has lost it for good."""
 
@@ -110,6 +102,17 @@ class Unavailable(SessiondError):
     def reason(self) -> str:
         """Why, in one line: the problem's own reason where it has one."""
         return str(self.extra.get("reason") or self.detail)
+
+
+class NotOwner(Unavailable):
+    """Two instances in a row said that another one owns the session; `owner_url` is the last hint.
+
+    Usual while one takes over from another: who has the patience asks again.
+    """
+
+    def __init__(self, detail: str, owner_url: str | None) -> None:
+        super().__init__("not-owner", detail, status=421, sent=False, extra={"owner_url": owner_url})
+        self.owner_url = owner_url
 
 
 def from_problem(status: int, body: Mapping[str, Any], retry_after: float | None = None) -> SessiondError:

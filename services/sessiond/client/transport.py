@@ -70,7 +70,7 @@ class Transport:
         """One request. `path` lies below the session (or below `/v1` without one); `timeout` is the
         longest silence in seconds.
 
-        Raises Unavailable (no answer, 502-504), NotOwner (a second 421), or the problem's exception.
+        Raises Unavailable (no answer, 502-504; NotOwner for a second 421), or the problem's exception.
         """
         response = self._ask(method, path, session, body, query, secret, timeout, "application/json")
         with faults():
