@@ -151,21 +151,22 @@ class Owners:
     def _older(self, name: str) -> None:
         """Redis lost writes: an owner that lives writes back what it has, within `owner_ttl`. Raises OtherOwner."""
         seen, now = self._seen[name], time.monotonic()
+        if seen.older and now - seen.since >= self._ttl:
+            del self._seen[name]
+            return
         if not seen.older:
             seen.older, seen.since = True, now
-        if now - seen.since < self._ttl:
-            raise OtherOwner(seen.instance, seen.url)
-        del self._seen[name]
+        raise OtherOwner(seen.instance, seen.url)
 
     def _dead(self, name: str, held: list[str]) -> bool:
         _, instance, url, beat, state_dir, host, epoch, version = held
         if self._lock.held and state_dir == self._state_dir and host == self.host:
             return True
         seen, now = self._seen.get(name), time.monotonic()
-        same = seen is not None and (seen.instance, seen.beat) == (instance, beat)
-        since = seen.since if seen is not None and same and not seen.older else now
+        known = seen is not None and not seen.older and (seen.instance, seen.beat) == (instance, beat)
+        since = seen.since if seen is not None and known else now
         self._seen[name] = _Seen(instance, url, beat, int(epoch), int(version), since)
-        return now - since >= self._ttl
+        return known and now - since >= self._ttl
 
     def renew(self, name: str, epoch: int, version: int) -> str | None:
         """The beat goes on. Returns None, or the url of who deposed us ('' if unknown).

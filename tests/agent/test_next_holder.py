@@ -1,5 +1,6 @@
 """What one holder, turn or process may cost the next: nothing but the time until the process is gone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +91,7 @@ def test_a_process_that_no_longer_answers_is_not_used_and_who_waits_gets_another
         assert written(outputs) == ["model:slow"]
     request = agent_request(asked)
     assert timers(asked, TIMES)["answer", request] == seconds
+    assert timers(asked, replace(TIMES, drain_deadline=0.001))["answer", request] >= TIMES.not_taken
     given, _ = run(asked, *NEXT)
     assert ("answer", request) in timers(given, TIMES), "it runs on, whoever holds now"
     stopping, outputs = run(given, st.Due("answer", request))

@@ -74,8 +74,9 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
         found["sleep", agent.conversation] = times.idle
     if agent.phase in (Phase.IDLE, Phase.IN_TURN) and agent.requests:
         request, what = next(iter(agent.requests.items()))  # the oldest
-        # Only for a new model the API is asked.
-        found["answer", request] = times.start_deadline if what.startswith("model:") else times.drain_deadline
+        # Only for a new model the API is asked. And a short `drain_deadline` must cost no process that answers.
+        local = max(times.drain_deadline, times.not_taken)
+        found["answer", request] = times.start_deadline if what.startswith("model:") else local
     return found
 
 
