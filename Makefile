@@ -30,9 +30,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Most of a test's time is waiting: four processes keep two cores busy.
+# Most of a test's time is waiting: five processes keep two cores busy.
 test: lint
-	$(BIN)/pytest -n 4 --dist worksteal -m "not alone"
+	$(BIN)/pytest -n 5 --dist worksteal -m "not alone"
 	$(BIN)/pytest -m alone
 
 # The lock, its store and its owner under everything that can go wrong; tables, then one line. What has no larger form
