@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from servers import Sessiond, eventually, scripted_env
 
@@ -52,3 +53,17 @@ def test_who_has_said_more_already_is_not_gone(sessiond: Callable[..., Sessiond]
     with waiting(service, ticket, "hasty") as hasty:
         hasty.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b'"granted"' in answer(hasty)
+
+
+def test_a_connection_whose_other_end_vanishes_is_found_out(sessiond: Callable[..., Sessiond]) -> None:
+    """The kernel asks it: nothing else would ever tell of a machine that is gone without a word."""
+    service = sessiond(scripted_env())
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        connection.sendall(b"POST /v1/sessions/")
+        ends = [f"0100007F:{port:04X}" for port in (service.port, connection.getsockname()[1])]
+
+        def timer() -> str:
+            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            return next((row[5][:2] for row in rows if row[1:3] == ends), "")
+
+        eventually(lambda: timer() == "02")  # as the kernel numbers them: keepalive

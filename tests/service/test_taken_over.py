@@ -167,3 +167,16 @@ def test_a_lease_can_be_renewed_while_other_sessions_are_still_taken_over(sessio
     assert not held.service.ready()
     point.with_name("decided.epoch.hold").unlink()
     held.end()
+
+
+def test_a_session_that_cannot_be_read_keeps_no_other_from_being_taken_over(
+    sessiond: Start, redis_server: Redis
+) -> None:
+    service = sessiond(scripted_env())
+    for name in ("octo/a", "octo/b"):
+        service.client().take(name, key="k")
+    service.kill9()
+    with redis_library.Redis.from_url(redis_server.url) as redis:
+        redis.set("sessiond:{octo/a}:meta", "no hash")
+    service.start()
+    assert {one["session"] for one in service.client().sessions()} == {"octo/b"}
