@@ -67,8 +67,9 @@ class Deadlines:
         `until` may hold one back that ran out after this moment: what came in before it is still to be heard.
         """
         now = self.seen = time.monotonic()
-        limits = {key: now if (limit := until(key)) is None else min(now, limit) for key in self._due}
-        found = sorted((key for key, at in self._due.items() if at <= limits[key]), key=self._due.__getitem__)
+        over = [key for key, at in self._due.items() if at <= now]
+        heard = [key for key in over if (limit := until(key)) is None or self._due[key] <= limit]
+        found = sorted(heard, key=self._due.__getitem__)
         for key in found:
             self._due[key] = GIVEN
         return found

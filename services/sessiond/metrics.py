@@ -13,6 +13,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 
 from base import VERSION
+from sessiond.agent import ending
 from sessiond.agent.state import Outcome
 from sessiond.lock.rules import Kind, LeaseEnd
 
@@ -78,10 +79,7 @@ TOKENS_USED = _counter("sessiond_tokens_total", "Tokens of turns, as the agent t
 COST = _counter("sessiond_cost_usd_total", "US dollars of turns, as the agent tells them")
 RECOVERIES = _counter(
     "sessiond_recoveries_total", "Agents stopped because they did not close",
-    reason=(
-        "drain-deadline", "strays", "not-taken", "start-deadline", "rules-refused", "initialize-refused", "garbage",
-        "stdin-full", "no-answer",
-    ),
+    reason=tuple(sorted(ending.RECOVERIES)),
 )  # fmt: skip
 STEP = _histogram("sessiond_redis_step_seconds", "One step's commit: the script's call and its answer", _STEPS)
 REQUESTS = _counter("sessiond_http_requests_total", "HTTP requests answered", route=(), status=())

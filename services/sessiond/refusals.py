@@ -34,6 +34,11 @@ def away() -> Problem:
     return Problem("redis-away", 503, "Redis cannot be reached; nothing was lost, ask again")
 
 
+def stopping() -> Problem:
+    """503 for whatever a service that ends no longer takes."""
+    return Problem("stopping", 503, "The service is stopping; ask again")
+
+
 def not_owner(url: str | None) -> Problem:
     """421: another instance owns the session; `url` is its, if known."""
     return Problem("not-owner", 421, "Another instance owns the session", owner_url=url or None)

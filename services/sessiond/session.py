@@ -230,8 +230,7 @@ class Session:
         if self.deadlines.unseen() > STALL_SECONDS:
             log.warning("the owner loop stood still", session=self.name, seconds=round(self.deadlines.unseen(), 1))
             self.lease_time.restart(self.lease_time.hold_left())
-        oldest = self._inbox.oldest()
-        for key in self.deadlines.pop_due(lambda key: oldest if key[0] == "lock" else None):
+        for key in self.deadlines.pop_due(lambda key: self._inbox.oldest() if key[0] == "lock" else None):
             if self.deadlines.left(key) is None:
                 continue  # the step of one before it needs it no more
             self._acts.cause = time.monotonic()

@@ -18,7 +18,7 @@ from sessiond.looking import SessionLook, Unseen
 from sessiond.owner import OtherOwner, Owners
 from sessiond.problems import Problem
 from sessiond.redis_link import Away, Broken
-from sessiond.refusals import away, no_lease, not_owner
+from sessiond.refusals import away, no_lease, not_owner, stopping
 from sessiond.requests import SessionDoor
 from sessiond.session import Session
 from sessiond.settings import Settings
@@ -59,7 +59,7 @@ class Sessions:
         # Each in its own greenlet: while Redis hangs, or one session's take-over waits for it, the others go on.
         self._keepers = [
             gevent.spawn(self._every, renew, self._renew_all),
-            gevent.spawn(self._every, often, self._adopt_all, at_once=True),
+            gevent.spawn(self._every, often, self._adopt, at_once=True),
             gevent.spawn(self._every, often, self._doubt_late),
             gevent.spawn(follow, self.running),
         ]
@@ -127,7 +127,7 @@ class Sessions:
             raise OtherOwner(error.instance, error.url) from error
         self._owned[name] = session
         if self._stopping:  # since it was asked for
-            session.stop(Problem("stopping", 503, "The service is stopping; ask again"))
+            session.stop(stopping())
             self._release(session)
         log.info("session owned", session=name, epoch=owned.epoch, predecessor=owned.predecessor or None)
         return session
@@ -173,10 +173,6 @@ class Sessions:
         log.error("deposed", session=session.name, by=deposed)
         gevent.spawn(session.stop, not_owner(deposed))
 
-    def _adopt_all(self) -> None:
-        self._adopt()
-        self._adopted = True
-
     def _adopt(self) -> None:
         """Sessions whose owner is gone must not wait for somebody to ask: their leases expire too."""
         for name in self._owners.known():
@@ -193,6 +189,7 @@ class Sessions:
                     except Exception:
                         # Its calls are told so; the others' claims must be kept alive all the same.
                         log.exception("the session cannot be taken over", session=name)
+        self._adopted = True
 
     # ---- looking -----------------------------------------------------------------------------
 
@@ -234,7 +231,7 @@ class Sessions:
             log.warning("owner record not released", session=session.name, error=str(error))
 
     def _give_up(self) -> None:
-        problem = Problem("stopping", 503, "The service is stopping; ask again")
+        problem = stopping()
         owned = list(self._owned.values())  # the keeper takes closed ones out
         gevent.joinall([gevent.spawn(s.stop, problem) for s in owned], timeout=9.0)
         for session in owned:

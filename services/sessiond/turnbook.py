@@ -72,9 +72,10 @@ class TurnBook:
         """A turn's record by its id. One that is open in a Redis that lost its end, and here no more, is lost."""
         lives = turn in self._living()
         found = self.read(f"turn:{turn}")
-        if found is not None and not (lives or turn in self._living()):
-            found = self.read(f"turn:{turn}")  # it may have begun and ended while it was read
         if found is None or found["state"] == "closed" or lives or turn in self._living():
+            return found
+        found = self.read(f"turn:{turn}")  # it may have begun and ended while it was read
+        if found is None or found["state"] == "closed":
             return found
         return {**found, "state": "closed", "outcome": "lost", "text": "", "reason": "restored"}
 

@@ -31,6 +31,13 @@ def spawning(prompt: str) -> Callable[[str], str]:
     return lambda command: f"#spawn {command}\n{prompt}"
 
 
+def judge(matrix: Row, end: str, stand: Stand, left: list[str], expected: str) -> None:
+    """A row of the table; nothing was `left` when the next agent had answered, and `expected` is why."""
+    why = stand.check()
+    matrix("trees", end=end, why=why, children=len(stand.strays.ways), left=", ".join(left) or 0)
+    assert (left, why) == ([], expected), end
+
+
 # ---- ends that the service survives ------------------------------------------------------------
 
 
@@ -117,9 +124,7 @@ def test_the_tree_is_gone_before_the_next_agent(sessiond: Start, matrix: Row) ->
 
     with ThreadPoolExecutor(len(ENDS)) as pool:
         for name, stand, left in pool.map(run, ENDS):
-            why = stand.check()
-            matrix("trees", end=name, why=why, children=len(stand.strays.ways), left=", ".join(left) or 0)
-            assert (left, why) == ([], ENDS[name][2]), name
+            judge(matrix, name, stand, left, ENDS[name][2])
 
 
 # ---- ends of a process whose tree was there from its start on ------------------------------------
@@ -179,9 +184,7 @@ def test_a_tree_from_the_start_on_is_gone_before_the_next_agent(sessiond: Start,
 
     with ThreadPoolExecutor(len(FROM_ITS_START)) as pool:
         for name, stand, left in pool.map(run, FROM_ITS_START):
-            why = stand.check()
-            matrix("trees", end=name, why=why, children=len(stand.strays.ways), left=", ".join(left) or 0)
-            assert (left, why) == ([], FROM_ITS_START[name][3]), name
+            judge(matrix, name, stand, left, FROM_ITS_START[name][3])
 
 
 def test_a_tree_that_came_unseen_is_gone_with_an_agent_put_to_sleep(sessiond: Start, matrix: Row) -> None:
@@ -195,9 +198,7 @@ def test_a_tree_that_came_unseen_is_gone_with_an_agent_put_to_sleep(sessiond: St
         (place / "go").touch()
         stand = standing.result()
     eventually(lambda: stand.events("agent-reaped"), 20)
-    left = stand.next_turn()
-    matrix("trees", end="sleep", why=stand.check(), children=len(WAYS), left=", ".join(left) or 0)
-    assert (left, stand.check()) == ([], "sleep")
+    judge(matrix, "sleep", stand, stand.next_turn(), "sleep")
 
 
 # ---- ends of the service -----------------------------------------------------------------------
@@ -259,9 +260,7 @@ def test_a_guard_that_redis_forgot_is_waited_for(
     redis_server.start()
     service.start()
     assert not stand.events("agent-started"), "Redis knows nothing of it"
-    left = stand.next_turn()
-    matrix("trees", end="forgotten by Redis", why=stand.check(), children=len(WITHOUT_BARE), left=", ".join(left) or 0)
-    assert (left, stand.check()) == ([], "owner-restart")
+    judge(matrix, "forgotten by Redis", stand, stand.next_turn(), "owner-restart")
 
 
 SERVICE_ENDS = [
@@ -285,10 +284,7 @@ def test_the_tree_ends_with_its_owner(
     service = sessiond(scripted_env())
     stand = Stand(service, SESSION, spawning(LONG), ways)
     end(service, stand)
-    left = stand.next_turn()
-    name = request.node.callspec.id
-    matrix("trees", end=name, why=stand.check(), children=len(ways), left=", ".join(left) or 0)
-    assert (left, stand.check()) == ([], why)
+    judge(matrix, request.node.callspec.id, stand, stand.next_turn(), why)
 
 
 # ---- an owner that no longer is one -------------------------------------------------------------
@@ -311,9 +307,7 @@ def test_a_deposed_owners_tree_is_gone_before_its_successors_agent(
     finally:
         worker.resume()
     stand.service, stand.client = second, second.client()
-    left = stand.next_turn()
-    matrix("trees", end="deposed", why=stand.check(), children=len(WAYS), left=", ".join(left) or 0)
-    assert (left, stand.check()) == ([], "owner-restart")
+    judge(matrix, "deposed", stand, stand.next_turn(), "owner-restart")
 
 
 @full
@@ -325,9 +319,7 @@ def test_an_owner_in_doubt_ends_its_tree(sessiond: Start, redis_server: Redis, m
         eventually(lambda: not stand.left(), 30, lambda: f"while Redis is away: {stand.left()}")
     finally:
         redis_server.go_on()
-    left = stand.next_turn()
-    matrix("trees", end="owner in doubt", why=stand.check(), children=len(WAYS), left=", ".join(left) or 0)
-    assert (left, stand.check()) == ([], "owner-doubt")
+    judge(matrix, "owner in doubt", stand, stand.next_turn(), "owner-doubt")
 
 
 @full

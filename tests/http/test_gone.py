@@ -1,26 +1,33 @@
-"""A caller that is gone before it was heard gets no lease."""
+"""A caller that is gone before it was heard gets no lease, and no place that nobody would know."""
 
 import json
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from crash_scenes import Scene
 from servers import Sessiond, eventually, scripted_env
 
 SESSION = "octo/hello"
 
 
-def waiting(service: Sessiond, ticket: str, holder: str) -> socket.socket:
-    """A connection on which this wait was sent."""
-    body = json.dumps({"holder": holder, "wait": 60}).encode()
+def sent(service: Sessiond, path: str, given: dict[str, Any]) -> socket.socket:
+    """A connection on which this was posted."""
+    body = json.dumps(given).encode()
     head = (
-        f"POST /v1/sessions/{SESSION}/tickets/{ticket}/wait HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST /v1/sessions/{SESSION}{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {service.keys['handler']}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=60)
     connection.sendall(head.encode() + body)
     return connection
+
+
+def waiting(service: Sessiond, ticket: str, holder: str) -> socket.socket:
+    """A connection on which this wait was sent."""
+    return sent(service, f"/tickets/{ticket}/wait", {"holder": holder, "wait": 60})
 
 
 def answer(connection: socket.socket) -> bytes:
@@ -45,6 +52,18 @@ def test_who_asks_while_the_service_stands_still_and_leaves(sessiond: Callable[.
     granted = [e["holder"] for e in client.ledger(SESSION) if e["event"] == "granted"]
     assert granted[:1] == ["stays"]
     eventually(lambda: client.view(SESSION)["holder"] is None)
+
+
+def test_a_place_that_nobody_would_know_is_not_taken(sessiond: Callable[..., Sessiond]) -> None:
+    """It would bar the worker for `absence`."""
+    service = sessiond(scripted_env())
+    scene = Scene(service, SESSION)
+    scene.take("w", "worker")
+    service.pause()
+    sent(service, "/tickets", {"kind": "handler"}).close()
+    service.go_on()
+    assert scene.wait("w", 20)["state"] == "granted"
+    assert scene.happened("taken") == 1
 
 
 def test_who_has_said_more_already_is_not_gone(sessiond: Callable[..., Sessiond]) -> None:

@@ -1,8 +1,6 @@
 """What a caller is told is what is stored, whoever was away meanwhile."""
 
 import contextlib
-import json
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -110,21 +108,3 @@ def test_a_known_key_is_answered_only_by_who_still_owns_the_session(sessiond: St
     known.end()
     other.end()
     assert known.answer != here.scene.ids["k"], "that one has ended"
-
-
-def test_a_place_that_nobody_would_know_is_not_taken(sessiond: Start) -> None:
-    """It would bar the worker for `absence`."""
-    service = sessiond(scripted_env())
-    scene = Scene(service, SESSION)
-    scene.take("w", "worker")
-    service.pause()
-    body = json.dumps({"kind": "handler"}).encode()
-    head = (
-        f"POST /v1/sessions/{SESSION}/tickets HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer {service.keys['handler']}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
-        connection.sendall(head.encode() + body)
-    service.go_on()
-    assert scene.wait("w", 20)["state"] == "granted"
-    assert scene.happened("taken") == 1

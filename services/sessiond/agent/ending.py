@@ -99,8 +99,8 @@ def exited(d: Draft, e: st.Exited) -> None:
     if d.agent.turn is not None and d.agent.turn.result is not None:
         _conclude(d, d.agent.turn)
     turn = d.agent.turn
-    fails = d.agent.fails + (e.tried and _failed(why, turn))
-    died = fails > d.agent.fails
+    died = e.tried and _failed(why, turn)
+    fails = d.agent.fails + died
     broken = why in FATAL or (died and fails >= FAILS_ALLOWED)
     d.set(
         said="idle", requests={}, tasks=frozenset(), stopped_tasks=frozenset(), strays=False, questions={},
