@@ -5,6 +5,7 @@ them. A mask replaces what differs from run to run: ids, times, durations, addre
 ids get equal names within one scene, so that relations between facts stay visible.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -43,6 +44,8 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("run", rf"{HOST}-\d+-[0-9a-f]{{6,}}"),
     ("past", r"(?<=past:)[0-9a-f]{64}"),
     ("hex", r"(?<![0-9a-f-])[0-9a-f]{32}(?![0-9a-f-])"),
+    ("cookie", r"(?<==)\d{10}\.[0-9a-f]{64}"),
+    ("date", r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT"),
     ("url", r"http://127\.0\.0\.1:\d+"),
     ("unix", r"unix://[^\s\"']+"),
 )
@@ -126,8 +129,8 @@ class Mask:
     def _text(self, text: str, key: str) -> str:
         if key in ("secret", "Lease-Secret"):
             return self.secret(text)
-        if key == "Retry-After":
-            return text
+        if key == "task_id":
+            return "<task>"
         if text.startswith("{") and isinstance(inner := decoded(text), dict):
             return json.dumps(self.value(inner), sort_keys=True)
         masked = self.text(text)
@@ -306,16 +309,14 @@ def events_of(data: bytes) -> list[dict[str, Any]]:
 
 
 def squeezed(mask: Mask, events: Iterable[dict[str, Any]]) -> list[Any]:
-    """The events masked; equal neighbours become one with `again`."""
+    """The events masked; equal neighbours become one."""
     found: list[Any] = []
     for event in events:
         one = {name: mask.value(value, name) for name, value in event.items()}
         data = one.get("data")
         if isinstance(data, dict) and isinstance(data.get("event"), dict):
             data["event"].pop("n", None)
-        if found and {k: v for k, v in found[-1].items() if k != "again"} == one:
-            found[-1]["again"] = True
-        else:
+        if not found or found[-1] != one:
             found.append(one)
     return found
 
@@ -329,10 +330,11 @@ class Reader:
         self._thread.start()
 
     def _read(self) -> None:
-        for piece in self._answer.stream(65536):
-            self._data += piece
-            if self._data.endswith(b"\n\n") and self._enough(self.events):
-                break
+        with contextlib.suppress(urllib3.exceptions.HTTPError, OSError):  # the service may be killed meanwhile
+            for piece in self._answer.stream(65536):
+                self._data += piece
+                if self._data.endswith(b"\n\n") and self._enough(self.events):
+                    break
         self._answer.close()
 
     @property
@@ -456,6 +458,8 @@ def metrics_of(text: str, counted: Callable[[str, Mapping[str, str]], bool]) -> 
     for family in text_string_to_metric_families(text):
         samples: dict[str, Any] = {}
         for one in family.samples:
+            if one.labels.get("route") == "/readyz":
+                continue  # asked until it is ready
             labels = {k: ("<masked>" if one.name.endswith("_info") else v) for k, v in one.labels.items()}
             name = one.name + "".join(f" {k}={v}" for k, v in sorted(labels.items()))
             samples[name] = one.value if counted(one.name, labels) else "<number>"
