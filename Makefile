@@ -13,16 +13,16 @@ $(VENV)/ready: requirements-dev.txt requirements-agent.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements-dev.txt
 	$(PIP) --no-deps -r requirements-agent.txt
-	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sessiond-services.pth").write_text(str(pathlib.Path("services").resolve()) + "\n")'
-	for name in sessiond:sessiond.main sessionctl:ops.sessionctl; do \
+	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sessiond-services.pth").write_text("".join(str(pathlib.Path("services", name).resolve()) + "\n" for name in ("common", "ops", "sessiond", "webhook", "worker")))'
+	for name in sessiond:sessiond.main sessionctl:sessiond_ops.sessionctl; do \
 	  printf '#!/bin/sh\nexec "%s" -m %s "$$@"\n' "$(CURDIR)/$(BIN)/python" "$${name#*:}" > "$(BIN)/$${name%:*}" && chmod +x "$(BIN)/$${name%:*}"; done
 	touch $@
 
 up: setup
-	exec $(BIN)/python -m ops.up
+	exec $(BIN)/python -m sessiond_ops.up
 
 demo: setup
-	@exec $(BIN)/python tests/demo.py
+	@exec $(BIN)/python tests/system/demo.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,26 +38,31 @@ test: lint
 # The lock, its store and its owner under everything that can go wrong; tables, then one line. What has no larger form
 # is left to `make test`, which tries it all the same: this shall take five minutes at most.
 check-lock: setup
-	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/service/test_soak.py tests/lock tests/store tests/cli/test_verify.py \
-	  $(addprefix tests/service/test_,$(addsuffix .py,clocks crash_matrix ledger order stalls taken_over))
+	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/system/sessiond/session tests/unit/sessiond/lock \
+	  tests/unit/sessiond/verify tests/integration/sessiond/cli tests/integration/sessiond/store/test_ledger.py \
+	  tests/integration/sessiond/store/test_store.py tests/integration/sessiond/session/pipeline
 
 # The same for the agent: the fault table with the scripted one, then the real binary.
 check-agent: setup
-	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/agent tests/real
+	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/sessiond/agent tests/integration/sessiond/agent \
+	  tests/integration/sessiond/session/agent tests/system/sessiond/agent tests/system/claude
 
 # What a comment and a task come to, whatever dies: every row, printed.
 check-answers: setup
-	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/base tests/webhook tests/worker tests/whole
+	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/webhook tests/unit/worker tests/integration/common \
+	  tests/integration/webhook tests/integration/worker tests/system/webhook tests/system/worker \
+	  tests/system/test_deliveries.py tests/system/test_log_story.py tests/system/test_metrics.py
 
 # All of it in containers, from a fresh clone; needs an engine with compose v2, and says so where there is none.
 compose-test: setup
-	$(BIN)/python tests/compose/run.py
+	$(BIN)/python tests/system/compose/run.py
 
 # What one sees, without an engine: metrics, rules and every panel in a real Prometheus, the board in a real Chromium,
 # the logs; what is not installed (Debian's prometheus, chromium) is skipped and named.
 check-see: setup
-	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/see tests/whole/test_metrics.py tests/whole/test_story.py \
-	  tests/board tests/http/test_board.py tests/base/test_log.py
+	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/grafana tests/system/grafana tests/system/test_metrics.py \
+	  tests/system/test_log_story.py tests/system/sessiond/http tests/integration/sessiond/http/board \
+	  tests/integration/common/log
 
 clean:
 	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from servers import Caller, Github, Model, Redis, Sessiond, Webhook
+pytest.register_assert_rewrite("support")
 
-pytest_plugins = ["summary"]
+from support.servers import Caller, Github, Model, Redis, Sessiond, Webhook  # noqa: E402
+
+pytest_plugins = ["support.summary", "support.webhook_fixtures", "support.worker_fixtures"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in a shell's background: every process started here would be deaf to Ctrl-C as well.

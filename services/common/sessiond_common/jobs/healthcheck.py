@@ -1,0 +1,29 @@
+"""`python -m sessiond_common.jobs.healthcheck`: the health check of a process that takes jobs.
+
+Exit status 0 when rq knows a worker on this host.
+"""
+
+import os
+import socket
+import sys
+
+import redis
+
+from sessiond_common.env import Env
+
+
+def main() -> int:
+    """1 when there is none, or Redis does not answer."""
+    connection = redis.Redis.from_url(
+        Env(os.environ).redis_url(), socket_timeout=3, socket_connect_timeout=3, decode_responses=True
+    )
+    here = socket.gethostname()
+    for key in connection.smembers("rq:workers"):
+        if connection.hget(key, "hostname") == here:
+            return 0
+    print(f"no rq worker on {here}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

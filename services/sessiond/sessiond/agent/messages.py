@@ -1,0 +1,210 @@
+"""What each of the agent's lines does to its state. Pure.
+
+A result is ours only if it names our uuid; what no holder sent goes to the ledger and to nobody.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sessiond.agent import protocol as wire
+from sessiond.agent import state as st
+from sessiond.agent.permissions import refusal
+from sessiond.agent.termination import fail, recover, stop
+from sessiond.agent.transitions import ALIVE, Draft, Move
+from sessiond.lock.rules import Kind
+
+NEEDED: Final = frozenset({"interrupt_cancel_queued_v1", "msg_lifecycle_v1"})
+"""Capabilities without which a binary is refused."""
+ODD_ALLOWED: Final = 1000
+"""Lines that nobody asked for, between two turns' ends: a few are usual, and each is a step with an entry."""
+
+
+def read(d: Draft, e: st.Got) -> None:
+    """One line; of a process that was asked to end, none counts."""
+    if d.agent.phase in ALIVE:
+        _LINES.get(type(e.message), _other)(d, e.message)
+
+
+def _forward(d: Draft) -> None:
+    turn = d.agent.turn
+    if turn is not None and turn.taken and turn.result is None:
+        d.out.append(st.Forward())
+
+
+def _other(d: Draft, _: Any) -> None:
+    _forward(d)
+
+
+def _odd(d: Draft, event: str, **data: Any) -> None:
+    """A line that nobody asked for goes to the ledger, and costs the process its life if there is no end to them."""
+    d.note(event, **data)
+    d.set(odd=d.agent.odd + 1)
+    if d.agent.odd > ODD_ALLOWED:
+        d.note("fault", what="garbage", detail=f"{ODD_ALLOWED} lines that nobody asked for")
+        recover(d, "garbage")
+
+
+def _state(d: Draft, m: wire.StateChanged) -> None:
+    d.set(said=m.state)
+    if m.state == "idle":
+        d.set(foreign=False)
+        return
+    d.set(fenced=False)
+    turn = d.agent.turn
+    if (turn is None or not turn.written) and not d.agent.foreign:
+        # Nobody sent anything: a turn that claude began by itself. It is interrupted, and fenced.
+        d.set(foreign=True, dirty=True)
+        d.ask("interrupt", wire.interrupt)
+        _odd(d, "foreign", origin="unasked", state=m.state[:200])
+
+
+def _lifecycle(d: Draft, m: wire.Lifecycle) -> None:
+    turn = d.agent.turn
+    if turn is None or turn.uuid != m.uuid:
+        return
+    d.turn(lifecycle=m.state, taken=turn.taken or m.state == "started")
+    if m.state == "started" and d.agent.foreign:
+        _started(d)
+
+
+def _started(d: Draft) -> None:
+    """Its init was read, or that of a turn of claude's own into which it was folded: there is no other then."""
+    turn = d.agent.turn
+    if turn is not None and not turn.started:
+        d.turn(started=True)
+        d.out.append(st.TurnStarted(turn.id))
+
+
+def _init(d: Draft, m: wire.Init) -> None:
+    missing = NEEDED - m.capabilities
+    if missing:
+        d.note("fault", what="missing-capability", missing=sorted(missing), version=m.version)
+        stop(d, st.Stop("missing-capability"))
+        return
+    turn = d.agent.turn
+    if turn is None or not turn.taken:
+        d.set(dirty=True, foreign=True)
+        return
+    if m.session_id != d.agent.conversation:
+        d.note("fault", what="session-id-changed", conversation=m.session_id)
+        d.set(conversation=m.session_id, generation=d.agent.generation + 1)
+    _started(d)
+    _forward(d)
+
+
+def _result(d: Draft, m: wire.Result) -> None:
+    turn = d.agent.turn
+    # claude names every turn's result but that of an early error.
+    unnamed = m.is_error and not m.uuids and m.origin is None and turn is not None and turn.taken
+    if turn is None or not (turn.uuid in m.uuids or unnamed):
+        _spent(d, m)  # no holder's
+        d.set(dirty=True)
+        _odd(d, "foreign", origin=m.origin, state="result", text_chars=len(m.text), is_error=m.is_error)
+    elif turn.result is not None:
+        _spent(d, m)
+        _odd(d, "fault", what="second-result", turn=turn.id)
+    else:
+        if turn.uuid in m.uuids:
+            _started(d)
+        _forward(d)
+        d.turn(result=m, taken=True, cost=_spent(d, m))
+
+
+def _spent(d: Draft, m: wire.Result) -> float | None:
+    """What this result adds to the process's running total, which it tells."""
+    if m.cost_usd is None:
+        return None
+    before = d.agent.cost
+    d.set(cost=max(before, m.cost_usd))
+    return d.agent.cost - before
+
+
+def _response(d: Draft, m: wire.Response) -> None:
+    what = d.agent.requests.get(m.request_id)
+    if what is None:
+        _odd(d, "fault", what="unknown-response")
+        return
+    d.set(requests={k: v for k, v in d.agent.requests.items() if k != m.request_id})
+    name, _, value = what.partition(":")
+    # What a turn asked for that was cancelled meanwhile is not the next one's failure.
+    its = d.agent.turn is not None and d.agent.turn.asked == m.request_id
+    if name == "initialize":
+        _initialized(d, m)
+    elif name == "fence":
+        # A fence with something written behind it is none: a cancel may come while it is on its way.
+        d.set(fenced=d.agent.said == "idle" and m.request_id == d.last_request)
+    elif name == "interrupt":
+        d.out.append(st.Acked())
+    elif name == "rules" and not m.ok:
+        # Never a turn under the last holder's rules: the process is not used any further.
+        if its:
+            fail(d, f"rules-refused: {m.error}")
+        recover(d, "rules-refused")
+    elif name == "rules":
+        d.set(rules=Kind(value))
+    elif name == "model" and not m.ok:
+        if its:
+            fail(d, f"model-refused: {m.error}")
+    elif name == "model":
+        d.set(model=value)
+
+
+def _initialized(d: Draft, m: wire.Response) -> None:
+    if m.ok:
+        d.go(Move.READY)
+    else:
+        recover(d, "initialize-refused")
+
+
+def _question(d: Draft, m: wire.Question) -> None:
+    d.set(questions={**d.agent.questions, m.request_id: m})
+    d.out.append(st.Asked(m.request_id))
+
+
+def _request(d: Draft, m: wire.Request) -> None:
+    _odd(d, "fault", what="unknown-request", subtype=m.subtype[:200])
+    d.out.append(st.Write("refuse", wire.refuse(m.request_id, "this host does not know such requests")))
+    _forward(d)
+
+
+def _question_cancelled(d: Draft, m: wire.QuestionCancelled) -> None:
+    d.set(questions={rid: q for rid, q in d.agent.questions.items() if rid != m.request_id})
+
+
+def answer(d: Draft, e: st.Answer) -> None:
+    """Answers a question that is still open: denied once its turn is being cancelled or has its result."""
+    question, turn = d.agent.questions.get(e.request), d.agent.turn
+    if question is None or d.agent.phase not in ALIVE:
+        return
+    _question_cancelled(d, wire.QuestionCancelled(e.request))
+    if turn is None or not turn.taken or turn.result is not None or turn.cancel is not None:
+        why: str | None = "the turn is over"
+    else:
+        why = refusal(turn.kind, question, d.agent.cwd)
+    if why is None:
+        try:
+            d.out.append(st.Write("allow", wire.allow(e.request, question.input)))
+        except TypeError:
+            why = "its input is nested too deeply"
+    if why is not None:
+        d.note("denied", tool=question.tool, why=why[:200])
+        d.out.append(st.Write("deny", wire.deny(e.request, why)))
+
+
+def _tasks(d: Draft, m: wire.Tasks) -> None:
+    # A task that ended may have left something behind, of which claude knows nothing: it is looked for.
+    d.set(tasks=m.ids, dirty=d.agent.dirty or bool(d.agent.tasks - m.ids))
+    _forward(d)
+
+
+_LINES: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
+    wire.StateChanged: _state,
+    wire.Lifecycle: _lifecycle,
+    wire.Init: _init,
+    wire.Result: _result,
+    wire.Response: _response,
+    wire.Question: _question,
+    wire.Request: _request,
+    wire.Tasks: _tasks,
+    wire.QuestionCancelled: _question_cancelled,
+}

@@ -1,0 +1,65 @@
+"""Looking at a session, and what only operators may do."""
+
+from typing import Final
+
+from flask import Request, Response
+
+from sessiond.http import auth
+from sessiond.http.bodies import REASON_LIMIT, json_body, number, query_entry, query_number, text
+from sessiond.http.keys import Caller
+from sessiond.http.ports import Directory
+from sessiond.http.render import json_response, nothing
+from sessiond.http.sse import ledger_response
+
+_FORCE: Final = {"fence": number(1, 2**53, whole=True), "reason": text(REASON_LIMIT)}
+
+
+def view(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
+    """GET /"""
+    return json_response(sessions.look(name).view())
+
+
+def ledger(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
+    """GET /ledger?after=&wait=&count="""
+    after = query_entry(request, "after")
+    seconds = query_number(request, "wait", 0, 60, 0)
+    count = int(query_number(request, "count", 1, 5_000, 500))
+    look = sessions.look(name)
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        return ledger_response(look, after)
+    entries = look.ledger_after(after, count)
+    if not entries and seconds:
+        entries = look.wait_ledger(after, seconds)
+    return json_response({"entries": entries, "next": entries[-1]["id"] if entries else after})
+
+
+def force_release(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
+    """POST /force-release"""
+    auth.require_admin(caller)
+    body = json_body(request, _FORCE, frozenset(_FORCE))
+    sessions.get(name).force_release(body["fence"], body["reason"], caller.name)
+    return nothing()
+
+
+def restart(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
+    """POST /agent/restart"""
+    auth.require_admin(caller)
+    json_body(request, {})
+    sessions.get(name).restart_agent(caller.name)
+    return nothing()
+
+
+def conversation(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
+    """POST /conversation"""
+    auth.require_admin(caller)
+    json_body(request, {})
+    return json_response(sessions.get(name).new_conversation(caller.name), 201)
+
+
+ROUTES: Final = (
+    ("GET", "", view),
+    ("GET", "/ledger", ledger),
+    ("POST", "/force-release", force_release),
+    ("POST", "/agent/restart", restart),
+    ("POST", "/conversation", conversation),
+)

@@ -1,0 +1,180 @@
+"""What callers see of a session, as JSON objects. Pure: state in, dictionaries out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sessiond.lock.queries import handler_waits, waited_for
+from sessiond.lock.rules import Kind, priority_of
+from sessiond.lock.state import Lock, Ticket
+
+AHEAD_SHOWN = 50
+"""So many queued tickets are named before one; its position says how many they are."""
+
+
+class Queued:
+    """What is said of tickets. The queue is read once for all of them: some thousand would else take seconds."""
+
+    def __init__(self, lock: Lock) -> None:
+        self.tickets = lock.queue
+        self._lock = lock
+        self._place = {ticket.id: number for number, ticket in enumerate(self.tickets, 1)}
+        waited, barred = {t.id for t in waited_for(lock)}, handler_waits(lock)
+        self._before: dict[Kind, list[dict[str, Any]]] = {kind: [] for kind in Kind}
+        for other in self.tickets[:AHEAD_SHOWN]:
+            why = "head-wait" if other.id in waited else "queued"
+            for kind, found in self._before.items():
+                first = barred and kind is Kind.WORKER and other.kind is Kind.HANDLER
+                found.append({"ticket": other.id, "kind": other.kind.value, "why": "handlers-first" if first else why})
+
+    def ahead(self, ticket: Ticket) -> list[dict[str, Any]]:
+        """Why this ticket does not have the lock: who is before it, most decisive first; of many only the first."""
+        lease, drain = self._lock.lease, self._lock.drain
+        if lease is not None and lease.ticket == ticket.id:
+            return [{"ticket": None, "kind": lease.kind.value, "why": "held-by-another"}]
+        found: list[dict[str, Any]] = []
+        if lease is not None:
+            found.append({"ticket": lease.ticket, "kind": lease.kind.value, "why": "holds"})
+        if drain is not None:
+            found.append({"ticket": drain.ticket, "kind": drain.kind.value, "why": "draining"})
+        return found + self._before[ticket.kind][: self._place[ticket.id] - 1]
+
+    def view(self, ticket: Ticket, taken_at: str) -> dict[str, Any]:
+        """One ticket. `taken_at` RFC 3339."""
+        leased = self._lock.lease is not None and self._lock.lease.ticket == ticket.id
+        return {
+            "id": ticket.id,
+            "kind": ticket.kind.value,
+            "priority": priority_of(ticket.score),
+            "key": ticket.key,
+            "state": "leased" if leased else "queued",
+            "position": self._place.get(ticket.id),
+            "present": ticket.present,
+            "passed_over": ticket.passed,
+            "lapsed": ticket.lapsed,
+            "holder": ticket.holder,
+            "ahead": [] if leased else self.ahead(ticket),
+            "taken_at": taken_at,
+        }
+
+    def waiting(self, ticket: Ticket) -> dict[str, Any]:
+        """The answer of a wait that was not granted in its time."""
+        return {"state": "waiting", "position": self._place.get(ticket.id), "ahead": self.ahead(ticket)}
+
+
+def holder_view(lock: Lock, expires_at: str | None) -> dict[str, Any] | None:
+    """The living lease, without its secret."""
+    lease = lock.lease
+    if lease is None:
+        return None
+    return {
+        "fence": lease.fence,
+        "ticket": lease.ticket,
+        "kind": lease.kind.value,
+        "holder": lease.holder,
+        "claimed": lease.claimed,
+        "expires_at": expires_at,
+    }
+
+
+def snapshot(lock: Lock) -> dict[str, Any]:
+    """The lock as a ledger entry, so that a trimmed ledger can be read from here on."""
+    tickets = [
+        {
+            "id": t.id, "kind": t.kind.value, "score": t.score, "lapsed": t.lapsed, "holder": t.holder,
+            "superseded": sorted(t.superseded), "passed": t.passed, "present": t.present, "losses": t.losses,
+        }
+        for t in lock.tickets.values()
+    ]  # fmt: skip
+    lease = lock.lease and {
+        "fence": lock.lease.fence, "ticket": lock.lease.ticket, "kind": lock.lease.kind.value,
+        "claimed": lock.lease.claimed,
+    }  # fmt: skip
+    drain = lock.drain and {"fence": lock.drain.fence, "why": lock.drain.why.value}
+    return {
+        "tickets": tickets, "lease": lease, "drain": drain, "fence": lock.fence, "turn": lock.turn,
+        "tasks": lock.tasks,
+    }  # fmt: skip
+
+
+def result_event(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """The `result` event of a closed turn, from its record."""
+    names = ("outcome", "text", "reason", "usage", "cost_usd", "conversation")
+    return {"turn": turn["id"], **{n: turn.get(n) for n in names if turn.get(n) is not None or n == "text"}}
+
+
+HIDDEN = frozenset({"prompt_sha256", "turn"})
+
+
+def turn_view(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn's record as callers see it."""
+    return {k: v for k, v in turn.items() if k not in HIDDEN and v is not None}
+
+
+BOARD_QUEUE = 50
+"""So many tickets are shown one by one; of the rest the board tells how many they are."""
+
+
+def board_row(session: str, lock: Lock, since: str | None, agent: str) -> dict[str, Any]:
+    """A session in one line of the board. `since` RFC 3339, `agent` its state."""
+    lease = lock.lease
+    holder = lease and {"kind": lease.kind.value, "key": _key(lock, lease.ticket), "since": since}
+    waiting = {kind.value: 0 for kind in Kind}
+    for ticket in lock.queue:
+        waiting[ticket.kind.value] += 1
+    return {
+        "session": session, "holder": holder, "draining": lock.drain is not None, "waiting": waiting, "agent": agent,
+    }  # fmt: skip
+
+
+def board_lock(lock: Lock, since: str | None, taken: Mapping[str, str]) -> dict[str, Any]:
+    """Who holds since when, and who waits, in order and why. `taken` by ticket, RFC 3339.
+
+    Linear in the queue, unlike `ahead` of every ticket: it is rendered at every change.
+    """
+    lease, drain, queue = lock.lease, lock.drain, lock.queue
+    waited, barred = {t.id for t in waited_for(lock)}, handler_waits(lock)
+    before = {"head-wait": 0, "handler": 0, "worker": 0}
+    shown = []
+    for number, ticket in enumerate(queue[:BOARD_QUEUE], 1):
+        shown.append(
+            {
+                "position": number, "ticket": ticket.id, "kind": ticket.kind.value, "key": ticket.key,
+                "priority": priority_of(ticket.score), "holder": ticket.holder, "present": ticket.present,
+                "passed_over": ticket.passed, "lapsed": ticket.lapsed, "taken_at": taken.get(ticket.id) or None,
+                "why": _why(lock, ticket, before, barred),
+            }
+        )  # fmt: skip
+        before[ticket.kind.value] += 1
+        before["head-wait"] += ticket.id in waited
+    return {
+        "holder": lease and {
+            "fence": lease.fence, "kind": lease.kind.value, "ticket": lease.ticket, "key": _key(lock, lease.ticket),
+            "holder": lease.holder, "claimed": lease.claimed, "since": since,
+        },
+        "draining": drain and {
+            "kind": drain.kind.value, "ticket": drain.ticket, "key": _key(lock, drain.ticket), "why": drain.why.value,
+        },
+        "queue": shown,
+        "more": len(queue) - len(shown),
+        "turn": lock.turn,
+    }  # fmt: skip
+
+
+def _why(lock: Lock, ticket: Ticket, before: Mapping[str, int], barred: bool) -> list[dict[str, Any]]:
+    """What `ahead` says, most decisive first, counted instead of listed; `absent` if nobody waits on it."""
+    found: list[dict[str, Any]] = [] if ticket.present else [{"why": "absent"}]
+    if lock.lease is not None:
+        found.append({"why": "holds", "kind": lock.lease.kind.value})
+    if lock.drain is not None:
+        found.append({"why": "draining", "kind": lock.drain.kind.value})
+    if ticket.kind is Kind.WORKER and barred:
+        found.append({"why": "handlers-first", "count": before["handler"]})
+    elif before["handler"] + before["worker"]:
+        why = "head-wait" if before["head-wait"] else "queued"
+        found.append({"why": why, "count": before["handler"] + before["worker"]})
+    return found
+
+
+def _key(lock: Lock, ticket_id: str) -> str | None:
+    ticket = lock.tickets.get(ticket_id)
+    return ticket.key if ticket else None

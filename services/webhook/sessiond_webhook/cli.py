@@ -1,0 +1,121 @@
+"""`sessionctl send`: signs a payload as GitHub does and posts it to the ingress."""
+
+import argparse
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import orjson
+import urllib3
+
+from sessiond_common.env import Env, SettingsError
+from sessiond_webhook.deliveries import signature
+
+DEFAULT_URL: Final = "http://127.0.0.1:8421"
+TIMEOUT: Final = 30.0
+_JSON: Final = "application/json"
+_FORM: Final = "application/x-www-form-urlencoded"
+
+
+class _Bad(ValueError):
+    """Bad input, in one line."""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds this service's commands to sessionctl's subparsers."""
+    what = "signs a payload and posts it to the webhook"
+    made = commands.add_parser("send", help=what, description=what)
+    made.set_defaults(run=_send)
+    made.add_argument("file", metavar="FILE", help="the payload, JSON; - for standard input")
+    made.add_argument("--event", required=True, metavar="NAME", help="X-GitHub-Event, such as issue_comment")
+    made.add_argument("--url", help="the webhook's url (WEBHOOK_URL, else from WEBHOOK_HOST and WEBHOOK_PORT)")
+    secret = made.add_mutually_exclusive_group()
+    secret.add_argument("--secret", help="the secret (WEBHOOK_SECRET, else .state/webhook-secret)")
+    secret.add_argument("--secret-file", metavar="FILE", help="a file with the secret in its first line")
+    made.add_argument("--delivery", metavar="ID", help="X-GitHub-Delivery; a new one by default")
+    made.add_argument("--form", action="store_true", help="as a form with one field, payload")
+    made.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _send(options: argparse.Namespace) -> int:
+    """0 taken (2xx), 1 refused or nobody there, 2 bad input."""
+    try:
+        url, secret, body = _url(options), _secret(options), _payload(options.file)
+    except (_Bad, SettingsError) as error:
+        print(f"sessionctl: {error}", file=sys.stderr)
+        return 2
+    if options.form:
+        body = urlencode({"payload": body.decode()}).encode()
+    headers = {
+        "Content-Type": _FORM if options.form else _JSON,
+        "User-Agent": "GitHub-Hookshot/sessionctl",
+        "X-GitHub-Event": options.event,
+        "X-GitHub-Delivery": options.delivery or str(uuid.uuid4()),
+        signature.HEADER: signature.sign(secret, body),
+    }
+    try:
+        with urllib3.PoolManager(retries=False, timeout=TIMEOUT) as pool:
+            answer = pool.request("POST", f"{url}/github", body=body, headers=headers)
+    except (urllib3.exceptions.HTTPError, UnicodeError, ValueError) as error:
+        print(f"sessionctl: {url}: {error}", file=sys.stderr)
+        return 1
+    return _tell(answer.status, answer.data, headers["X-GitHub-Delivery"], as_json=options.json)
+
+
+def _tell(status: int, data: bytes, delivery: str, *, as_json: bool) -> int:
+    try:
+        found = orjson.loads(data) if data else {}
+    except orjson.JSONDecodeError:
+        found = {}
+    body: dict[str, Any] = found if isinstance(found, dict) else {}
+    good = 200 <= status < 300
+    word = body.get("outcome") or ("ignored" if status == 204 else body.get("type", "refused"))
+    if as_json:
+        print(orjson.dumps({**body, "status": status, "delivery": delivery, "outcome": word}).decode())
+    elif good:
+        more = [f"{name}={body[name]}" for name in ("demand", "ticket", "place", "task") if body.get(name) is not None]
+        print(f"{status} {word}", *more, f"delivery={delivery}")
+    else:
+        print(f"sessionctl: {status} {word}: {body.get('detail', '')}".rstrip(": "), file=sys.stderr)
+    return 0 if good else 1
+
+
+def _url(options: argparse.Namespace) -> str:
+    env = Env(os.environ)
+    here = f"http://{env.text('WEBHOOK_HOST', '127.0.0.1')}:{env.port('WEBHOOK_PORT', 8421)}"
+    url = str(options.url or env.url("WEBHOOK_URL", here)).rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise _Bad(f"not an http url: {url!r}")
+    return url
+
+
+def _secret(options: argparse.Namespace) -> str:
+    if options.secret_file:
+        given = Env({"WEBHOOK_SECRET_FILE": options.secret_file}).secret("WEBHOOK_SECRET")
+    else:
+        given = str(options.secret or Env(os.environ).secret("WEBHOOK_SECRET") or _own_secret())
+    if not given:
+        raise _Bad("no secret: give --secret or --secret-file, or set WEBHOOK_SECRET")
+    return given
+
+
+def _own_secret() -> str:
+    try:
+        lines = (Path(os.environ.get("SESSIOND_STATE_DIR", ".state")) / "webhook-secret").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return lines[0].strip() if lines else ""
+
+
+def _payload(name: str) -> bytes:
+    try:
+        body = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        orjson.loads(body)
+    except OSError as error:
+        raise _Bad(str(error)) from error
+    except orjson.JSONDecodeError as error:
+        raise _Bad(f"{name} is not JSON: {error}") from error
+    return body

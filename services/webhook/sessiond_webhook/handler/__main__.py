@@ -1,0 +1,8 @@
+"""`python -m sessiond_webhook.handler`: takes the handler's jobs until SIGTERM."""
+
+import sys
+
+from sessiond_webhook.handler.handler import main
+
+if __name__ == "__main__":
+    sys.exit(main())

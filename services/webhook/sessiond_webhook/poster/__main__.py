@@ -1,0 +1,8 @@
+"""`python -m sessiond_webhook.poster`: takes the poster's jobs until SIGTERM."""
+
+import sys
+
+from sessiond_webhook.poster.poster import main
+
+if __name__ == "__main__":
+    sys.exit(main())

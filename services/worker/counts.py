@@ -1,7 +1,0 @@
-"""What a run counts, in the work-horse of its job. docs: the table in docs/metrics.md."""
-
-from typing import Final
-
-from base.counting import Count
-
-TURNS: Final = Count("worker_turns_total", "Turns whose end a run recorded", "outcome")

@@ -1,0 +1,154 @@
+"""`sessionctl task …`: an operator's view of tasks. Talks to Redis directly; sessiond may be away.
+
+Every command's `run(options)` returns the exit status: 0 done, 1 refused or Redis away, 2 bad input; one line each.
+"""
+
+import argparse
+import os
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import redis
+
+from sessiond_common.env import Env, SettingsError
+from sessiond_common.jobs.queue import connect
+from sessiond_worker.tasks.machine import Budget, New, Refused, Source, State, Task
+from sessiond_worker.tasks.store import NoTask, Tasks
+
+Run = Callable[[Tasks, argparse.Namespace], int]
+SHOWN: Final = (
+    "id", "state", "reason", "session", "title", "source", "asked_by", "budget", "used", "used_before", "turn",
+    "interruptions", "outcome", "note", "ticket", "runs", "created_at", "started_at", "updated_at", "ended_at",
+)  # fmt: skip
+
+
+def add_commands(subparsers: Any) -> None:
+    """Adds `task` with its own commands below argparse's subparsers; each sets `run(options) -> status`."""
+    task = subparsers.add_parser("task", help="what the worker has to do", description="What the worker has to do.")
+    commands = task.add_subparsers(required=True, metavar="COMMAND", parser_class=type(task))
+
+    def command(name: str, run: Run, what: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+        made.set_defaults(run=lambda options: _guarded(run, options))
+        made.add_argument("--json", action="store_true", help="print JSON")
+        return made
+
+    add = command("add", _add, "a task for the worker; prints its id")
+    add.add_argument("session", metavar="owner/repo")
+    add.add_argument("title")
+    add.add_argument("instructions", nargs="?", help="what is to be done; - reads stdin; default: the title")
+    add.add_argument("--key", help="one living task a key; default: a new one each time")
+    add.add_argument("--turns", type=_count, help="budget (default: the worker's TASK_TURNS)")
+    add.add_argument("--minutes", type=_positive, help="budget, while turns run (TASK_MINUTES)")
+    add.add_argument("--usd", type=_positive, help="budget in US dollars (TASK_USD)")
+    look = command("list", _list, "tasks, oldest first")
+    look.add_argument("session", nargs="?", metavar="owner/repo")
+    look.add_argument("--state", choices=[state.value for state in State])
+    for name, run, what in (
+        ("show", _show, "everything about one task"),
+        ("cancel", _cancel, "ends a task; one that runs stops at once"),
+        ("retry", _retry, "an ended or stuck task once more, its budgets whole"),
+    ):  # fmt: skip
+        command(name, run, what).add_argument("task", metavar="ID")
+
+
+def redis_url(environ: Mapping[str, str] = os.environ) -> str:
+    """REDIS_URL, else the embedded server's socket below SESSIOND_STATE_DIR if it is there. Raises SettingsError."""
+    env = Env(environ)
+    socket = env.path("SESSIOND_STATE_DIR", Path(".state")) / "redis" / "redis.sock"
+    if not environ.get("REDIS_URL") and socket.is_socket():
+        return f"unix://{socket.resolve()}"
+    return env.redis_url()
+
+
+def _guarded(run: Run, options: argparse.Namespace) -> int:
+    try:
+        return run(Tasks(connect(redis_url())), options)
+    except (SettingsError, ValueError) as error:
+        return _say(str(error), 2)
+    except (NoTask, Refused) as error:
+        return _say(str(error), 1)
+    except redis.RedisError as error:
+        return _say(f"Redis is away: {error}", 1)
+
+
+def _say(text: str, status: int) -> int:
+    print("sessionctl:", " ".join(text.split()), file=sys.stderr)
+    return status
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return number
+
+
+def _told(task: Task, options: argparse.Namespace, words: str) -> int:
+    print(orjson.dumps(_shown(task)).decode() if options.json else words, flush=True)
+    return 0
+
+
+def _shown(task: Task) -> dict[str, Any]:
+    return {name: getattr(task, name) for name in SHOWN}
+
+
+def _add(tasks: Tasks, options: argparse.Namespace) -> int:
+    text = options.instructions or options.title
+    new = New(
+        key=options.key or f"cli-{uuid.uuid4().hex}",
+        session=options.session,
+        title=options.title,
+        instructions=sys.stdin.read() if text == "-" else text,
+        source=Source("cli"),
+        asked_by=os.environ.get("USER", ""),
+        budget=Budget(options.turns, options.minutes, options.usd),
+    )
+    task = tasks.add(new)
+    return _told(task, options, task.id)
+
+
+def _list(tasks: Tasks, options: argparse.Namespace) -> int:
+    found = tasks.list(options.session, State(options.state) if options.state else None)
+    if options.json:
+        print(orjson.dumps([_shown(task) for task in found]).decode(), flush=True)
+        return 0
+    for task in found:
+        print(_line(task))
+    if not found:
+        print("no tasks")
+    return 0
+
+
+def _line(task: Task) -> str:
+    why = f" ({task.reason or task.note})" if task.reason or task.note else ""
+    return f"{task.id} {task.session} {task.state.value}{why}: {task.title}"
+
+
+def _show(tasks: Tasks, options: argparse.Namespace) -> int:
+    task = tasks.get(options.task)
+    if options.json:
+        return _told(task, options, "")
+    for name, value in _shown(task).items():
+        if value is not None and value != "":
+            print(f"{name:<14} {value if isinstance(value, str | int) else orjson.dumps(value).decode()}")
+    return 0
+
+
+def _cancel(tasks: Tasks, options: argparse.Namespace) -> int:
+    return _told(tasks.cancel(options.task, os.environ.get("USER", "")), options, "cancelled")
+
+
+def _retry(tasks: Tasks, options: argparse.Namespace) -> int:
+    return _told(tasks.retry(options.task, os.environ.get("USER", "")), options, "queued")

@@ -1,0 +1,5 @@
+"""Runs tasks. `run` is the rq job."""
+
+from sessiond_worker.runner.runner import run
+
+__all__ = ["run"]

@@ -1,0 +1,104 @@
+"""A service's web process, told to leave: who has asked is answered, who only keeps a connection is not waited for.
+
+No time is measured: had it waited for them, it would have said so.
+"""
+
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import urllib3
+
+from support import payloads
+from support.servers import Sessiond, Webhook, eventually, scripted_env
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+def connected(port: int) -> socket.socket:
+    """A connection that was of use once, and is kept."""
+    found = socket.create_connection(("127.0.0.1", port), timeout=20)
+    found.sendall(REQUEST)
+    assert answered(found)
+    return found
+
+
+def answered(connection: socket.socket) -> bool:
+    """Whether a whole answer comes, and it is the right one."""
+    said = b""
+    while not said.endswith(b"}"):
+        more = connection.recv(65536)
+        if not more:
+            return False
+        said += more
+    return b" 200 " in said
+
+
+def signalled(worker: psutil.Process) -> bool:
+    """Whether SIGTERM waits for it to go on."""
+    lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+    (pending,) = (int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd"))
+    return bool(pending >> (signal.SIGTERM - 1) & 1)
+
+
+def leave(master: psutil.Process, port: int) -> None:
+    (worker,) = master.children()
+    idle, half, here = connected(port), connected(port), connected(port)
+    half.sendall(REQUEST[:20])
+    worker.suspend()
+    eventually(lambda: worker.status() == psutil.STATUS_STOPPED)
+    here.sendall(REQUEST)
+    master.terminate()
+    eventually(lambda: signalled(worker))
+    worker.resume()
+    assert answered(here), "what has arrived is answered"
+    assert [connection.recv(100) for connection in (idle, half, here)] == [b""] * 3
+    for connection in (idle, half, here):
+        connection.close()
+
+
+def check(log: str) -> None:
+    assert not [word for word in ("not answered in time", "Traceback", "Error") if word in log], log
+
+
+def test_sessiond(sessiond: Callable[..., Sessiond]) -> None:
+    service = sessiond(scripted_env())
+    leave(psutil.Process(service.pid), service.port)
+    service.terminate()
+    check(service.log_text())
+
+
+def test_webhook(webhook: Callable[..., Webhook]) -> None:
+    service = webhook({"WEBHOOK_PROCESSES": "1"})
+    leave(psutil.Process(service.process.pid), service.port)
+    assert service.process.wait(20) == 0
+    check(service.log_text(0))
+
+
+def closed(port: int) -> bool:
+    """Whether nobody listens there any more."""
+    with socket.socket() as found:
+        return found.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_is_being_answered_is_waited_for_but_not_for_ever(webhook: Callable[..., Webhook], answers: bool) -> None:
+    service = webhook({"WEBHOOK_PROCESSES": "1"})
+    service.hold("ingress-committed")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(service.post, "issue_comment", payloads.comment("IC_1"), "one")
+        service.reached("ingress-committed")
+        service.process.terminate()
+        eventually(lambda: closed(service.port))
+        if answers:
+            service.let_go("ingress-committed")
+            assert asked.result().status == 202
+        else:
+            with pytest.raises(urllib3.exceptions.ProtocolError):
+                asked.result()
+    assert service.process.wait(20) == 0
+    assert ("1 connections were not answered in time" in service.log_text(0)) is not answers

@@ -1,0 +1,113 @@
+"""With many descriptors open, and with none left: agents start, end and are looked at as ever."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import psutil
+
+from sessiond.client import Client
+from support.servers import Sessiond, eventually, scripted_env
+
+SESSION = "octo/hello"
+MANY = 1100
+"""More than select() takes."""
+Start = Callable[..., Sessiond]
+
+
+def worker_of(service: Sessiond) -> psutil.Process:
+    (worker,) = psutil.Process(service.pid).children()
+    return worker
+
+
+@contextmanager
+def blind(process: psutil.Process) -> Iterator[None]:
+    """It gets no further descriptor meanwhile."""
+    before = process.rlimit(psutil.RLIMIT_NOFILE)
+    process.rlimit(psutil.RLIMIT_NOFILE, (4, before[1]))
+    try:
+        yield
+    finally:
+        process.rlimit(psutil.RLIMIT_NOFILE, before)
+
+
+def says(client: Client, prompt: str) -> tuple[str, str]:
+    with client.lease(SESSION, timeout=60) as lease:
+        result = lease.turn(prompt).result()
+    return result.outcome, result.text
+
+
+def test_an_agent_starts_beside_many_connections(sessiond: Start) -> None:
+    service = sessiond(scripted_env())
+    with ExitStack() as held:
+        for _ in range(MANY):
+            one = held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: worker_of(service).num_fds() > MANY, 30)
+        assert says(service.client(), "#say one") == ("completed", "one")
+
+
+def test_an_agents_end_is_seen_once_it_can_be(sessiond: Start) -> None:
+    service = sessiond(scripted_env())
+    client = service.client()
+    assert says(client, "#say one") == ("completed", "one")
+    (started,) = [e["guard"] for e in client.ledger(SESSION) if e["event"] == "agent-started"]
+    guard = psutil.Process(started["pid"])
+    with blind(worker_of(service)):
+        os.kill(started["agent_pid"], signal.SIGKILL)
+        # Its guard is a child of the worker's: once reaped it is out of the table, and what it left is looked for.
+        eventually(lambda: not guard.is_running(), 30)
+        time.sleep(0.2)
+    assert says(client, "#say two") == ("completed", "two")
+
+
+def test_a_turn_completes_although_the_tree_cannot_be_looked_at(sessiond: Start) -> None:
+    service = sessiond(scripted_env())
+    client, mark = service.client(), service.state / "work" / SESSION / "fenced.mark"
+    with client.lease(SESSION) as lease:
+        assert lease.turn("#say one").result().completed
+        turn = lease.turn("#at completed sleep=500\n#at fenced sleep=1\n#say two")
+        eventually(lambda: client.turn(SESSION, turn.id)["state"] == "started")
+        with blind(worker_of(service)):
+            eventually(mark.exists, 30)
+            time.sleep(0.5)
+        result = turn.result()
+    assert (result.outcome, result.text) == ("completed", "two")
+    assert not [e for e in client.ledger(SESSION) if e["event"] in ("refused", "recovery")]
+
+
+TOO_FEW = """
+import os, resource
+import gevent
+from pathlib import Path
+from sessiond.agent.process.pipes import SpawnError
+from sessiond.agent.process.agent_process import AgentProcess
+
+def mine():
+    return set(os.listdir("/proc/self/fd"))
+
+gevent.sleep(0.01)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+filled = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]  # no number is free below the last
+for room in range(1, 13):
+    before = mine()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (filled[-1] + 1 + room, hard))
+    try:
+        AgentProcess.spawn(["/bin/true"], Path("/"), {}, print, print)
+        print(room, "it started")
+    except (OSError, SpawnError):
+        pass
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if mine() != before:
+        print(room, "left behind:", len(mine() - before))
+"""
+
+
+def test_a_start_that_had_too_few_leaves_none_behind() -> None:
+    found = subprocess.run([sys.executable, "-c", TOO_FEW], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == []

@@ -1,0 +1,100 @@
+"""The owner loop's line to its agent: what is not taken out of the inbox stays in the pipe."""
+
+import subprocess
+from pathlib import Path
+
+import gevent
+
+from sessiond.agent import state as st
+from sessiond.agent.process import guard as guarding
+from sessiond.agent.process.agent_process import AgentProcess
+from sessiond.agent.process.guard_registry import GuardId, boot_id
+from sessiond.agent.process.pipes import READ_SIZE, Pipes
+from sessiond.session.agent.link import LINE_WEIGHT, UNREAD_LIMIT, AgentLink, FromAgent
+from sessiond.session.agent.slots import Slots
+from sessiond.settings import Settings
+from support.agent.slot_owner import Owner
+
+
+def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path: Path) -> None:
+    """They may be what tells that its history is lost."""
+    ends: list[tuple[int | None, str]] = []
+    pipes = Pipes()
+    popen = pipes.start(["/bin/sh", "-c", "echo words >&2; exit 3"], tmp_path, {}, None)
+    assert popen.wait() == 3
+    AgentProcess(popen, pipes.identify(popen), pipes, print, lambda code, words: ends.append((code, words)))
+    with gevent.Timeout(60):
+        while not ends:
+            gevent.sleep(0.01)
+    assert ends == [(3, "words\n")]
+
+
+def test_callers_stand_behind_few_lines_however_short_they_are(tmp_path: Path) -> None:
+    found: list[FromAgent] = []
+    settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec yes"))
+    link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
+    link.start("c", False)
+    with gevent.Timeout(60):
+        while link._process is None or link._process._flowing.is_set():
+            gevent.sleep(0.01)
+    lines = sum(len(item.lines or ()) for item in found)
+    assert 0 < lines <= UNREAD_LIMIT // LINE_WEIGHT + READ_SIZE // 2
+    link.end()
+    with gevent.Timeout(60):
+        while not found or not isinstance(found[-1].event, st.Exited):
+            while found and not isinstance(found[-1].event, st.Exited):
+                link.accepts(found.pop())
+                link.flow()
+            gevent.sleep(0.01)
+
+
+def test_a_slot_is_free_again_although_nobody_hears_of_the_end(tmp_path: Path) -> None:
+    found: list[FromAgent] = []
+    slots, settings = Slots(1), Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
+    link = AgentLink("o/r", settings, slots, Owner(), found.append)
+    link.start("c", False)
+    with gevent.Timeout(60):
+        while not link.alive:
+            gevent.sleep(0.01)
+        link.disown()
+        assert slots.take(Owner())
+
+
+def test_who_forgoes_has_no_slot_although_it_holds_another(tmp_path: Path) -> None:
+    slots, owner = Slots(1), Owner()
+    assert slots.take(owner)
+    second = gevent.spawn(slots.take, owner)
+    gevent.sleep(0)
+    slots.forgo(owner)
+    assert second.get(timeout=60) is False
+    slots.give(owner)
+    assert slots.take(Owner())
+
+
+def test_only_the_last_wait_for_predecessors_counts(tmp_path: Path) -> None:
+    """The end of an earlier one is no end of the process that runs by now."""
+    found: list[FromAgent] = []
+    settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
+    link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
+    script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    deaf = subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE)
+    assert deaf.stdout is not None and deaf.stdout.readline() == b"ready\n"
+    known = guarding.process(deaf.pid)
+    assert known is not None
+    link.await_predecessors([GuardId(deaf.pid, known.start_time, boot_id(), 1)])
+    link.disown()
+    link.await_predecessors([])
+    with gevent.Timeout(60):
+        while not found:
+            gevent.sleep(0.01)
+        assert [link.accepts(item) for item in found] == [True]
+        link.start("c", False)
+        while len(found) < 3:  # the start, and the first wait's end
+            gevent.sleep(0.01)
+        kinds = [(type(item.event), link.accepts(item)) for item in found[1:]]
+        assert kinds == [(st.Spawned, True), (st.Exited, False)] and link.alive
+        link.end()
+        while len(found) < 4:
+            gevent.sleep(0.01)
+    deaf.stdout.close()
+    deaf.wait()

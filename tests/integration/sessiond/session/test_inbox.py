@@ -1,0 +1,110 @@
+"""What a caller is told is what is stored, whoever was away meanwhile."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from sessiond.client import NotOwner, Unavailable
+from support.servers import Redis, Sessiond, eventually, scripted_env
+from support.session.crash_scenes import Scene
+
+SESSION = "octo/hello"
+SHORT = {"owner_ttl": 2.0, "owner_renew": 0.4, "owner_doubt": 1.5}
+Start = Callable[..., Sessiond]
+
+
+def test_a_turn_without_a_key_is_told_to_ask_again_only_if_it_does_not_run(
+    sessiond: Start, redis_server: Redis
+) -> None:
+    """Redis stands still while it is accepted, and does it when it goes on."""
+    service = sessiond(scripted_env())
+    scene = Scene(service, SESSION)
+    scene.lease("a")
+    redis_server.pause()
+    turn = scene.later(scene.turn, "a", "#say once")
+    try:
+        eventually(lambda: "Redis is away" in service.log_text(), 20)
+    finally:
+        redis_server.go_on()
+    turn.end()
+    assert (turn.told, scene.again(scene.sent, "#say once")) == ("completed", 1)
+
+
+class Elsewhere:
+    """One owner that stands still at a point of a step, and another that takes the session over."""
+
+    def __init__(self, start: Start, place: Path, point: str) -> None:
+        self.point = place / "hooks" / SESSION / point
+        self.first = start({**scripted_env(**SHORT), "SESSIOND_HOOKS_DIR": str(place / "hooks")}, name="a")
+        self.second = start(scripted_env(**SHORT), name="b")
+        self.scene = Scene(self.first, SESSION)
+        self.point.parent.mkdir(parents=True)
+
+    def hold(self) -> None:
+        self.point.with_name(f"{self.point.name}.hold").touch()
+
+    def reached(self) -> None:
+        eventually(self.point.with_name(f"{self.point.name}.reached").exists, 20)
+
+    def overtaken(self) -> None:
+        """The first one stands still, whole, until the second has the session."""
+        self.first.pause()
+        eventually(self._taken, 20)
+
+    def _taken(self) -> bool:
+        with contextlib.suppress(NotOwner, Unavailable):
+            return bool(self.second.client().view(SESSION)["owner"]["url"] == self.second.url)
+        return False
+
+    def go_on(self) -> None:
+        self.point.with_name(f"{self.point.name}.hold").unlink()
+        self.first.go_on()
+
+
+def test_a_reader_whose_turns_end_is_stored_is_told_that_end(sessiond: Start, tmp_path: Path) -> None:
+    here = Elsewhere(sessiond, tmp_path, "committed.turn-closed")
+    here.scene.lease("a")
+    here.hold()
+    turn = here.scene.later(here.scene.turn, "a", "#say the end", "k")
+    here.reached()
+    here.overtaken()
+    here.go_on()
+    turn.end()
+    stored = here.second.client().turn_by_key(SESSION, "k")
+    assert (turn.answer.outcome, turn.answer.text) == (stored["outcome"], stored["text"]) == ("completed", "the end")
+
+
+def test_a_reader_whose_turns_end_nobody_knows_asks_the_next_owner(sessiond: Start, redis_server: Redis) -> None:
+    """Redis stands still as the turn ends, and sessiond is stopped meanwhile."""
+    service = sessiond(scripted_env())
+    scene = Scene(service, SESSION)
+    scene.lease("a")
+    turn = scene.later(scene.turn, "a", "#at text until=go\n#say the end", "k")
+    scene.started()
+    redis_server.pause()
+    (service.state / "work" / SESSION / "go").touch()
+    eventually(lambda: "Redis is away" in service.log_text(), 20)
+    ending = threading.Thread(target=service.terminate)
+    ending.start()
+    ending.join()
+    redis_server.go_on()
+    service.start()
+    turn.end()
+    stored = scene.again(scene.client.turn_by_key, SESSION, "k")
+    assert (turn.answer.outcome, turn.answer.text) == (stored["outcome"], stored["text"])
+
+
+def test_a_known_key_is_answered_only_by_who_still_owns_the_session(sessiond: Start, tmp_path: Path) -> None:
+    here = Elsewhere(sessiond, tmp_path, "acted.taken")
+    here.scene.take("k")
+    here.hold()
+    other = here.scene.later(here.scene.take, "z")
+    here.reached()
+    known = here.scene.later(here.scene.take, "k")
+    here.overtaken()
+    here.second.client().withdraw(SESSION, here.scene.ids["k"])
+    here.go_on()
+    known.end()
+    other.end()
+    assert known.answer != here.scene.ids["k"], "that one has ended"

@@ -1,0 +1,366 @@
+"""A ledger recorded from a real run, whole and doctored: each rule that is broken in it is named at its entry."""
+
+import copy
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import redis as redis_library
+
+from sessiond.client import Client, Lease
+from sessiond.verify import verify
+from support.lock.doctoring import shares
+from support.lock.histories import Entries
+from support.servers import TESTS, Redis, Sessiond, eventually, scripted_env
+from support.size import FULL
+
+SESSION = "octo/hello"
+Start = Callable[..., Sessiond]
+SHORT = {"head_wait": 0.2, "poll_grace": 10.0, "absence": 1.0, "claim_window": 10.0}
+
+
+def wait(client: Client, ticket: str, holder: str, seconds: float) -> dict[str, Any]:
+    body = {"holder": holder, "wait": seconds}
+    return dict(client._transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=60).body)
+
+
+def renew(client: Client, granted: dict[str, Any], method: str = "POST", path: str = "/lease/renew") -> None:
+    client._transport.call(method, path, session=SESSION, secret=granted["lease"]["secret"])
+
+
+class Play:
+    """Everything that a session can go through, in one run."""
+
+    def __init__(self, service: Sessiond, server: Redis) -> None:
+        self.service, self.server, self.client = service, server, service.client()
+        self.worker = self.client.take(SESSION, kind="worker", key="task")["id"]
+
+    def turns(self) -> None:
+        """Two turns of one lease, one of them cancelled; background tasks that the lease's end stops."""
+        with self.client.lease(SESSION, key="turns") as lease:
+            assert lease.turn("#say one").result().completed
+            self.cut(lease, lambda turn: self.client._transport.call("DELETE", f"/turns/{turn}", session=SESSION))
+            assert lease.turn("#bg 60s\n#say two").result().completed
+            eventually(lambda: self.client.view(SESSION)["agent"]["tasks"])
+
+    def cut(self, lease: Lease, cancel: Callable[[str], object]) -> None:
+        turn = lease.turn("#tokens 100000\n#pace 5ms")
+        eventually(lambda: self.client.turn(SESSION, turn.id)["state"] == "started")
+        cancel(turn.id)
+        assert turn.result().outcome in ("cancelled", "lost")
+
+    def preemption(self) -> None:
+        """Two handlers cut the worker's turn; they are served in order, and the worker goes on."""
+        with self.client.lease(SESSION, kind="worker", key="task") as lease:
+            taken: list[dict[str, Any]] = []
+            self.cut(lease, lambda _: taken.extend(self.client.take(SESSION, key=k) for k in ("A", "B")))
+            lease.abandon()
+        for ticket in taken:
+            self.serve(ticket["id"])
+
+    def serve(self, ticket: str, holder: str = "p") -> None:
+        granted = wait(self.client, ticket, holder, 15)
+        assert granted["state"] == "granted"
+        renew(self.client, granted)
+        renew(self.client, granted, "DELETE", "/lease")
+
+    def superseding(self) -> None:
+        """While one holds, another holder's wait supersedes a wait that ran its time; then both tickets are served."""
+        a, b = (self.client.take(SESSION, key=key)["id"] for key in ("S", "T"))
+        granted = wait(self.client, a, "p", 15)
+        renew(self.client, granted)
+        assert wait(self.client, b, "old", 0)["state"] == "waiting"
+        assert wait(self.client, b, "new", 0)["state"] == "waiting"
+        renew(self.client, granted, "DELETE", "/lease")
+        self.serve(b, "new")
+
+    def passing(self) -> None:
+        """An absent handler is passed over, then lapses; only then the worker has the lock."""
+        absent, there = (self.client.take(SESSION, key=key)["id"] for key in ("absent", "there"))
+        self.serve(there)
+        granted = wait(self.client, self.worker, "w", 15)
+        renew(self.client, granted)
+        self.client.force_release(SESSION, granted["lease"]["fence"], "the play's")
+        self.client.withdraw(SESSION, absent)
+        self.worker = self.client.take(SESSION, kind="worker", key="task")["id"]
+
+    def workers(self) -> None:
+        """Two workers wait behind one."""
+        one, two, three = (self.client.take(SESSION, kind="worker", key=key)["id"] for key in ("x", "y", "z"))
+        self.client.withdraw(SESSION, self.worker)
+        granted = wait(self.client, one, "p", 15)
+        renew(self.client, granted)
+        for ticket in (two, three):
+            assert wait(self.client, ticket, "p", 0)["state"] == "waiting"
+        renew(self.client, granted, "DELETE", "/lease")
+        for ticket in (two, three):
+            self.serve(ticket)
+        self.worker = self.client.take(SESSION, kind="worker", key="task")["id"]
+
+    def faults(self) -> None:
+        """An operator restarts the agent and begins a fresh conversation; Redis loses all; the owner is killed."""
+        self.client.restart_agent(SESSION)
+        self.client.new_conversation(SESSION)
+        with self.client.lease(SESSION, key="lost") as lease:
+            assert lease.turn("#say three").result().completed
+            kept = self.entries()
+            with redis_library.Redis.from_url(self.server.url) as connection:
+                connection.flushall()
+            self.client.take(SESSION, key="again")
+            self.refill(kept)
+        with self.client.lease(SESSION, key="killed") as lease:
+            turn = lease.turn("#tokens 100000\n#pace 5ms")
+            eventually(lambda: self.client.turn(SESSION, turn.id)["state"] == "started")
+            self.service.kill9()
+            self.service.start()
+            lease.abandon()
+        eventually(lambda: self.client.view(SESSION)["turn"] is None, 20)
+
+    def refill(self, kept: Entries) -> None:
+        """The stream as a Redis has it that lost its last second only: what was kept, and what came since."""
+        key, since = f"sessiond:{{{SESSION}}}:ledger", self.entries()
+        with redis_library.Redis.from_url(self.server.url) as connection:
+            connection.delete(key)
+            connection.sadd("sessiond:sessions", SESSION)
+            last = kept[-1]["version"] - 2
+            for e in [*(e for e in kept if e["version"] <= last), *since]:
+                data = {k: v for k, v in e.items() if k not in ("id", "at", "epoch", "version", "event")}
+                fixed: dict[Any, Any] = {n: e[n] for n in ("event", "epoch", "version")}
+                connection.xadd(key, {**fixed, "data": json.dumps(data)}, id=e["id"])
+
+    def entries(self) -> Entries:
+        return self.client.ledger(SESSION)
+
+
+def record(service: Sessiond, server: Redis) -> Entries:
+    play = Play(service, server)
+    for scene in (play.turns, play.preemption, play.superseding, play.workers, play.passing, play.faults):
+        scene()
+    return play.entries()
+
+
+# ---- doctors: each returns the id of the entry that now breaks the rule -----------------------
+
+
+class Found:
+    """An honest ledger, and how to find one's way in it."""
+
+    def __init__(self, honest: Entries) -> None:
+        self.entries = copy.deepcopy(honest)
+
+    def at(self, event: str, **having: Any) -> Iterator[int]:
+        """Where these entries are."""
+        for number, e in enumerate(self.entries):
+            if e["event"] == event and all(e.get(k) == v for k, v in having.items()):
+                yield number
+
+    def step(self, number: int) -> range:
+        """All entries of this one's step."""
+        mine = [n for n, e in enumerate(self.entries) if e["version"] == self.entries[number]["version"]]
+        return range(mine[0], mine[-1] + 1)
+
+    def has(self, step: range, *events: str) -> bool:
+        return set(events) <= {self.entries[n]["event"] for n in step}
+
+    def blank(self, *numbers: int) -> None:
+        """These say something else, which is no rule's affair; so no version is missing."""
+        for number in numbers:
+            self.entries[number] = {
+                **{k: self.entries[number][k] for k in ("id", "at", "epoch", "version")}, "event": "denied",
+            }  # fmt: skip
+
+    def cut_step(self, number: int) -> str:
+        """The rest of its step is not there; the id of this entry, now the step's last."""
+        self.blank(*[n for n in self.step(number) if n > number])
+        return str(self.entries[self.step(number)[-1]]["id"])
+
+    def id(self, number: int) -> str:
+        return str(self.entries[number]["id"])
+
+
+def no_dual_ownership(f: Found) -> str:
+    ended = next(n for n in f.at("ended", reason="released") if f.has(f.step(n), "granted"))
+    over = [n for n in f.step(ended) if f.entries[n]["event"] in ("ended", "ticket-ended")]
+    granted = next(n for n in f.step(ended) if f.entries[n]["event"] == "granted")
+    f.blank(*over)
+    return f.id(granted)
+
+
+def release_only_by_owner(f: Found) -> str:
+    ended = next(f.at("ended", reason="released"))
+    f.entries[ended]["fence"] += 1
+    return f.id(ended)
+
+
+def no_worker_while_handler_in_queue(f: Found) -> str:
+    """The handler's ticket does not end the worker's lease."""
+    ended = next(n for n in f.at("ended", reason="preempted") if f.entries[f.step(n)[0]]["event"] == "taken")
+    return f.cut_step(f.step(ended)[0])
+
+
+def _other_granted(f: Found, kind: str) -> str:
+    """The one behind it gets what the first of two was granted."""
+    keys = {"handler": ("A", "B"), "worker": ("y", "z")}[kind]
+    first, second = (f.entries[next(f.at("taken", key=key))] for key in keys)
+    granted = next(f.at("granted", ticket=first["ticket"]))
+    f.entries[granted] |= {"ticket": second["ticket"], "score": second["score"]}
+    return f.id(granted)
+
+
+def handler_fifo(f: Found) -> str:
+    return _other_granted(f, "handler")
+
+
+def worker_fifo(f: Found) -> str:
+    return _other_granted(f, "worker")
+
+
+def fence_grows(f: Found) -> str:
+    first, second, *_ = f.at("granted")
+    f.entries[second]["fence"] = f.entries[first]["fence"]
+    return f.id(second)
+
+
+def one_holder_per_lease(f: Found) -> str:
+    granted = list(f.at("granted"))[2]
+    f.entries[granted]["holder"] = "somebody"
+    return f.id(granted)
+
+
+def no_grant_while_draining(f: Found) -> str:
+    drained = next(n for n in f.at("drained") if f.has(f.step(n), "turn-closed"))
+    later = next(n for n in f.at("granted") if n > drained)
+    f.blank(drained)
+    return f.id(later)
+
+
+def force_release_frees(f: Found) -> str:
+    return f.cut_step(next(f.at("force-release")))
+
+
+def every_present_ticket_is_served(f: Found) -> str:
+    granted = next(n for n in f.at("granted", kind="handler") if f.has(f.step(n), "ended"))
+    f.blank(granted)
+    return f.id(f.step(granted)[-1])
+
+
+def no_place_lost(f: Found) -> str:
+    back = next(f.at("back"))
+    f.entries[back]["score"] += 1
+    return f.id(back)
+
+
+def lapsed_bars_nobody(f: Found) -> str:
+    granted = next(n for n in f.at("granted", kind="worker") if f.has(f.step(n), "lapsed"))
+    f.blank(granted)
+    return f.id(f.step(granted)[-1])
+
+
+def supersede_is_one_way(f: Found) -> str:
+    superseded = next(f.at("superseded", by="new"))
+    present = next(n for n in f.at("present", holder="new") if n > superseded)
+    f.entries[present]["holder"] = "old"
+    return f.id(present)
+
+
+def single_writer(f: Found) -> str:
+    accepted = list(f.at("turn-accepted"))[3]
+    f.entries[accepted]["fence"] -= 1
+    return f.id(accepted)
+
+
+def one_agent_per_conversation(f: Found) -> str:
+    reaped = next(f.at("agent-reaped"))
+    again = next(n for n in f.at("agent-starting") if n > reaped)
+    f.blank(reaped)
+    return f.id(again)
+
+
+def one_turn_open(f: Found) -> str:
+    closed = next(f.at("turn-closed", outcome="completed"))
+    again = next(n for n in f.at("turn-accepted") if n > closed)
+    f.blank(closed)
+    return f.id(again)
+
+
+def result_belongs_to_its_turn(f: Found) -> str:
+    first, second, *_ = f.at("turn-closed")
+    f.entries[second]["turn"] = f.entries[first]["turn"]
+    return f.id(second)
+
+
+def cancel_stays_in_its_turn(f: Found) -> str:
+    interrupt = next(f.at("interrupt"))
+    f.entries[interrupt]["turn"] = f.entries[next(f.at("turn-closed"))]["turn"]
+    return f.id(interrupt)
+
+
+def closed_means_nothing_can_come(f: Found) -> str:
+    drained = next(n for n in f.at("drained") if f.has(f.step(n), "turn-closed"))
+    f.blank(*[n for n in f.step(drained) if f.entries[n]["event"] == "turn-closed"])
+    return f.id(drained)
+
+
+def empty_result_is_not_completion(f: Found) -> str:
+    closed = next(f.at("turn-closed", outcome="completed"))
+    f.entries[closed]["text_chars"] = 0
+    return f.id(closed)
+
+
+def nothing_outlives_its_lease(f: Found) -> str:
+    interrupt = next(f.at("interrupt", why="preempted"))
+    f.blank(interrupt)
+    return f.id(f.step(interrupt)[-1])
+
+
+DOCTORS: list[Callable[[Found], str]] = [
+    no_dual_ownership, release_only_by_owner, no_worker_while_handler_in_queue, handler_fifo, worker_fifo, fence_grows,
+    one_holder_per_lease, no_grant_while_draining, force_release_frees, every_present_ticket_is_served, no_place_lost,
+    lapsed_bars_nobody, supersede_is_one_way, single_writer, one_agent_per_conversation, one_turn_open,
+    result_belongs_to_its_turn, cancel_stays_in_its_turn, closed_means_nothing_can_come,
+    empty_result_is_not_completion, nothing_outlives_its_lease,
+]  # fmt: skip
+
+
+def test_a_recorded_ledger_is_clean_and_each_doctored_one_is_not(
+    redis_server: Redis, sessiond: Start, tmp_path: Path, matrix: Callable[..., None], figures: Callable[[str], None]
+) -> None:
+    entries = record(sessiond(scripted_env(**SHORT)), redis_server)
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    report = verify(entries)
+    assert report.violations == [], tmp_path
+    kinds = {e["event"] for e in entries}
+    assert {"passed-over", "lapsed", "tasks", "superseded", "restored", "force-release", "interrupt"} <= kinds
+    for doctor in DOCTORS:
+        found = Found(entries)
+        where = doctor(found)
+        told = verify(found.entries).violations
+        if FULL:
+            event = next(e["event"] for e in found.entries if e["id"] == where)
+            matrix("doctored ledgers", invariant=doctor.__name__, entry=event, text=told[0][2][:100] if told else "")
+        assert (doctor.__name__, where) in [violation[:2] for violation in told], (doctor.__name__, where, told[:3])
+    trimmed(entries)
+    figures(f"{len(entries)} entries, {report.handoffs} handoffs, {len(kinds)} kinds of entry, nothing wrong")
+    noticed = shares(entries, 60 if FULL else 10, 5)
+    figures("noticed: " + ", ".join(f"{name} {n}/{of}" for name, (n, of) in noticed.items()))
+
+
+def trimmed(entries: Entries) -> None:
+    """From any entry on it is clean; and what is doctored behind its first snapshot is still found."""
+    dice = random.Random(1)
+    for cut in range(1, len(entries), 1 if FULL else 9):
+        rest = entries[cut:]
+        assert verify(rest).violations == [], cut
+        first = next((n for n, e in enumerate(rest) if e["event"] == "snapshot"), len(rest))
+        if behind := [n for n, e in enumerate(rest) if e["event"] == "granted" and n > first]:
+            at = dice.choice(behind)
+            doctored = [*rest[:at], {**rest[at], "fence": rest[at]["fence"] + 1}, *rest[at + 1 :]]
+            assert ("fence_grows", rest[at]["id"]) in [v[:2] for v in verify(doctored).violations]
+
+
+def test_every_invariant_has_its_doctor() -> None:
+    listed = (TESTS.parent / "docs" / "architecture.md").read_text().partition("## Invariants")[2].partition("##")[0]
+    assert {doctor.__name__ for doctor in DOCTORS} == set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", listed))

@@ -1,0 +1,147 @@
+"""Tickets of demands: the races between a commit, a withdrawal and the ticket; and the breaker's table."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sessiond.client import Client, Unavailable
+from sessiond_common.jobs.queue import Jobs, connect
+from sessiond_webhook.deliveries import intents
+from sessiond_webhook.deliveries.authorization import People
+from sessiond_webhook.deliveries.mentions import Kind, Trigger
+from sessiond_webhook.demands.comment import Person
+from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands.store import Demands
+from sessiond_webhook.demands.tickets import Breaker, Tickets
+from support import payloads
+from support.servers import Redis, Sessiond, scripted_env
+
+SESSION = "codertocat/hello-world"
+RULES = intents.Rules(Trigger(Kind.ALL), People(Person(4711, "Bot", "helper[bot]")))
+
+
+class Between(Client):
+    """A client; `after` happens once the ticket is there, before anybody records it."""
+
+    def __init__(self, url: str, key: str, after: Callable[[], object]) -> None:
+        super().__init__(url, key)
+        self._after = after
+
+    def take(self, *given: Any, **more: Any) -> dict[str, Any]:
+        found = super().take(*given, **more)
+        self._after()
+        return found
+
+
+class Away(Client):
+    """sessiond is away; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:1", None)
+        self.asked = 0
+
+    def take(self, *given: Any, **more: Any) -> dict[str, Any]:
+        self.asked += 1
+        raise Unavailable("unreachable", "nobody there", sent=False)
+
+    withdraw = take  # type: ignore[assignment]
+
+
+@pytest.fixture
+def demands(redis_server: Redis) -> Iterator[Demands]:
+    connection = connect(redis_server.url)
+    yield Demands(connection, Jobs(connection))
+    connection.close()
+
+
+def accepted(demands: Demands, key: str = "IC_1") -> Demand:
+    intent = intents.read("issue_comment", payloads.comment(key), RULES)
+    assert isinstance(intent, intents.Demanded)
+    found = demands.accept(f"d-{key}", intent.comment).demand
+    assert found is not None
+    return found
+
+
+def keys(queue: Sessiond) -> list[str]:
+    return [ticket["key"] for ticket in queue.client().view(SESSION)["queue"]]
+
+
+def test_taken_twice_is_one_ticket_and_withdrawn_twice_is_well(
+    demands: Demands, sessiond: Callable[..., Sessiond]
+) -> None:
+    queue = sessiond(scripted_env())
+    tickets, fresh = Tickets(demands, queue.client("handler")), accepted(demands)
+    first = tickets.take(fresh)
+    assert first is not None and first.ticket and first.place == 1 and demands.get("IC_1") == first
+    again = tickets.take(fresh)
+    assert again == first and keys(queue) == ["IC_1"]
+    assert tickets.withdraw(first) and keys(queue) == []
+    assert tickets.withdraw(first), "410: it is gone, which is what was asked"
+    assert tickets.withdraw(replace(first, ticket="tk-" + "0" * 32)), "404: it never was"
+
+
+@pytest.mark.parametrize("how", ["deleted", "closed"])
+def test_a_demand_that_ends_between_its_commit_and_its_ticket_leaves_no_ticket(
+    demands: Demands, sessiond: Callable[..., Sessiond], how: str
+) -> None:
+    queue = sessiond(scripted_env())
+    other = Tickets(demands, queue.client("handler"))
+
+    def ends() -> None:
+        gone = demands.delete("gone", "IC_1") if how == "deleted" else demands.close("gone", SESSION, 1)
+        assert [other.withdraw(one) for one in gone.withdrawn] == [True]
+
+    fresh = accepted(demands)
+    tickets = Tickets(demands, Between(queue.url, queue.keys["handler"], ends))
+    assert tickets.take(fresh) is None
+    found = demands.get("IC_1")
+    assert found is not None and found.state is State.REFUSED
+    assert keys(queue) == [] and demands.withdrawals() == []
+
+
+def test_a_ticket_that_could_not_be_withdrawn_is_left_for_the_sweep(
+    demands: Demands, sessiond: Callable[..., Sessiond]
+) -> None:
+    queue = sessiond(scripted_env())
+    taken = Tickets(demands, queue.client("handler")).take(accepted(demands))
+    assert taken is not None
+    gone = demands.delete("gone", "IC_1")
+    assert not Tickets(demands, Away()).withdraw(gone.withdrawn[0])
+    assert [one.key for one in demands.withdrawals()] == ["IC_1"]
+    assert Tickets(demands, queue.client("handler")).withdraw(demands.withdrawals()[0])
+    assert demands.withdrawals() == [] and keys(queue) == []
+
+
+def test_an_answered_refusal_is_no_outage(demands: Demands, sessiond: Callable[..., Sessiond]) -> None:
+    queue = sessiond(scripted_env())
+    tickets = Tickets(demands, queue.client("worker"))
+    for number in range(4):
+        assert tickets.take(accepted(demands, f"IC_{number}")) is None
+    assert Tickets(demands, queue.client("handler"), breaker=tickets._breaker).take(accepted(demands, "IC_9"))
+
+
+def test_while_sessiond_is_away_it_is_asked_twice_then_once_a_pause(demands: Demands) -> None:
+    now = [100.0]
+    away = Away()
+    tickets = Tickets(demands, away, breaker=Breaker(2, 5.0, lambda: now[0]))
+    fresh = accepted(demands)
+    for later, asked in ((0.0, 1), (0.0, 2), (0.0, 2), (4.9, 2), (0.2, 3), (0.0, 3), (5.1, 4)):
+        now[0] += later
+        assert tickets.take(fresh) is None
+        assert away.asked == asked
+
+
+def test_only_one_tries_while_the_breaker_is_shut() -> None:
+    now = [0.0]
+    breaker = Breaker(2, 5.0, lambda: now[0])
+    assert breaker.lets() and breaker.lets()
+    breaker.failed()
+    assert breaker.lets()
+    breaker.failed()
+    assert not breaker.lets()
+    now[0] = 5.0
+    assert breaker.lets() and not breaker.lets()
+    breaker.answered()
+    assert breaker.lets() and breaker.lets()

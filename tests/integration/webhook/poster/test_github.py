@@ -1,0 +1,260 @@
+"""The adapter against the loopback GitHub: paths, authentication, refusals, listings."""
+
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from sessiond_webhook.demands.comment import Comment, Source
+from sessiond_webhook.poster import notes
+from sessiond_webhook.poster.github import Github as Adapter
+from sessiond_webhook.poster.github import refusal
+from sessiond_webhook.poster.settings import GithubSettings, PostTimes
+from sessiond_webhook.poster.threads import Away, Later, Never, Unknown
+from support.posting import a_comment
+from support.servers import PYTHONPATH, Github
+
+TIMES = PostTimes(deadline=1, pace=0.001)
+MARK = notes.marker("IC_1")
+
+
+def with_token(github: Github, token: str = Github.TOKEN) -> Adapter:
+    return Adapter(GithubSettings(github.url, token), TIMES)
+
+
+@pytest.fixture(scope="module")
+def app_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def with_app(github: Github, key: rsa.RSAPrivateKey, ttl: float = 3600, **more: Any) -> Adapter:
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    github.order("app", id=12, slug="sessiond", public_key=public.decode(), bot_id=9100, installations={"octo": 5},
+                 token_ttl=ttl)  # fmt: skip
+    return Adapter(GithubSettings(github.url, app_id=12, app_key=private.decode(), **more), TIMES)
+
+
+def reviewed(root: int, **more: Any) -> Comment:
+    given = {"created_at": "2026-01-01T00:00:00Z", **more}
+    return a_comment(number=2, source=Source.REVIEW_COMMENT, root=root, **given)
+
+
+def test_each_kind_goes_to_its_path(github: Github) -> None:
+    adapter = with_token(github)
+    root = github.comment(2, kind="review")
+    for comment in (a_comment(), a_comment(number=2, source=Source.REVIEW), reviewed(root)):
+        made = adapter.create(comment, f"seen\n\n{MARK}")
+        again = adapter.edit(comment, made.id, f"so\n\n{MARK}")
+        assert (again.id, again.url) == (made.id, made.url)
+        assert adapter.find(comment, MARK) == replace(again, body=f"so\n\n{MARK}")
+    paths = [(one["method"], one["path"]) for one in github.requests() if one["method"] != "GET"]
+    ids = [one["id"] for one in github.log()]
+    assert paths == [
+        ("POST", "/repos/Octo/Hello/issues/1/comments"), ("PATCH", f"/repos/Octo/Hello/issues/comments/{ids[0]}"),
+        ("POST", "/repos/Octo/Hello/issues/2/comments"), ("PATCH", f"/repos/Octo/Hello/issues/comments/{ids[2]}"),
+        ("POST", f"/repos/Octo/Hello/pulls/2/comments/{root}/replies"),
+        ("PATCH", f"/repos/Octo/Hello/pulls/comments/{ids[4]}"),
+    ]  # fmt: skip
+
+
+def test_a_reply_is_not_answered_but_its_thread(github: Github) -> None:
+    root = github.comment(2, kind="review")
+    reply = github.comment(2, kind="review", in_reply_to_id=root)
+    with_token(github).create(reviewed(root, id=reply), "so")
+    with pytest.raises(Never, match="422"):
+        with_token(github).create(reviewed(reply), "so")
+
+
+def test_find_reads_all_pages_and_believes_only_our_account(github: Github) -> None:
+    adapter, comment = with_token(github), a_comment(created_at="2020-01-01T00:00:00Z")
+    github.comment(1, f"x\n\n{MARK}")
+    github.comment(1, count=1500)
+    assert adapter.find(comment, MARK) is None
+    github.comment(1, f"{MARK} in the middle of a text", author=dict(Github.BOT))
+    made = github.comment(1, f"x\r\n\r\n{MARK}\n", author=dict(Github.BOT))
+    found = adapter.find(comment, MARK)
+    assert found is not None and found.id == made
+    listed = [one for one in github.requests() if "comments" in one["path"]]
+    assert len(listed) == 32
+    assert all("per_page=100" in one["path"] for one in listed)
+    later = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert adapter.find(replace(comment, created_at=later), MARK) is None
+    assert len([one for one in github.requests() if one["path"] == "/user"]) == 1, "asked once"
+
+
+def test_a_note_of_another_review_thread_is_not_found(github: Github) -> None:
+    adapter = with_token(github)
+    roots = [github.comment(2, kind="review") for _ in range(2)]
+    adapter.create(reviewed(roots[0]), f"x\n\n{MARK}")
+    assert adapter.find(reviewed(roots[1]), MARK) is None
+    assert adapter.find(reviewed(roots[0]), MARK) is not None
+
+
+def test_our_id_can_be_set(github: Github) -> None:
+    adapter = Adapter(GithubSettings(github.url, Github.TOKEN, bot_id=77), TIMES)
+    github.comment(1, f"x\n\n{MARK}")
+    assert adapter.find(a_comment(), MARK) is not None
+    assert all(one["path"] != "/user" for one in github.requests())
+
+
+def test_a_wrong_token_is_no_refusal_for_good(github: Github) -> None:
+    with pytest.raises(Away, match="401"):
+        with_token(github, "ghp_wrong").create(a_comment(), "x")
+
+
+@pytest.mark.parametrize("installation", ["comment", "settings", "asked"])
+def test_an_app_posts_as_its_bot(github: Github, app_key: rsa.RSAPrivateKey, installation: str) -> None:
+    adapter = with_app(github, app_key, installation=5 if installation == "settings" else None)
+    comment = a_comment(installation=5 if installation == "comment" else None)
+    made = adapter.create(comment, f"x\n\n{MARK}")
+    adapter.edit(comment, made.id, f"y\n\n{MARK}")
+    found = adapter.find(comment, MARK)
+    assert found is not None and found.id == made.id
+    assert {one["author"] for one in github.log()} == {9100}
+    asked = [one["path"] for one in github.requests()]
+    assert asked.count("/app/installations/5/access_tokens") == 1
+    assert ("/repos/Octo/Hello/installation" in asked) is (installation == "asked")
+    assert adapter.account(comment) == ("app-octo/hello" if installation == "asked" else "installation-5")
+
+
+def test_an_installation_token_is_replaced_before_it_ends(github: Github, app_key: rsa.RSAPrivateKey) -> None:
+    adapter, comment = with_app(github, app_key, ttl=22), a_comment(installation=5)
+    adapter.create(comment, "one")
+    adapter.create(comment, "two")
+    time.sleep(3.1)
+    adapter.create(comment, "three")
+    asked = [one["path"] for one in github.requests()]
+    assert asked.count("/app/installations/5/access_tokens") == 2
+    assert {one["status"] for one in github.requests()} == {201}
+
+
+def test_an_app_without_its_token_did_not_write(github: Github, app_key: rsa.RSAPrivateKey) -> None:
+    adapter = with_app(github, app_key)
+    github.fault("cut", "access_tokens")
+    with pytest.raises(Away):
+        adapter.create(a_comment(installation=5), "x")
+    with pytest.raises(Never, match="404"):
+        adapter.create(a_comment(installation=6), "x")
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    stranger = with_app(github, other)
+    with_app(github, app_key)
+    with pytest.raises(Away, match="401"):
+        stranger.create(a_comment(installation=5), "x")
+    assert github.log() == []
+
+
+OUTCOMES: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "primary": ({"mode": "primary", "seconds": 5}, Later),
+    "secondary": ({"mode": "secondary", "seconds": 5}, Later),
+    "secondary, 429": ({"mode": "secondary", "seconds": 5, "status": 429}, Later),
+    "500": ({"mode": "error", "status": 500}, Unknown),
+    "502": ({"mode": "error", "status": 502}, Unknown),
+    "cut": ({"mode": "cut"}, Unknown),
+    "drop": ({"mode": "drop"}, Unknown),
+    "slow": ({"mode": "delay", "seconds": 1.5}, Unknown),
+}
+
+
+@pytest.mark.parametrize(("fault", "outcome"), OUTCOMES.values(), ids=OUTCOMES)
+def test_a_write_that_fails_is_tried_once_and_named(
+    github: Github, fault: dict[str, Any], outcome: type[Exception]
+) -> None:
+    github.fault(**fault)
+    began = time.monotonic()
+    with pytest.raises(outcome) as failed:
+        with_token(github).create(a_comment(), "x")
+    assert time.monotonic() - began < 2, "nothing sleeps in there"
+    assert len(github.requests()) == 1
+    if isinstance(failed.value, Later):
+        assert 4 <= failed.value.seconds <= 7
+        assert failed.value.told
+
+
+@pytest.mark.parametrize("fault", [{"mode": "error"}, {"mode": "drop"}, {"mode": "delay", "seconds": 1.5}])
+def test_a_read_that_fails_did_nothing(github: Github, fault: dict[str, Any]) -> None:
+    github.fault(match="GET .*comments", **fault)
+    with pytest.raises(Away):
+        with_token(github).find(a_comment(), MARK)
+    assert len([one for one in github.requests() if "comments" in one["path"]]) == 1
+
+
+def test_a_write_that_was_never_sent_did_nothing() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(Away):
+            Adapter(GithubSettings(nobody, Github.TOKEN), TIMES).create(a_comment(), "x")
+
+
+def test_what_is_refused_for_good(github: Github) -> None:
+    adapter = with_token(github)
+    made = adapter.create(a_comment(), "x")
+    with pytest.raises(Never, match="404"):
+        adapter.create(a_comment(number=404), "x")
+    with pytest.raises(Never, match="404"):
+        adapter.edit(a_comment(), made.id + 1, "x")
+    with pytest.raises(Never, match="422"):
+        adapter.create(a_comment(), "x" * 65_537)
+    with pytest.raises(Never, match="403"):
+        adapter.edit(a_comment(), github.comment(1), "not mine")
+    github.thread(1, locked=True)
+    with pytest.raises(Never, match="403 Unable to create comment because issue is locked"):
+        adapter.create(a_comment(), "x")
+
+
+def test_a_repository_that_moved_is_followed(github: Github) -> None:
+    """GitHub answers a write with 307; a library that takes it for success would lose the answer."""
+    github.order("move", **{"from": "Octo/Hello", "to": "Octo/Renamed"})
+    adapter = with_token(github)
+    made = adapter.create(a_comment(), f"x\n\n{MARK}")
+    adapter.edit(a_comment(), made.id, f"y\n\n{MARK}")
+    found = adapter.find(a_comment(), MARK)
+    assert found is not None and found.id == made.id
+    assert [one["thread"] for one in github.log()] == ["Octo/Renamed#1"] * 2
+
+
+LIMITS: list[tuple[int, dict[str, str], str, float, bool]] = [
+    (403, {"Retry-After": "30"}, "", 30, True),
+    (429, {"retry-after": "30"}, "", 30, True),
+    (429, {}, "", 60, False),
+    (403, {}, "You have exceeded a secondary rate limit. Please wait a few minutes before you try again.", 60, False),
+    (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1767225700",
+           "Date": "Thu, 01 Jan 2026 00:00:00 GMT"}, "API rate limit exceeded for user ID 1.", 101, True),
+    (403, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1767225500",
+           "Date": "Thu, 01 Jan 2026 00:00:00 GMT"}, "API rate limit exceeded", 1, True),
+    (422, {}, "was submitted too quickly", 60, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "headers", "message", "seconds", "told"), LIMITS)
+def test_rate_limits_by_status_headers_and_words(
+    status: int, headers: dict[str, str], message: str, seconds: float, told: bool
+) -> None:
+    """The reset is told by their clock: it is counted from the answer's own date."""
+    found = refusal(status, headers, {"message": message}, write=True)
+    assert isinstance(found, Later)
+    assert (found.seconds, found.told) == (seconds, told)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 451])
+def test_other_refusals_are_for_good(status: int) -> None:
+    found = refusal(status, {"x-ratelimit-remaining": "4999"}, {"message": "no"}, write=True)
+    assert isinstance(found, Never) and found.status == status
+    assert isinstance(refusal(status, {}, "<html>", write=True), Never)
+
+
+def test_bad_settings_end_the_poster_with_one_line() -> None:
+    env = {"PYTHONPATH": PYTHONPATH, "GITHUB_TOKEN": "ghp_12345678", "GITHUB_APP_ID": "x"}
+    done = subprocess.run([sys.executable, "-m", "sessiond_webhook.poster"], env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "GITHUB_APP_ID" in done.stderr

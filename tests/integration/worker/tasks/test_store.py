@@ -1,0 +1,128 @@
+"""The store of tasks on a real Redis: one task a key, one transaction for record and job, changes that race."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import redis
+
+from sessiond_common.jobs.queue import TASKS, Jobs, connect
+from sessiond_worker.tasks import machine as tk
+from sessiond_worker.tasks.machine import Budget, New, Refused, Source, State
+from sessiond_worker.tasks.store import ClaimLost, NoTask, Tasks, claim_key, index_key
+from support.servers import Redis
+
+NEW = New("IC_1", "Octo/Hello", "A title", "Do it.", Source("demand", 7, demand="IC_1"), "ann")
+
+
+@pytest.fixture
+def tasks(redis_server: Redis) -> Tasks:
+    connection = connect(redis_server.url)
+    return Tasks(connection, Jobs(connection))
+
+
+def staged(tasks: Tasks, new: New, between: object = None) -> str | None:
+    """As webhook does it: a record of its own and the task, as one."""
+    with tasks.connection.pipeline() as pipe:
+        if tasks.living(pipe, new.key) is not None:
+            return None
+        if callable(between):
+            between()
+        pipe.multi()
+        pipe.set("webhook:demand", "answered")
+        task_id = tasks.stage(pipe, new)
+        pipe.execute()
+        return task_id
+
+
+def jobs_of(tasks: Tasks) -> int:
+    return int(tasks.connection.llen(f"rq:queue:{TASKS}"))
+
+
+def test_a_task_in_a_callers_own_transaction(tasks: Tasks) -> None:
+    task_id = staged(tasks, NEW)
+    assert task_id is not None
+    found = tasks.get(task_id)
+    assert (found.state, found.session, found.source) == (State.QUEUED, "octo/hello", NEW.source)
+    assert jobs_of(tasks) == 1 and tasks.connection.get("webhook:demand") == b"answered"
+    assert staged(tasks, NEW) is None and tasks.add(NEW) == found
+
+
+def test_the_loser_of_a_race_leaves_nothing(tasks: Tasks) -> None:
+    with pytest.raises(redis.WatchError):
+        staged(tasks, NEW, lambda: tasks.add(NEW))
+    assert jobs_of(tasks) == 1 and tasks.connection.get("webhook:demand") is None
+    assert len(tasks.list()) == 1
+
+
+def test_many_who_add_the_same_get_the_same(tasks: Tasks) -> None:
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(tasks.add(NEW).id)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len(set(found)) == 1 and jobs_of(tasks) == 1
+
+
+def test_an_ended_task_makes_room_for_the_next_generation(tasks: Tasks) -> None:
+    first = tasks.add(NEW)
+    tasks.cancel(first.id)
+    second = tasks.add(NEW)
+    assert [i.rpartition("-")[2] for i in (first.id, second.id)] == ["1", "2"]
+    assert first.id.rpartition("-")[0] == second.id.rpartition("-")[0]
+    tasks.change(first.id, tk.Released())
+    assert tasks.connection.get(index_key(NEW.key)) == second.id.encode(), "an old one's change moves no index"
+    with pytest.raises(Refused, match="newer task"):
+        tasks.retry(first.id)
+
+
+def test_a_change_of_the_same_name_is_done_once(tasks: Tasks) -> None:
+    task = tasks.add(NEW)
+    once = tasks.change(task.id, tk.Start(Budget(1, 1.0)), change="c1")
+    assert tasks.change(task.id, tk.Start(Budget(1, 1.0)), change="c1") == once
+    assert tasks.get(task.id).runs == 1
+
+
+def test_only_the_run_that_has_the_task_writes(tasks: Tasks) -> None:
+    task = tasks.add(NEW)
+    for holder in (None, "another run"):
+        if holder is not None:
+            tasks.connection.set(claim_key(task.id), holder, px=60_000)
+        with pytest.raises(ClaimLost):
+            tasks.change(task.id, tk.Start(Budget(1, 1.0)), claim="this run")
+    tasks.connection.set(claim_key(task.id), "this run", px=60_000)
+    assert tasks.change(task.id, tk.Start(Budget(1, 1.0)), claim="this run").state is State.RUNNING
+
+
+def test_a_refused_change_leaves_no_trace(tasks: Tasks) -> None:
+    task = tasks.add(NEW)
+    with pytest.raises(Refused):
+        tasks.change(task.id, tk.Cancel(), tk.Done("n"), wake=True)
+    assert tasks.get(task.id) == task and jobs_of(tasks) == 1
+    with pytest.raises(NoTask):
+        tasks.cancel("task-none-1")
+
+
+def test_only_stuck_tasks_are_woken(tasks: Tasks) -> None:
+    stuck, running, other = (
+        tasks.add(replace(NEW, key=k, session=s)) for k, s in (("a", "o/r"), ("b", "o/r"), ("c", "o/x"))
+    )
+    for task in (stuck, running, other):
+        tasks.change(task.id, tk.Start(Budget(1, 1.0)))
+    for task in (stuck, other):
+        tasks.change(task.id, tk.Stick("why"))
+    before = jobs_of(tasks)
+    assert [t.id for t in tasks.wake("O/R", 7)] == [stuck.id]
+    assert jobs_of(tasks) == before + 1
+    assert [t.id for t in tasks.list("O/r", State.QUEUED)] == [stuck.id]
+
+
+def test_nothing_is_half_done_while_redis_is_away(tasks: Tasks, redis_server: Redis) -> None:
+    task = tasks.add(NEW)
+    redis_server.kill9()
+    for call in (lambda: tasks.add(replace(NEW, key="other")), lambda: tasks.cancel(task.id)):
+        with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+            call()
+    redis_server.start()
+    assert tasks.list() == [task] and jobs_of(tasks) == 1

@@ -1,0 +1,120 @@
+"""A session whose agent has a tree: a worker's turn, its tool's strays, and what is left of them."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sessiond.client import SessiondError
+from sessiond.verify import verify
+from support.agent.strays import Strays
+from support.servers import Sessiond, alive, eventually, tree
+
+
+class Stand:
+    """A session whose worker is in a turn that left its strays, and who holds its lease until it is lost."""
+
+    def __init__(
+        self,
+        service: Sessiond,
+        session: str,
+        tool: Callable[[str], str],
+        ways: Sequence[str] = (),
+        ttl: float = 30.0,
+        until: str = "turn-started",
+    ):
+        """`tool`: the prompt that has a shell's command run. `ttl`: what the worker takes for the `lease_ttl`.
+
+        `until`: the event of the ledger that is waited for, once the strays live.
+        """
+        self.service, self.session, self.client = service, session, service.client()
+        self.strays, self.told = Strays(*ways), list[Any]()
+        self._prompt, self._ttl, self._over = tool(self.strays.command), ttl, threading.Event()
+        self._thread = threading.Thread(target=self._hold, daemon=True)
+        self._thread.start()
+        self.strays.wait()
+        eventually(lambda: self.events(until))
+        guard = self.events("agent-started")[-1]["guard"]
+        self.guard, self.agent = int(guard["pid"]), int(guard["agent_pid"])
+        self._tree = tree(self.guard)
+        assert len(self._tree) > len(self.strays.ways)
+
+    def _hold(self) -> None:
+        try:
+            client = self.service.client()
+            with client.lease(self.session, kind="worker", key="w", lease_ttl=self._ttl) as lease:
+                self.told.append(lease.turn(self._prompt).result())
+                while not lease.lost.is_set() and not self._over.wait(0.05):
+                    pass
+        except SessiondError as error:
+            self.told.append(error)
+
+    @property
+    def place(self) -> Path:
+        """The agent's working directory."""
+        return self.service.state / "work" / self.session
+
+    @property
+    def fence(self) -> int:
+        return int(self.client.view(self.session)["holder"]["fence"])
+
+    def ledger(self) -> list[dict[str, Any]]:
+        return self.client.ledger(self.session)
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        return [e for e in self.ledger() if e["event"] == event]
+
+    def until_draining(self) -> None:
+        eventually(lambda: self.events("draining"))
+
+    def until_turn_over(self) -> None:
+        """The strays live on."""
+        eventually(lambda: self.told, 20)
+        assert set(self.strays.found().values()) == set(self.strays.ways)
+
+    def kill_agent(self) -> None:
+        """SIGKILL; returns when it is reaped, nobody else having asked for anything."""
+        self._kill(self.agent)
+
+    def kill_guard(self) -> None:
+        """SIGKILL; returns when its agent is reaped."""
+        self._kill(self.guard)
+
+    def _kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: self.events("agent-reaped"), 30)
+
+    def leave(self) -> None:
+        """The worker gives its lease back, if it has one."""
+        self._over.set()
+        self._thread.join(40)
+        assert not self._thread.is_alive()
+
+    def left(self) -> list[str]:
+        """What still runs of the tree, as it was, and of the strays, wherever they are."""
+        return [f"pid {p.pid}" for p in self._tree if alive(p)] + sorted(self.strays.found().values())
+
+    def next_turn(self) -> list[str]:
+        """A handler's turn; what of the old tree lived when its agent had answered."""
+        with self.service.client().lease(self.session, key="next", timeout=60) as lease:
+            told = lease.turn("#say next").result()
+            assert told.text == "next", told
+            left = self.left()
+        self.leave()
+        return left
+
+    def check(self) -> str:
+        """The ledger: an agent after the other. Why the strays' one was reaped."""
+        running, whys = False, []
+        for entry in self.ledger():
+            if entry["event"] == "agent-starting":
+                assert not running, f"{self.session}: an agent was started before the one before it was reaped"
+                running = True
+            elif entry["event"] == "agent-reaped":
+                running = False
+                whys.append(entry["why"])
+        found = verify(self.ledger()).violations
+        assert found == [], found
+        return str(whys[0]) if whys else "kept"

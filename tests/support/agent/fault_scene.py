@@ -1,0 +1,222 @@
+"""One row of the fault table, played in a session of its own; rows play side by side in one service."""
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sessiond.client import Lease, TurnResult, Unavailable
+from sessiond.client.turns import result_of
+from sessiond.verify import verify
+from support.agent.fault_rows import CANCEL, FORCE, ITSELF, PREEMPT, RELEASE, TIMEOUT, Row
+from support.servers import Sessiond, eventually
+
+PATIENCE = 90.0
+DRAIN = 2.0
+"""The `drain_deadline` of rows in which it runs out."""
+
+
+class Scene:
+    """Plays the row; `wrong` then says what was not as the row says, `cells` what was."""
+
+    def __init__(self, service: Sessiond, row: Row) -> None:
+        self.service, self.row = service, row
+        self.session = "faults/" + re.sub("[^a-z0-9]+", "-", f"{row.fault}-{row.when}".lower())
+        self.place = service.state / "work" / self.session
+        self.client = service.client()
+        self.told: list[TurnResult] = []
+        self.results = 0
+        self.wrong: list[str] = []
+        self.refused: str | None = None
+        self.next: TurnResult | None = None
+        self.entries: list[dict[str, Any]] = []
+
+    def play(self) -> "Scene":
+        """Never raises: what went wrong is a part of the table."""
+        self.place.mkdir(parents=True)
+        if self.row.faults:
+            (self.place / "faults").write_text("\n".join(self.row.faults))
+        try:
+            self._first_and_next()
+            self.entries = self.client.ledger(self.session)
+            self._check()
+        except Exception as error:
+            self.wrong.append(f"{type(error).__name__}: {error}")
+        return self
+
+    # ---- the play ----------------------------------------------------------------------------
+
+    def _first_and_next(self) -> None:
+        leased: list[Lease] = []
+        thread = threading.Thread(target=self._first, args=(leased,))
+        thread.start()
+        if self.row.end in (PREEMPT, RELEASE, CANCEL, FORCE):
+            self._arrives(self.row.moment)
+            self._end(leased[0])
+        if self.row.end != PREEMPT:
+            thread.join(PATIENCE)
+        with self.client.lease(self.session, key="next", timeout=PATIENCE) as lease:
+            self.next = self._next(lease)
+        thread.join(PATIENCE)
+
+    def _first(self, leased: list[Lease]) -> None:
+        try:
+            kind = "worker" if self.row.worker else "handler"
+            with self.service.client().lease(self.session, kind=kind, key="first") as lease:
+                leased.append(lease)
+                turn = lease.turn(self.row.prompt, timeout=1 if self.row.end == TIMEOUT else None)
+                for event in turn._stream:
+                    self.results += event is not None and event.event == "result"
+                self.told.append(result_of(self.client.turn(self.session, turn.id), turn.id))
+                if self.row.then:
+                    self._arrives(self.row.then)
+        except Exception as error:
+            self.wrong.append(f"first: {type(error).__name__}: {error}")
+
+    def _arrives(self, moment: str) -> None:
+        if moment.endswith(".mark"):
+            eventually((self.place / moment).exists, PATIENCE, moment)
+        elif moment in ("in_turn", "tasks"):
+            eventually(lambda: self._views(moment), PATIENCE, moment)
+        else:
+            self._happens(moment)
+
+    def _views(self, moment: str) -> bool:
+        agent = self.client.view(self.session)["agent"]
+        return bool(agent["tasks"]) if moment == "tasks" else agent["state"] == moment
+
+    def _happens(self, event: str) -> None:
+        after, ends = None, time.monotonic() + PATIENCE
+        while time.monotonic() < ends:
+            entries = self.client.ledger(self.session, after, wait=5)
+            if any(e["event"] == event for e in entries):
+                return
+            after = entries[-1]["id"] if entries else after
+        raise AssertionError(f"no {event}")
+
+    def _end(self, lease: Lease) -> None:
+        if self.row.end == RELEASE:
+            lease._transport.call("DELETE", "/lease", session=self.session, secret=lease._secret)
+        elif self.row.end == CANCEL:
+            turn = next(e["turn"] for e in self.client.ledger(self.session) if e["event"] == "turn-accepted")
+            lease.cancel_turn(turn)
+        elif self.row.end == FORCE:
+            self.client.force_release(self.session, lease.fence, "stuck")
+
+    def _next(self, lease: Lease) -> TurnResult:
+        prompt = f"#say next of {self.session}"
+        try:
+            return lease.turn(prompt).result()
+        except Unavailable as refused:
+            if refused.type != "agent-broken":
+                raise
+            self.refused = refused.reason
+        if not self.row.rests:
+            self.client.restart_agent(self.session)
+        return eventually(lambda: self._again(lease, prompt), PATIENCE, "it has rested")
+
+    def _again(self, lease: Lease, prompt: str) -> TurnResult | None:
+        try:
+            return lease.turn(prompt).result()
+        except Unavailable as refused:
+            time.sleep(refused.retry_after or 1.0)  # as it says
+            return None
+
+    # ---- what must have come of it -----------------------------------------------------------
+
+    def _is(self, what: str, found: Any, expected: Any) -> None:
+        if found != expected:
+            self.wrong.append(f"{what}: {str(found)[:200]!r}, expected {str(expected)[:200]!r}")
+
+    def _check(self) -> None:
+        self._check_first()
+        row, following = self.row, self.next
+        self._is("next", following and (following.outcome, following.text), ("completed", f"next of {self.session}"))
+        self._check_broken()
+        recoveries = [row.recovery] * row.times if row.recovery else []
+        self._is("recoveries", [e["reason"] for e in self._all("recovery")], recoveries)
+        self._is("refused steps", [e["detail"] for e in self._all("refused")], [])
+        self._is("violations", verify(self.entries).violations, [])
+        for wanted in self._why():
+            if not any(wanted.items() <= entry.items() for entry in self.entries):
+                self.wrong.append(f"not in the ledger: {wanted}")
+        if row.recovery == "garbage":
+            self._is("faults told", len(self._all("fault")), self.row.times)
+        if row.recovery == "drain-deadline":
+            self._check_order()
+
+    def _why(self) -> list[dict[str, Any]]:
+        garbage = [{"event": "fault", "what": "garbage"}] if self.row.recovery == "garbage" else []
+        stopping = [{"event": "agent-stopping", "why": self.row.recovery}] if self.row.recovery else []
+        return [*self.row.why, *garbage, *stopping]
+
+    def _check_first(self) -> None:
+        row = self.row
+        self._is("results in the stream", self.results, 1)
+        if not self.told:
+            self.wrong.append("the first turn has no end")
+            return
+        told = self.told[0]
+        self._is("outcome", told.outcome, row.outcome)
+        if not re.match(row.reason or "$", told.reason or ""):
+            self.wrong.append(f"reason: {told.reason}, expected {row.reason}")
+        self._is("text", told.text, row.text if row.outcome == "completed" else "")
+        self._is("generation", told.conversation["generation"], row.generation)
+        closed = [(e["outcome"], e["reason"]) for e in self._all("turn-closed") if e["turn"] == told.turn]
+        self._is("turn-closed", closed, [(told.outcome, told.reason)])
+
+    def _check_broken(self) -> None:
+        """503 with the reason, unless this machine was so slow that the agent had rested before it was asked."""
+        broken = self._all("agent-broken")
+        self._is("broken", [bool(re.match(self.row.broken or "$", e["why"])) for e in broken], [True] * len(broken))
+        self._is("broken at all", len(broken), int(self.row.broken is not None))
+        if self.refused is not None:
+            self._is("refused", [self.refused], [e["why"] for e in broken])
+        elif broken:
+            asked = self._all("turn-accepted")[1]
+            rested = (_ms(asked) - _ms(broken[0])) / 1000
+            self._is("rested", rested >= broken[0]["rest_seconds"] - 0.1, True)
+
+    def _check_order(self) -> None:
+        """Ended by the deadline, reaped, only then granted."""
+        events = [(e["event"], e.get("why")) for e in self.entries]
+        grants = [i for i, (event, _) in enumerate(events) if event == "granted"]
+        order = [events.index(("agent-stopping", "drain-deadline")), events.index(("agent-reaped", "drain-deadline"))]
+        self._is("order", [*order, grants[1]], sorted([*order, grants[1]]))
+        self._is("in time", self._in_time(_ms(self.entries[order[0]])), True)
+        if self.row.end not in (CANCEL, ITSELF):
+            self._is("drained", [e["how"] for e in self._all("drained")], ["reaped"])
+
+    def _in_time(self, stopped: int) -> bool:
+        """The deadline begins with the lease's end or the cancel, or before: with claude's own end of the turn."""
+        begins = {CANCEL: "interrupt", ITSELF: "turn-started", RELEASE: "turn-started"}.get(self.row.end, "ended")
+        accepted, begun = (_ms(self._all(event)[0]) for event in ("turn-accepted", begins))
+        return stopped - accepted > 1000 * DRAIN - 10 and stopped - begun < 2000 * DRAIN
+
+    def _all(self, event: str) -> list[dict[str, Any]]:
+        return [e for e in self.entries if e["event"] == event]
+
+    # ---- the table ---------------------------------------------------------------------------
+
+    def tell(self, matrix: Callable[..., None]) -> None:
+        """The row as it was."""
+        first = self.told[0] if self.told else None
+        ends = [f"{e['event']} {e.get('what') or e.get('exit')}" for e in self.entries
+                if e["event"] in ("fault", "agent-reaped") and e.get("why") != "shutdown"]  # fmt: skip
+        heard = [e["event"] for e in self.entries if e["event"] in ("foreign", "denied", "agent-broken", "drained")]
+        why = dict.fromkeys([*ends, *heard])
+        following = self.next.outcome if self.next else "none"
+        refused = f"503, {'rest' if self.row.rests else 'restart'}, " if self.refused else ""
+        matrix(
+            "faults", fault=self.row.fault, when=self.row.when,
+            first=f"{first.outcome} {first.reason or ''}"[:44] if first else "none",
+            recovery=", ".join(e["reason"] for e in self._all("recovery")) or "none",
+            next=refused + following,
+            ledger=", ".join(why), as_said="; ".join(self.wrong)[:60] or "yes",
+        )  # fmt: skip
+
+
+def _ms(entry: dict[str, Any]) -> int:
+    """When Redis took it, in milliseconds."""
+    return int(entry["id"].partition("-")[0])

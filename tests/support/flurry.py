@@ -1,0 +1,133 @@
+"""A whole stack with its metrics on, scaled, and a flurry on it: what is scraped of it."""
+
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from sessiond_common.jobs.queue import Jobs, connect
+from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands.store import Demands
+from sessiond_worker.tasks.machine import ENDS, New, Task
+from sessiond_worker.tasks.store import Tasks
+from support import payloads
+from support.jobprocess import JobProcess
+from support.servers import Redis, Sessiond, Webhook, eventually, free_port
+
+TIMES = {"lease_ttl": 3.0, "claim_window": 2.0, "head_wait": 1.0, "poll_grace": 0.5, "drain_deadline": 3.0}
+BUSY, QUIET = "codertocat/hello-world", "codertocat/quiet"
+TASK = 'Count.\n#tokens 150\n#pace 10ms\n#say {"outcome": "done", "note": "counted"}'
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Scrape:
+    """What one or several targets said, added up."""
+
+    def __init__(self, *urls: str) -> None:
+        self.values: Counter[tuple[str, Labels]] = Counter()
+        self.kinds: dict[str, str] = {}
+        """Of each sample's name: counter, gauge, histogram, …"""
+        for url in urls:
+            with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+                for family in text_string_to_metric_families(answer.read().decode()):
+                    for one in family.samples:
+                        self.kinds[one.name] = family.type
+                        self.values[one.name, tuple(sorted(one.labels.items()))] += one.value
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of all that have these labels."""
+        wanted = set(labels.items())
+        return sum(v for (n, having), v in self.values.items() if n == name and wanted <= set(having))
+
+    def by(self, name: str, *labels: str) -> Counter[tuple[str, ...]]:
+        """Sums that are not 0 by these labels' values."""
+        found: Counter[tuple[str, ...]] = Counter()
+        for (one, having), value in self.values.items():
+            if one == name and value:
+                found[tuple(dict(having)[label] for label in labels)] += value
+        return found
+
+
+class Stack:
+    """sessiond, webhook with two processes, two handlers, a poster into an outbox, a worker; each with its metrics."""
+
+    def __init__(self, redis: Redis, service: Sessiond, place: Path, stack: ExitStack) -> None:
+        self.service, self.place = service, place
+        env = {
+            "REDIS_URL": redis.url, "SESSIOND_URL": service.url, "SESSIOND_LEASE_TTL": str(TIMES["lease_ttl"]),
+            "SESSIOND_KEY": service.keys["handler"], "OUTBOX_DIR": str(place / "outbox"),
+        }  # fmt: skip
+        self.targets: dict[str, list[str]] = {"sessiond": [service.url]}
+
+        def jobs(module: str, name: str, more: Mapping[str, str] = {}) -> JobProcess:
+            port = free_port()
+            made = JobProcess(module, place / name, {**env, "METRICS_PORT": str(port), **more})
+            stack.callback(made.close)
+            self.targets.setdefault(name.partition("-")[0], []).append(f"http://127.0.0.1:{port}")
+            return made
+
+        self.webhook = Webhook(redis.url, place / "webhook", {**env, "SWEEP_SECONDS": "0.5"})
+        stack.callback(self.webhook.close)
+        self.targets["webhook"] = [self.webhook.url]
+        self.handlers = [jobs("sessiond_webhook.handler", f"handler-{n}") for n in range(2)]
+        self.poster = jobs("sessiond_webhook.poster", "poster")
+        self.worker = jobs("sessiond_worker", "worker", {"SESSIOND_KEY": service.keys["worker"]})
+        connection = connect(redis.url)
+        stack.callback(connection.close)
+        self.demands, self.tasks = Demands(connection, Jobs(connection)), Tasks(connection)
+        for url in (url for urls in self.targets.values() for url in urls):
+            eventually(lambda url=url: answers(url), 20, f"{url} is scraped")
+
+    def scrape(self, *names: str) -> Scrape:
+        """All targets with these names."""
+        return Scrape(*(url for name in names for url in self.targets[name]))
+
+    def task(self, key: str) -> Task:
+        """A task, in mid-turn when this returns."""
+        begun = Counter(e["event"] for e in self.ledger(BUSY))["turn-started"]
+        made = self.tasks.add(New(key, BUSY, "Count", TASK))
+        eventually(lambda: Counter(e["event"] for e in self.ledger(BUSY))["turn-started"] > begun, 30, "in mid-turn")
+        return made
+
+    def flurry(self, numbers: range) -> list[str]:
+        """Comments on two sessions, every third on the quiet one; the demands' keys."""
+        keys = []
+        for number in numbers:
+            made = payloads.comment(f"IC_{number}", f"@helper {number}?\n#say it is {number}\n#cost 0.25", pull=False)
+            if number % 3 == 0:
+                made["repository"] |= {"full_name": "Codertocat/Quiet", "name": "Quiet"}
+            assert self.webhook.post("issue_comment", made).status == 202
+            keys.append(f"IC_{number}")
+        return keys
+
+    def over(self, keys: list[str], *tasks: Task) -> list[Demand]:
+        """The demands' records, once all are posted and these tasks have ended."""
+
+        def look() -> bool:
+            found = [self.demands.get(key) for key in keys]
+            return all(one is not None and one.state is State.POSTED for one in found) and all(
+                self.tasks.get(task.id).state in ENDS for task in tasks
+            )
+
+        eventually(look, 90, "everything is over")
+        return [found for key in keys if (found := self.demands.get(key)) is not None]
+
+    def ledger(self, session: str) -> list[dict[str, Any]]:
+        client, entries = self.service.client(), list[dict[str, Any]]()
+        while found := client.ledger(session, entries[-1]["id"] if entries else None):
+            entries += found
+        return entries
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=2) as answer:
+            return bool(re.search(rb"_build_info", answer.read()))
+    except OSError:
+        return False

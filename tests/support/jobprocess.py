@@ -1,0 +1,91 @@
+"""Processes around sessiond for tests: handlers, posters, workers, as `python -m` starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from support.servers import PYTHONPATH, eventually, kill_left, tree
+
+QUICK = {"RUN_TTL": "3", "SWEEP_SECONDS": "0.5", "WORKER_SWEEP_SECONDS": "0.5", "TASK_CLAIM_TTL": "3"}
+"""Times for tests: a death is seen soon."""
+
+
+class JobProcess:
+    """One process of `module`, with its log in a file, and the hooks by which a test holds it."""
+
+    def __init__(self, module: str, place: Path, env: Mapping[str, str]) -> None:
+        self.module, self.hooks = module, place / "hooks"
+        self.hooks.mkdir(parents=True, exist_ok=True)
+        self._env = {**QUICK, **env}
+        self._log = place / f"{module}.log"
+        self._seen: dict[int, psutil.Process] = {}
+        self.start()
+
+    def start(self) -> None:
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE", "GITHUB_"))
+        }
+        env = {**kept, "PYTHONPATH": PYTHONPATH, "HOOKS_DIR": str(self.hooks), **self._env}
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self.module], env=env, stdout=log, stderr=log, start_new_session=True
+            )
+        self.pid = self.process.pid
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def horse(self) -> psutil.Process:
+        """The work-horse that runs a job now."""
+        found = eventually(lambda: psutil.Process(self.pid).children(), 10, f"a work-horse: {self.log()[-2000:]}")
+        return found[0]  # type: ignore[no-any-return]
+
+    def reached(self, point: str, seconds: float = 20) -> int:
+        """Waits until some process stands at this hold point; its pid."""
+        place = self.hooks / f"{point}.reached"
+        eventually(lambda: place.exists() and place.read_text(), seconds, f"{point} reached: {self.log()[-2000:]}")
+        return int(place.read_text())
+
+    def hold(self, point: str) -> None:
+        (self.hooks / f"{point}.hold").touch()
+
+    def let_go(self, point: str) -> None:
+        (self.hooks / f"{point}.hold").unlink(missing_ok=True)
+        (self.hooks / f"{point}.reached").unlink(missing_ok=True)
+
+    def remember(self) -> None:
+        self._seen |= {p.pid: p for p in tree(self.pid)}
+
+    def kill9(self, *, horse: bool = True, parent: bool = True) -> None:
+        """kill -9 of the parent, of its work-horse, or of both."""
+        self.remember()
+        doomed = [p.pid for p in tree(self.pid)][1:] if horse else []
+        for pid in ([self.pid] if parent else []) + doomed:
+            os.kill(pid, signal.SIGKILL)
+        if parent:
+            self.process.wait()
+
+    def stop(self, seconds: float = 20) -> int:
+        """SIGTERM, and its end."""
+        self.remember()
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(seconds)
+
+    def close(self) -> None:
+        for held in self.hooks.glob("*.hold"):
+            held.unlink()
+        self.remember()
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        kill_left(self._seen.values())

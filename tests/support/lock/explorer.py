@@ -1,0 +1,376 @@
+"""Every state that the lock's machine can reach, breadth first, within a budget of counted faults; each step is judged.
+
+The judge shares nothing with the machine: it recounts from the tickets' scores, the event and the
+ledger entries. Timers may run out at any moment at which the state asks for them.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from sessiond.lock import events as ev
+from sessiond.lock import machine, queries
+from sessiond.lock.rules import Kind, Presence, Times, rank_of
+from sessiond.lock.state import Lock, Ticket
+
+Decide = Callable[[Lock, ev.Event], ev.Step]
+
+
+class Violation(AssertionError):
+    """An invariant does not hold; `name` is its name."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(f"{name}: {detail}")
+        self.name = name
+
+
+Player = tuple[Kind, int]
+"""A ticket's kind and priority."""
+
+COUNTED = frozenset({"supersede", "pause", "lapse", "loss", "tasks"})
+"""Faults that leave a mark in the state for good or multiply the states; the others are as frequent as can be."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who plays, which counted faults happen (each as often as given), and how many of them together."""
+
+    players: tuple[Player, ...]
+    faults: Mapping[str, int] = field(default_factory=dict)
+    together: int = 1
+    turns: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The lock, and who has not taken a ticket yet."""
+
+    lock: Lock
+    untaken: tuple[Player, ...]
+
+    def take(self, player: Player, lock: Lock) -> "Scene":
+        left = list(self.untaken)
+        left.remove(player)
+        return Scene(lock, tuple(left))
+
+
+Key = tuple[tuple[int, ...], tuple[Player, ...]]
+PRESENCE = {Presence.ABSENT: 0, Presence.GRACE: 1, Presence.WAITING: 2}
+
+
+def canonical(scene: Scene) -> Key:
+    """The same for states of which one is the other with its tickets, scores and fences renamed.
+
+    Tickets count by their order in the queue, holders as first or second; the machine knows names only as names.
+    What only the ledger and the agent are told of (a drain's reason, how often a lease saw a restart) is left out.
+    """
+    lock, lease, drain = scene.lock, scene.lock.lease, scene.lock.drain
+    key = [(0 if drain is None else 1 + drain.forced) * 4 + (lock.turn is not None) * 2 + lock.tasks]
+    for ticket in sorted(lock.tickets.values(), key=score):
+        key.append(
+            (ticket.score >> 42) << 12 | nth(ticket.holder) << 10 | PRESENCE[ticket.presence] << 8
+            | ticket.passed << 7 | ticket.lapsed << 6 | ticket.losses << 4
+        )  # fmt: skip
+        if lease is not None and lease.ticket == ticket.id:
+            key[-1] |= nth(lease.holder) << 1 | lease.claimed | 8
+    return tuple(key), scene.untaken
+
+
+def score(ticket: Ticket) -> int:
+    return ticket.score
+
+
+def nth(holder: str | None) -> int:
+    return 0 if holder is None else int(holder[-1])
+
+
+class Budget:
+    """Counted faults that were spent, as bits: the n-th fault of a kind is one bit, so fewer faults are a subset."""
+
+    def __init__(self, cast: Cast) -> None:
+        self.together = cast.together
+        marks = [(fault, n) for fault in sorted(cast.faults) for n in range(cast.faults[fault])]
+        self.bits = {fault: [1 << i for i, mark in enumerate(marks) if mark[0] == fault] for fault in COUNTED}
+
+    def pay(self, spent: int, fault: str) -> int | None:
+        """What is spent after one more of this kind; None when it may not happen any more."""
+        if fault not in COUNTED:
+            return spent
+        if spent.bit_count() < self.together:
+            for bit in self.bits[fault]:
+                if not spent & bit:
+                    return spent | bit
+        return None
+
+
+@dataclass
+class Explorer:
+    """One exploration. `decide` may be a broken machine: then `run` raises Violation.
+
+    Each state of the lock is judged once, however it was reached. Breadth first by the number of counted faults: a
+    state reached again with more faults than before has nothing new to show and is left.
+    """
+
+    cast: Cast
+    decide: Decide = machine.decide
+    states: int = 0
+    """States of the lock, each with all its transitions judged."""
+    transitions: int = 0
+    _moves: dict[tuple[Key, str], tuple[Key, ...]] = field(default_factory=dict)
+    _scenes: dict[Key, Scene] = field(default_factory=dict)
+    _seen: dict[Key, list[int]] = field(default_factory=dict)
+    _served: set[Key] = field(default_factory=set)
+
+    def run(self) -> None:
+        budget, first = Budget(self.cast), self.known(Scene(Lock(fence=1_000), self.cast.players))
+        layer = [(first, 0)]
+        while layer:
+            todo, layer = deque(layer), []
+            while todo:
+                key, spent = todo.popleft()
+                if any(less & ~spent == 0 for less in self._seen.get(key, ())):
+                    continue
+                self._seen.setdefault(key, []).append(spent)
+                todo.extend((after, spent) for after in self.expanded(key, ""))
+                for fault in COUNTED:
+                    paid = budget.pay(spent, fault)
+                    if paid is not None:
+                        layer.extend((after, paid) for after in self.expanded(key, fault))
+
+    def known(self, scene: Scene) -> Key:
+        key = canonical(scene)
+        self._scenes.setdefault(key, scene)
+        return key
+
+    def expanded(self, key: Key, fault: str) -> Iterable[Key]:
+        """Every step out of a state by this counted fault, or ("") by all the others, judged: where it leads."""
+        found = self._moves.get((key, fault))
+        if found is None:
+            scene = self._scenes[key]
+            if not fault:
+                self.states += 1
+                self.refusals(scene.lock)
+                self.served(scene)
+            found = self._moves[key, fault] = tuple(dict.fromkeys(self.moves(scene, fault)))
+        return found
+
+    # ---- what can happen ---------------------------------------------------------------------
+
+    def moves(self, scene: Scene, fault: str) -> Iterator[Key]:
+        lock = scene.lock
+        for kind, event in (*self.of_tickets(lock), *self.of_lease(lock), *self.of_timers(lock)):
+            if (kind if kind in COUNTED else "") == fault:
+                yield self.known(Scene(self.step(lock, event), scene.untaken))
+        if fault:
+            return
+        for player in dict.fromkeys(scene.untaken):
+            name = f"t{lock.arrivals}"
+            after = self.step(lock, ev.Take(name, player[0], rank_of(*player), name))
+            yield self.known(scene.take(player, after))
+        # An open turn is lost with its agent, when the recorded guard is gone: an event of its own.
+        yield self.known(Scene(machine.restarted(lock), scene.untaken))
+
+    # Each event with the fault that it is; "" for none.
+
+    def of_tickets(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
+        for ticket in lock.tickets.values():
+            first, second = f"{ticket.id}-1", f"{ticket.id}-2"
+            if ticket.holder != second:
+                yield "", ev.Wait(ticket.id, first)
+            if ticket.holder is not None:
+                yield "supersede" if ticket.holder == first else "", ev.Wait(ticket.id, second)
+            if ticket.presence is Presence.WAITING:
+                yield "pause", ev.WaitOver(ticket.id, str(ticket.holder))
+            if ticket.present:
+                yield "hang-up", ev.HangUp(ticket.id, str(ticket.holder))
+            yield "withdraw", ev.Withdraw(ticket.id)
+            if ticket.holder is not None:
+                yield "withdraw", ev.Withdraw(ticket.id, ticket.holder)
+            if ticket.losses and ticket.holder is not None:
+                yield "", ev.GiveUp(ticket.id, ticket.holder)
+
+    def of_lease(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
+        if lock.lease is not None:
+            yield "", ev.Claim(lock.lease.fence)
+            yield "", ev.Release(lock.lease.fence)
+            if self.cast.turns and lock.turn is None:
+                yield "", ev.AcceptTurn(lock.lease.fence, "turn")
+            yield "force", ev.ForceRelease(lock.lease.fence)
+            yield "tasks", ev.TasksChanged(True)
+        if lock.drain is not None and not lock.drain.forced:
+            yield "force", ev.ForceRelease(lock.drain.fence)
+        if lock.tasks:
+            yield "", ev.TasksChanged(False)
+        if lock.turn is not None:
+            yield "", ev.TurnClosed(lock.turn)
+        if lock.open:
+            yield "reaped", ev.Reaped()
+
+    def of_timers(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
+        names = {"lease": "loss", "claim": "loss", "absence": "lapse"}
+        for timer in queries.timers(lock, Times()):
+            yield names.get(timer.name, timer.name), ev.Due(timer)
+
+    # ---- the judge ---------------------------------------------------------------------------
+
+    def step(self, old: Lock, event: ev.Event) -> Lock:
+        self.transitions += 1
+        try:
+            step = self.decide(old, event)
+        except ev.InvariantBroken as broken:
+            raise Violation(broken.name, f"{event}: {broken}") from broken
+        except ev.Refused:
+            return old
+        judge(old, event, step)
+        return step.lock
+
+    def refusals(self, lock: Lock) -> None:
+        """What must be refused is."""
+        for ticket in lock.tickets.values():
+            for gone in ticket.superseded:
+                must_refuse(self.decide, lock, ev.Wait(ticket.id, gone), "supersede_is_one_way")
+                must_refuse(self.decide, lock, ev.Withdraw(ticket.id, gone), "supersede_is_one_way")
+        wrong = lock.fence + 7
+        must_refuse(self.decide, lock, ev.Release(wrong), "release_only_by_owner")
+        must_refuse(self.decide, lock, ev.ForceRelease(wrong), "release_only_by_owner")
+        if lock.lease is None:
+            must_refuse(self.decide, lock, ev.AcceptTurn(lock.fence, "turn"), "nothing_outlives_its_lease")
+
+    def served(self, scene: Scene) -> None:
+        """From here, with no new arrivals and holders that end, every present ticket is served: a walk that ends."""
+        walked: list[Key] = []
+        for _ in range(40):
+            key = canonical(scene)
+            if key in self._served or not any(t.present for t in scene.lock.queue):
+                self._served.update(walked)
+                return
+            walked.append(key)
+            scene = Scene(self.step(scene.lock, calm(scene.lock)), scene.untaken)
+        raise Violation("every_present_ticket_is_served", f"stuck: {scene.lock}")
+
+
+def calm(lock: Lock) -> ev.Event:
+    """What surely happens next when nobody new comes."""
+    if lock.turn is not None:
+        return ev.TurnClosed(lock.turn)
+    if lock.tasks and lock.lease is None:
+        return ev.TasksChanged(False)
+    if lock.lease is not None:
+        return ev.Release(lock.lease.fence)
+    wanted = queries.timers(lock, Times())
+    for name in ("head-wait", "absence"):
+        for timer in wanted:
+            if timer.name == name:
+                return ev.Due(timer)
+    raise Violation("every_present_ticket_is_served", f"free, nobody holds, no timer runs: {lock}")
+
+
+def must_refuse(decide: Decide, lock: Lock, event: ev.Event, name: str) -> None:
+    try:
+        decide(lock, event)
+    except ev.Refused:
+        return
+    raise Violation(name, f"{event} was not refused")
+
+
+def judge(old: Lock, event: ev.Event, step: ev.Step) -> None:
+    """Every invariant of the lock, for this one step."""
+    new = step.lock
+    said = [name for name, _ in step.ledger]
+    grants = [data for name, data in step.ledger if name == "granted"]
+    if (new.lease is not None and new.drain is not None) or len(grants) > 1:
+        raise Violation("no_dual_ownership", f"{event}: {new}")
+    if old.lease is not None and (new.lease is None or new.lease.fence != old.lease.fence) and "ended" not in said:
+        raise Violation("no_dual_ownership", f"{event}: a lease is gone and did not end")
+    queue = {t.id: t for t in new.tickets.values() if new.lease is None or t.id != new.lease.ticket}
+    for data in grants:
+        judge_grant(old, event, new, data, queue, said)
+    judge_end(old, event, step)
+    judge_places(old, event, step)
+    bars = [t for t in queue.values() if t.kind is Kind.HANDLER and not t.lapsed]
+    if new.lease is not None and new.lease.kind is Kind.WORKER and bars:
+        raise Violation("no_worker_while_handler_in_queue", f"{event}: {bars[0].id}")
+    if new.lease is None and new.drain is None and new.turn is None and not new.tasks:
+        judge_free(event, queue)
+
+
+def judge_grant(
+    old: Lock, event: ev.Event, new: Lock, data: dict[str, object], queue: dict[str, Ticket], said: list[str]
+) -> None:
+    if new.lease is None or data["fence"] != new.lease.fence or new.lease.fence <= old.fence:
+        raise Violation("fence_grows", f"{event}: {data['fence']} follows {old.fence}")
+    closing = isinstance(event, (ev.TurnClosed, ev.TasksChanged, ev.Reaped))
+    if (old.drain is not None and "drained" not in said) or (old.turn is not None and not closing):
+        raise Violation("no_grant_while_draining", f"{event}: {data['ticket']}")
+    ticket = new.tickets[new.lease.ticket]
+    if new.lease.holder != ticket.holder or new.lease.holder in ticket.superseded or ticket.id != data["ticket"]:
+        raise Violation("one_holder_per_lease", f"{event}: {new.lease.holder} holds {ticket.id} of {ticket.holder}")
+    for other in queue.values():
+        if other.score < ticket.score and (other.present or not (other.passed or other.lapsed)):
+            name = "worker_fifo" if other.kind is Kind.WORKER else "handler_fifo"
+            raise Violation(name, f"{event}: {ticket.id} over {other.id}")
+
+
+def judge_end(old: Lock, event: ev.Event, step: ev.Step) -> None:
+    """A lease ends for a reason that this event can give."""
+    for name, data in step.ledger:
+        if name != "ended":
+            continue
+        lease = old.lease
+        due = event.timer if isinstance(event, ev.Due) else ev.Timer("", "")
+        allowed = {
+            "released": isinstance(event, ev.Release),
+            "forced": isinstance(event, ev.ForceRelease),
+            "withdrawn": isinstance(event, ev.Withdraw) and lease is not None and event.ticket == lease.ticket,
+            "expired": due.name == "lease" and lease is not None and lease.claimed,
+            "unclaimed": due.name == "claim" and lease is not None and not lease.claimed,
+            "hold-limit": due.name == "hold",
+            "preempted": lease is not None and lease.kind is Kind.WORKER and isinstance(event, (ev.Take, ev.Wait)),
+        }
+        if lease is None or data["fence"] != lease.fence or not allowed[data["reason"]]:
+            raise Violation("release_only_by_owner", f"{event}: {data}")
+    if isinstance(event, ev.ForceRelease):
+        held = old.lease is not None and old.lease.fence == event.fence
+        if held and step.lock.lease is not None and step.lock.lease.fence == event.fence:
+            raise Violation("force_release_frees", f"{event}: it still holds")
+
+
+def judge_places(old: Lock, event: ev.Event, step: ev.Step) -> None:
+    ended = {data["ticket"]: data["reason"] for name, data in step.ledger if name == "ticket-ended"}
+    for ticket in old.tickets.values():
+        now = step.lock.tickets.get(ticket.id)
+        if now is not None and now.score != ticket.score:
+            raise Violation("no_place_lost", f"{event}: {ticket.id} has another score")
+        if now is not None and not now.superseded >= ticket.superseded:
+            raise Violation("supersede_is_one_way", f"{event}: {ticket.id} forgot a superseded holder")
+        if now is not None and now.lapsed and now.present:
+            raise Violation("lapsed_bars_nobody", f"{event}: {ticket.id} is present and lapsed")
+        if now is None and not may_end(event, ticket, ended.get(ticket.id)):
+            raise Violation("no_place_lost", f"{event}: {ticket.id} is gone, {ended.get(ticket.id)}")
+
+
+def may_end(event: ev.Event, ticket: Ticket, reason: str | None) -> bool:
+    due = event.timer.name if isinstance(event, ev.Due) else ""
+    return {
+        "released": isinstance(event, (ev.Release, ev.GiveUp)),
+        "withdrawn": isinstance(event, ev.Withdraw) and event.ticket == ticket.id,
+        "forced": isinstance(event, ev.ForceRelease),
+        "hold-limit": due == "hold",
+        "lost-thrice": due in ("lease", "claim") and ticket.losses == 2,
+        "too-old": due == "ticket-ttl",
+    }.get(reason or "", False)
+
+
+def judge_free(event: ev.Event, queue: dict[str, Ticket]) -> None:
+    """Rule 5: a free lock with somebody who could have it does not exist."""
+    bars = any(t.kind is Kind.HANDLER and not t.lapsed for t in queue.values())
+    lapsed = False
+    for ticket in sorted(queue.values(), key=lambda t: t.score):
+        if ticket.present:
+            if ticket.kind is Kind.HANDLER or not bars:
+                name = "lapsed_bars_nobody" if lapsed else "every_present_ticket_is_served"
+                raise Violation(name, f"{event}: {ticket.id} could have the free lock")
+            return
+        if not (ticket.passed or ticket.lapsed):
+            return
+        lapsed = lapsed or ticket.lapsed

@@ -1,0 +1,519 @@
+"""Random histories of one session: the pure machines and a real Session over a real Redis must agree after each step.
+
+A history either drives both machines (the agent is a puppet that mostly says what claude says) or the lock alone, with
+an agent that sleeps. Between any two steps, and in any step that writes, something may fail.
+"""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import note
+from hypothesis import strategies as some
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from sessiond.agent import machine as agent_machine
+from sessiond.agent import state as st
+from sessiond.lock import events as ev
+from sessiond.lock import machine, queries
+from sessiond.lock.rules import Times
+from sessiond.problems import Problem
+from sessiond.session import views
+from sessiond.session.agent.launch import workdir
+from sessiond.session.pipeline.plan import Plan
+from sessiond.store import codec
+from sessiond.store.store import Ahead, Behind, Deposed, NotHead, Outcome, Step
+from sessiond.verify import Reader, Report, verify
+from support.servers import Redis
+from support.session.happenings import lock_events, timers
+from support.session.owned import Fault, Look, Owner, Raw
+from support.session.puppet import Puppet
+from support.session.twin import BOOK, Entries, Kept, Twin, read, same, stored, taken_at
+
+FAULTS = (*(None for _ in range(100)), *Fault, *(Fault.WRONG_HEAD for _ in range(6)))
+"""Only a step that grants can name a wrong head."""
+NUMBER = some.integers(0, 2**32 - 1)
+AWAY = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE, Fault.LOST_ANSWER, Fault.KILLED_AFTER})
+NEVER_SENT = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE})
+STOPPING = Problem("stopping", 503, "The service is stopping; ask again")
+NUMBERS = itertools.count(1)
+Events = tuple[ev.Event | st.Event, ...]
+LOCKS = frozenset(
+    {
+        "no_dual_ownership", "release_only_by_owner", "no_worker_while_handler_in_queue", "handler_fifo", "fence_grows",
+        "one_holder_per_lease", "no_grant_while_draining", "force_release_frees", "every_present_ticket_is_served",
+        "no_place_lost", "worker_fifo", "lapsed_bars_nobody", "supersede_is_one_way",
+    }
+)  # fmt: skip
+"""The lock's invariants."""
+
+
+class Histories(RuleBasedStateMachine):
+    """`counts` says what has happened, over all histories of a test."""
+
+    server: Redis
+    place: Path
+    counts: Counter[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        number = next(NUMBERS)
+        self.name, self.instances = f"octo/h{number}", itertools.count(1)
+        self.raw = Raw(self.server.url, self.name)
+        self.twin, self.puppet, self.reader = Twin(), Puppet(), Reader()
+        self.lives: list[Owner] = []
+        self.owner: Owner
+        self.tickets, self.turns = itertools.count(1), itertools.count(1)
+        self.picks = 0
+        self.seen: list[ev.Timer] = []
+        self.epoch = self.top_fence = 0
+        self.now = Look()
+        """The keys as they were seen last; nobody but the owner changes them."""
+        self.secret: str | None = None
+        """The living lease's."""
+        self.mark: tuple[Look, dict[str, bytes], dict[str, Kept]] | None = None
+        self.limbo = False
+        """The agent of the owner before is not known to be gone yet; the loop has not run since."""
+        self.behind = False
+        """Redis lost writes, and nothing was committed since."""
+
+    @initialize(composed=some.booleans())
+    def first_owner(self, composed: bool) -> None:
+        self.composed = composed
+        self.begin(self.instance("here"), Owner.claim, "")
+
+    def teardown(self) -> None:
+        try:
+            if self.lives and not self.behind:
+                self.whole_ledger()
+        finally:
+            for owner in self.lives:
+                owner.die()
+            self.raw.redis.flushdb()
+            self.raw.close()
+
+    def whole_ledger(self) -> None:
+        entries = self.raw.entries()
+        assert self.wrong(verify(entries)) == []
+        versions = [entry["version"] for entry in entries]
+        assert versions == sorted(versions)
+        self.counts["histories"] += 1
+
+    # ---- owners ------------------------------------------------------------------------------
+
+    def instance(self, host: str) -> Owner:
+        name = f"i{next(self.instances)}"
+        made = Owner(self.server, self.name, name, self.place / host, host)
+        self.lives.append(made)
+        return made
+
+    def begin(self, owner: Owner, claim: Callable[[Owner], int], predecessor: str) -> None:
+        """A new epoch: what it reads is what the pure machine says of a restart."""
+        found = owner.store.read_state()
+        assert machine.restarted(found.lock) == machine.restarted(self.twin.lock)
+        epoch = claim(owner)
+        assert epoch > self.epoch
+        if not self.epoch:
+            self.twin.agent = owner.session.standing.agent
+        self.owner, self.epoch = owner, epoch
+        self.twin.life += 1
+        self.loaded(0, predecessor, [])
+
+    def loaded(self, applied: int, predecessor: str, first: Entries) -> None:
+        """The stored state was taken: by a new owner, or again by this one."""
+        settings = self.owner.settings
+        entry = {"instance": settings.instance, "url": settings.url, "predecessor": predecessor}
+        entries = [*first, ("epoch", entry), *self.twin.reload(self.epoch, str(workdir(settings, self.name)))]
+        self.puppet = Puppet()
+        self.limbo = self.twin.agent.phase is st.Phase.STOPPING
+        self.check(applied, entries)
+
+    # ---- one step ----------------------------------------------------------------------------
+
+    def do(
+        self, *events: ev.Event | st.Event, fault: Fault | None = None, due: Any = None, front: Sequence[Any] = (),
+        commands: Callable[[], Sequence[codec.Command]] = tuple, then: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """One step in both worlds. `due`: by that deadline of the loop. `then` is done before the twin takes it."""
+        expected = self.twin.decide(*events)
+        broken = isinstance(expected, ev.InvariantBroken)
+        if self.limbo and broken:
+            return
+        spoilable = isinstance(expected, Plan) and not (self.limbo or self.behind)
+        self.owner.store.fault = fault if spoilable else None
+        applied = self.owner.store.applied
+        staged = commands() if isinstance(expected, Plan) else ()
+        answer = self.run(events, due, list(front), staged)
+        hit = fault if spoilable and self.owner.store.fault is None else None
+        self.owner.store.fault = None
+        if hit in AWAY:
+            self.owner.settle()
+        if hit is not None:
+            self.counts[f"fault: {hit.value}"] += 1
+        if hit is Fault.WRONG_HEAD or broken:
+            self.recovered(applied, "handler_fifo" if hit else expected.name)
+        elif isinstance(expected, ev.Refused):
+            assert (type(answer), str(answer)) == (type(expected), str(expected))
+            self.unchanged()
+            self.counts[f"refused: {type(expected).__name__}"] += 1
+        else:
+            self.committed(applied, events, hit, front, then)
+
+    def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[codec.Command]) -> Any:
+        session = self.owner.session
+        if due is not None and not self.limbo:
+            # The first makes the loop look at its clock: one that seems to have stood still gives everybody more time.
+            self.owner.ask(lambda: None)
+            session.deadlines.restart(keep={due: 0.0})
+            return self.owner.ask(lambda: None)
+
+        def work() -> Any:
+            try:
+                return session.steps.step(*events, ledger=front, commands=staged)
+            except ev.Refused as refused:
+                return refused
+
+        return work() if self.limbo else self.owner.ask(work)
+
+    def committed(
+        self, applied: int, events: Events, hit: Fault | None, front: Sequence[Any], then: Callable[[], None]
+    ) -> None:
+        """What the loop has done of it: everything, or with Redis away that much.
+
+        A deadline has its time again; only `max_hold` goes on with what was left, which was nothing.
+        """
+        entries: Entries = []
+        held_long = any(isinstance(event, ev.Due) and event.timer.name == "hold" for event in events)
+        if hit in NEVER_SENT:
+            entries += self.twin.absences()
+        if hit not in NEVER_SENT or held_long:
+            plan = self.twin.decide(*events)
+            assert isinstance(plan, Plan)
+            then()
+            self.twin.take(plan, self.secret)
+            self.count(plan, events)
+            self.puppet.hear(plan.outputs, plan.agent)
+            entries += [*front, *plan.ledger]
+        if hit in AWAY - NEVER_SENT:
+            entries += self.twin.absences()
+        self.check(applied, entries, lives=hit is not Fault.DIES)
+        if hit is Fault.DIES:
+            self.succeeded()
+
+    def recovered(self, applied: int, invariant: str) -> None:
+        """A step that must not be: it is named, and the same owner takes the stored state again."""
+        self.counts["steps that must not be"] += 1
+        self.loaded(applied, "refused-step", [("refused", {"invariant": invariant})])
+
+    def succeeded(self) -> None:
+        """The owner died after a commit whose answer it never had: its step is sent again, at once and too late."""
+        dead = self.owner
+        assert not dead.session.running and dead.store.last is not None
+        assert dead.store.commit(dead.store.last) is Outcome.REPEATED
+        self.unchanged()
+        dead.close()
+        self.begin(self.instance(dead.settings.host_name), Owner.claim, dead.settings.instance)
+        with pytest.raises(Deposed):
+            dead.store.commit(dead.store.last)
+        self.unchanged()
+
+    # ---- what must hold ----------------------------------------------------------------------
+
+    def unchanged(self) -> None:
+        """Byte for byte."""
+        assert self.raw.look() == self.now
+
+    def check(self, applied: int, entries: Entries, lives: bool = True) -> None:
+        """`applied`: how many steps were, before; `entries`: what the ledger must say now, turns' records aside."""
+        twin, session = self.twin, self.owner.session
+        if lives:
+            assert (session.standing.lock, session.standing.agent) == (twin.lock, twin.agent)
+        before, look, applied = self.now, self.raw.look(), self.owner.store.applied - applied
+        self.now = look
+        if not applied:
+            assert not entries and look == before
+        if self.behind and not applied:
+            return
+        told = self.raw.entries(before.ledger[1])
+        if self.behind:
+            entries = [("restored", {"found": before.version}), self.snapshot, *entries]
+            self.behind, self.reader = False, Reader()
+            self.read(self.raw.entries())
+            self.counts["restored"] += 1
+            assert look.version == self.version + applied
+        else:
+            self.read(told)
+            assert look.version == before.version + applied
+            assert all(before.version < entry["version"] <= look.version for entry in told)
+        assert look.version == session.commits.version or not lives
+        assert same(plain(told)) == same(entries)
+        self.fences(told)
+        self.stored(look)
+        if twin.agent.phase is st.Phase.BROKEN:
+            # It rests for some seconds, whatever the settings are; here it shall not get up by itself.
+            rest = ("agent", ("backoff", str(twin.agent.fails)))
+            session.deadlines.restart(keep={rest: 100_000.0})
+
+    def read(self, entries: list[dict[str, Any]]) -> None:
+        for entry in entries:
+            self.reader.read(entry)
+        assert self.wrong(self.reader.report) == []
+
+    def wrong(self, report: Report) -> list[Any]:
+        """What is against the rules. The lock alone says nothing of turns; a puppet has no guard to be found by."""
+        if self.composed:
+            return [one for one in report.violations if one[0] != "one_agent_per_conversation"]
+        return [one for one in report.violations if one[0] in LOCKS]
+
+    def fences(self, told: list[dict[str, Any]]) -> None:
+        for entry in told:
+            if entry["event"] == "granted":
+                assert entry["fence"] > max(self.top_fence, self.epoch * 2**20)
+                self.top_fence = entry["fence"]
+
+    def stored(self, look: Look) -> None:
+        """The keys as they are, against the twin."""
+        twin, settings = self.twin, self.owner.settings
+        assert read(look) == stored(twin.lock)
+        lease = look.text("lease")
+        self.secret = lease and lease["secret"]
+        if lease is not None:
+            assert lease["ticket"] not in look.queue and lease["secret"]
+            assert (lease["hold_left"] is None) == (lease["kind"] == "worker")
+        owner = {
+            "epoch": str(self.epoch), "instance": settings.instance, "url": settings.url,
+            "host": settings.host_name, "state_dir": str(settings.state_dir.resolve()),
+        }  # fmt: skip
+        assert {name: look.meta.get(name) for name in owner} == owner
+        agent = twin.agent
+        assert look.text("agent") == {
+            "conversation": agent.conversation, "generation": agent.generation, "known": agent.known, "guard": None,
+        }  # fmt: skip
+        for name, kept in twin.kept.items():
+            found = look.text(name) or {}
+            assert {field: found.get(field) for field in kept.value} == kept.value, name
+
+    def count(self, plan: Plan, events: Events) -> None:
+        for event in events:
+            self.counts[f"{type(event).__module__.split('.')[1]}: {type(event).__name__}"] += 1
+        for name, data in plan.ledger:
+            more = data.get("reason") or data.get("how") or (name == "granted" and bool(data["skipped"]) and "skipping")
+            self.counts[f"{name} {more}" if more else name] += 1
+        grants = [name for name, _ in plan.ledger if name in ("ended", "granted")]
+        self.counts["handoffs"] += grants == ["ended", "granted"]
+        for output in plan.outputs:
+            if isinstance(output, st.TurnOver):
+                self.counts[f"turns {output.outcome.value}"] += 1
+
+    # ---- what happens ------------------------------------------------------------------------
+
+    def pick(self, data: some.DataObject, options: Sequence[Any]) -> Any:
+        """One of them, each as likely. Hypothesis likes to draw again what it drew, which here tries nothing new."""
+        self.picks += 1
+        chosen = random.Random(f"{data.draw(NUMBER)} {self.picks}").choice(options)
+        note(f"{chosen}")
+        return chosen
+
+    @rule(data=some.data())
+    def something_happens(self, data: some.DataObject) -> None:
+        wanted = [("lock", timer) for timer in timers(self.twin.lock)]
+        wanted += [("agent", timer) for timer in agent_machine.timers(self.twin.agent, Times())]
+        late = [timer for timer in self.seen if timer not in queries.timers(self.twin.lock, Times())]
+        words = [(what, event) for weight, what, event in self.puppet.words() for _ in range(weight)]
+        likely = {
+            "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 40 if words else 0,
+            "told": int(self.composed), "mishap": 0 if self.behind else 1,
+        }  # fmt: skip
+        what = self.pick(data, [what for what, weight in likely.items() for _ in range(weight)])
+        fault = self.pick(data, FAULTS)
+        match what:
+            case "request":
+                self.one(self.pick(data, lock_events(self.twin.lock, self.composed)), fault)
+            case "timer":
+                self.timer(*self.pick(data, wanted), fault)
+            case "late timer":
+                self.counts["late timers"] += 1
+                self.do(ev.Due(self.pick(data, late)))
+            case "agent":
+                puppet, (said, event) = self.puppet, self.pick(data, words)
+                front: Entries = [("agent-started", {"guard": None})] if isinstance(event, st.Spawned) else []
+                self.do(event, fault=fault, front=front, then=lambda: puppet.said(said, event))
+            case "told":
+                self.do(*self.pick(data, self.told()), fault=fault)
+            case "mishap":
+                mishaps = [*BETWEEN, *(Histories.predecessors_agent_is_gone for _ in range(6 if self.limbo else 0))]
+                self.pick(data, mishaps)(self, data)
+
+    def timer(self, whose: str, timer: Any, fault: Fault | None) -> None:
+        """One that the state asks for runs out."""
+        if whose == "lock":
+            self.seen.append(timer)
+            self.counts[f"due: {timer.name}"] += 1
+        self.do(ev.Due(timer) if whose == "lock" else st.Due(*timer), fault=fault, due=(whose, timer))
+
+    def told(self) -> list[Events]:
+        """What the agent may be asked for; a turn that is not there cannot be cancelled."""
+        turn = self.twin.lock.turn
+        if turn is not None:
+            return [(st.Cancel(turn, "cancelled"),), (st.Cancel("tu-none", "cancelled"),), (st.Stop("restart"),)]
+        return [(st.Stop("restart"),), (st.Afresh(f"c{next(self.turns)}", "asked"), st.Stop("conversation"))]
+
+    def one(self, event: ev.Event, fault: Fault | None) -> None:
+        match event:
+            case ev.Take(ticket=""):
+                event = replace(event, ticket=f"tk-{next(self.tickets)}")
+                self.owner.session.standing.taken[event.ticket] = taken_at(event.ticket)
+                self.do(event, fault=fault)
+            case ev.AcceptTurn(fence=fence):
+                self.accept(fence, fault)
+            case ev.ForceRelease(fence=fence):
+                asked = {"fence": fence, "why": "stuck", "by": "admin"}
+                self.do(event, fault=fault, front=[("force-release", asked)])
+            case _:
+                self.do(event, fault=fault)
+
+    def accept(self, fence: int, fault: Fault | None) -> None:
+        session, lease = self.owner.session, self.twin.lock.lease
+        turn = f"tu-{next(self.turns)}"
+        events: list[ev.Event | st.Event] = [ev.AcceptTurn(fence, turn)]
+        if self.composed and lease is not None:
+            events.append(st.Begin(st.Turn(turn, f"u-{turn}", "do it", lease.kind, "m", timeout=9_000.0)))
+        book = {"id": turn, "turn": turn, "key": None, "state": "accepted", "fence": fence}
+        book["kind"] = lease.kind.value if lease else None
+        entry = {"turn": turn, "fence": fence, "ticket": lease and lease.ticket, "kind": book["kind"]}
+        self.do(
+            *events, fault=fault, front=[("turn-accepted", entry)],
+            commands=lambda: session.turns.accept(book),
+            then=lambda: self.twin.accept(turn, fence),
+        )  # fmt: skip
+
+    # ---- what fails between two steps --------------------------------------------------------
+
+    def predecessors_agent_is_gone(self, _: Any = None) -> None:
+        applied = self.owner.store.applied
+        self.owner.settle()
+        self.limbo = False
+        plan = self.twin.decide(st.Exited(None))
+        assert isinstance(plan, Plan)
+        self.twin.take(plan, None)
+        self.count(plan, ())
+        self.counts["reaped after a restart"] += 1
+        self.puppet.hear(plan.outputs, plan.agent)
+        self.check(applied, plan.ledger)
+
+    def owner_dies(self, _: Any) -> None:
+        dead = self.owner
+        dead.die()
+        self.counts["crashes"] += 1
+        self.begin(self.instance(dead.settings.host_name), Owner.claim, dead.settings.instance)
+
+    def owner_hands_over(self, _: Any) -> None:
+        """SIGTERM: the agent is stopped, the session given up."""
+        old, applied = self.owner, self.owner.store.applied
+        old.session.stop(STOPPING)
+        assert not old.session.running
+        plan = self.twin.decide(st.Stop("shutdown"))
+        assert isinstance(plan, Plan)
+        self.twin.take(plan, None)
+        self.check(applied, plan.ledger)
+        old.owners.release(self.name, self.epoch)
+        old.close()
+        self.now = self.raw.look()
+        self.counts["handovers"] += 1
+        self.begin(self.instance(old.settings.host_name), Owner.claim, "")
+
+    def another_instance_takes_over(self, _: Any) -> None:
+        """The old owner lives on; whatever it does, nothing changes."""
+        old = self.owner
+        host = "there" if old.settings.host_name == "here" else "here"
+        self.begin(self.instance(host), Owner.claim_elsewhere, old.settings.instance)
+        if self.limbo:
+            self.predecessors_agent_is_gone()
+        version = old.session.commits.version
+        assert old.owners.renew(self.name, old.session.commits.epoch, version) == self.owner.settings.url
+        old.ask(lambda: old.session.steps.step(ev.Take("tk-late", ev.Kind.HANDLER, 0)))
+        old.owners.release(self.name, old.session.commits.epoch)
+        self.unchanged()
+        assert old.session.closed is not None
+        assert (old.session.closed.type, old.session.closed.extra["owner_url"]) == (
+            "not-owner",
+            self.owner.settings.url,
+        )
+        old.close()
+        self.counts["takeovers"] += 1
+
+    def redis_forgets_the_script(self, _: Any) -> None:
+        self.raw.redis.script_flush()
+        self.counts["script forgotten"] += 1
+
+    def remember(self, _: Any) -> None:
+        self.mark = self.now, self.raw.dump(), dict(self.twin.kept)
+
+    def redis_loses_everything(self, _: Any) -> None:
+        self.redis_loses(Look(), {}, {})
+
+    def redis_loses_its_last_writes(self, _: Any) -> None:
+        if self.mark is None:
+            self.remember(None)
+        else:
+            self.redis_loses(*self.mark)
+
+    def redis_loses(self, look: Look, dump: dict[str, bytes], kept: dict[str, Kept]) -> None:
+        if look.version == self.now.version:
+            return
+        self.version, self.snapshot = self.now.version, same([("snapshot", views.snapshot(self.twin.lock))])[0]
+        self.raw.restore(dump)
+        self.now = look
+        self.twin.kept = {**kept, **{name: one for name, one in self.twin.kept.items() if one.by == self.twin.life}}
+        self.behind = True
+
+    # ---- what the script must refuse ---------------------------------------------------------
+
+    def same_step_again(self, _: Any) -> None:
+        last = self.owner.store.last
+        assert last is not None and self.owner.store.commit(replace(last)) is Outcome.REPEATED
+        self.unchanged()
+        self.counts["repeated"] += 1
+
+    def step_that_does_not_fit(self, data: some.DataObject) -> None:
+        """Of another version, or one that grants over the head."""
+        version, queue = self.owner.session.commits.version, self.twin.lock.queue
+        writes = [("ZADD", "queue", "1", "tk-odd"), ("SET", "lease", "{}")]
+        odd = Step(self.epoch, version, "odd", writes, [("odd", {})])
+        wrong: list[tuple[type[Exception], Step]] = [
+            (Ahead, replace(odd, version=version - 1)),
+            (Behind, replace(odd, version=version + 1)),
+            (NotHead, replace(odd, grant=("tk-nowhere", frozenset()), commands=[])),
+        ]
+        if len(queue) > 1:
+            place = self.pick(data, range(1, len(queue)))
+            ahead = [t.id for t in queue[:place]]
+            named = frozenset(ahead) - {self.pick(data, ahead)}
+            chosen = queue[place].id
+            commands = [("ZREM", "queue", chosen), ("SET", "lease", "{}")]
+            wrong.append((NotHead, replace(odd, commands=commands, grant=(chosen, named))))
+        kind, step = self.pick(data, wrong)
+        with pytest.raises(kind) as refused:
+            self.owner.store.commit(step)
+        assert refused.type is kind
+        self.unchanged()
+        self.counts[f"does not fit: {kind.__name__}"] += 1
+
+
+BETWEEN = (
+    Histories.remember, Histories.owner_dies, Histories.owner_hands_over, Histories.another_instance_takes_over,
+    Histories.redis_forgets_the_script, Histories.redis_loses_everything, Histories.same_step_again,
+    Histories.step_that_does_not_fit, Histories.step_that_does_not_fit, *(Histories.redis_loses_its_last_writes,) * 4,
+)  # fmt: skip
+
+
+def plain(told: list[dict[str, Any]]) -> Entries:
+    """Entries as the machines say them: without ids, versions, turns' records, and the words of a refusal."""
+    fixed = ("id", "event", "epoch", "version")
+    found = [(e["event"], {k: v for k, v in e.items() if k not in fixed}) for e in told if e["event"] not in BOOK]
+    return [(event, {k: v for k, v in data.items() if (event, k) != ("refused", "detail")}) for event, data in found]

@@ -1,0 +1,231 @@
+"""One instance's life on one session: it claims it through Owners and runs a real Session; its Redis fails on command.
+
+Only the agent's process is not there: whoever drives the session says what the agent says.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import gevent
+import redis as redis_library
+
+from sessiond.lock.rules import Times
+from sessiond.problems import Problem
+from sessiond.session.agent.slots import Sleeper, Slots
+from sessiond.session.loop import Session
+from sessiond.settings import Settings
+from sessiond.store.connection import Away
+from sessiond.store.ownership import OtherOwner, Owners
+from sessiond.store.store import Outcome, Step, Store
+from support.servers import Redis
+
+LONG = Times(**{f.name: 100_000.0 for f in fields(Times)})
+"""No deadline runs out by itself."""
+
+
+class Fault(Enum):
+    """What happens to the next step that is committed."""
+
+    LOST_COMMAND = "the command is lost"
+    LOST_ANSWER = "the answer is lost"
+    KILLED_BEFORE = "Redis is killed before"
+    KILLED_AFTER = "Redis is killed after, the answer is lost"
+    DIES = "the owner dies after"
+    WRONG_HEAD = "it names a wrong head"
+
+
+class FaultyStore(Store):
+    """The real store. `fault` is done once, to the next step."""
+
+    def __init__(self, server: Redis, name: str, instance: str) -> None:
+        super().__init__(server.url, name, instance)
+        self.server = server
+        self.fault: Fault | None = None
+        self.applied = 0
+        """Steps that Redis said to have applied."""
+        self.last: Step | None = None
+        """The last of them."""
+
+    def commit(self, step: Step) -> Outcome:
+        fault, self.fault = self.fault, None
+        match fault:
+            case Fault.LOST_COMMAND:
+                raise Away("the command is lost")
+            case Fault.KILLED_BEFORE:
+                self._kill()
+            case Fault.WRONG_HEAD if step.grant is None:
+                self.fault = fault
+            case Fault.WRONG_HEAD:
+                step.grant = self.wrong_head(step)
+        outcome = self._commit(step)
+        if fault is Fault.KILLED_AFTER:
+            self._kill()
+        if fault in (Fault.LOST_ANSWER, Fault.KILLED_AFTER):
+            raise Away("the answer is lost")
+        if fault is Fault.DIES:
+            raise gevent.GreenletExit
+        return outcome
+
+    def _commit(self, step: Step) -> Outcome:
+        outcome = super().commit(step)
+        self.applied += outcome is Outcome.APPLIED
+        self.last = replace(step)
+        return outcome
+
+    def _kill(self) -> None:
+        self.server.kill9()
+        self.server.start()
+
+    def wrong_head(self, step: Step) -> tuple[str, frozenset[str]]:
+        """A grant that is not the head's: over those whom the step names, or of a ticket that is not there."""
+        assert step.grant is not None
+        ticket, skipped = step.grant
+        return (ticket, frozenset()) if skipped else ("tk-nowhere", skipped)
+
+
+class NoSlots(Slots):
+    """No agent is ever started."""
+
+    def take(self, who: Sleeper) -> None:
+        raise gevent.GreenletExit
+
+
+class Owner:
+    """An instance that owns the session. Raises OtherOwner when it may not."""
+
+    def __init__(self, server: Redis, name: str, instance: str, place: Path, host: str = "here") -> None:
+        self.name = name
+        self.settings = Settings(
+            redis_url=server.url, state_dir=place, instance=instance, url=f"http://{instance}", host_name=host,
+            model="m", times=LONG,
+        )  # fmt: skip
+        self.owners = Owners(server.url, instance, self.settings.url, place, host, owner_ttl=0.0)
+        self.store = FaultyStore(server, name, instance)
+        self.session: Session
+        self._closed = False
+
+    def claim(self) -> int:
+        """The epoch of which the session now is ours, loaded as Sessions does it."""
+        owned = self.owners.acquire(self.name)
+        self.session = Session(self.name, self.settings, self.store, owned.epoch, owned.version, NoSlots(1))
+        self.session.start(owned.predecessor)
+        return owned.epoch
+
+    def claim_elsewhere(self) -> int:
+        """The same, of one that seems to live: its beat stands still for longer than `owner_ttl`."""
+        with suppress(OtherOwner):
+            self.owners.acquire(self.name)
+            raise AssertionError("one that lives was deposed at once")
+        return self.claim()
+
+    def ask(self, work: Callable[[], Any]) -> Any:
+        """Runs `work` in the owner loop; its answer, or the Problem."""
+        try:
+            return self.session.ask(work)
+        except Problem as problem:
+            return problem
+
+    def settle(self) -> None:
+        """Returns when the loop has done all that was to be done, or has ended."""
+        for _ in range(2_000):
+            if not self.session.running or not isinstance(self.ask(lambda: None), Problem):
+                return
+            gevent.sleep(0.01)
+        raise AssertionError("the loop does not come back")
+
+    def die(self) -> None:
+        """The process is gone: nothing of its memory is left, its connections and its file lock are closed."""
+
+        def end() -> None:
+            raise gevent.GreenletExit
+
+        if not self._closed and hasattr(self, "session") and self.session.running:
+            self.ask(end)
+        self.close()
+
+    def close(self) -> None:
+        """What the process had open is closed."""
+        if not self._closed:
+            self._closed = True
+            self.store.close()
+            self.owners.close()
+
+
+# ---- the stored keys, read raw ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """All keys of one session, by their names behind the base; of the ledger only its length and last id."""
+
+    meta: dict[str, str] = field(default_factory=dict)
+    queue: dict[str, int] = field(default_factory=dict)
+    tickets: dict[str, str] = field(default_factory=dict)
+    strings: dict[str, str] = field(default_factory=dict)
+    ledger: tuple[int, str] = (0, "")
+
+    @property
+    def version(self) -> int:
+        return int(self.meta.get("version", 0))
+
+    def text(self, name: str) -> Any:
+        """A string's JSON; None if it is not there."""
+        return json.loads(self.strings[name]) if name in self.strings else None
+
+
+class Raw:
+    """Redis as anybody sees it, by no code of the service."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.redis = redis_library.Redis.from_url(url, decode_responses=True)
+        self._bytes = redis_library.Redis.from_url(url)
+        self.base = f"sessiond:{{{name}}}:"
+
+    def _keys(self) -> list[str]:
+        return sorted(self.redis.keys(f"{self.base}*"))
+
+    def look(self) -> Look:
+        fixed = ("meta", "queue", "tickets", "ledger")
+        names = [n for n in (k.removeprefix(self.base) for k in self._keys()) if n not in fixed]
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(f"{self.base}meta")
+            pipe.zrange(f"{self.base}queue", 0, -1, withscores=True)
+            pipe.hgetall(f"{self.base}tickets")
+            pipe.xlen(f"{self.base}ledger")
+            pipe.xrevrange(f"{self.base}ledger", count=1)
+            pipe.mget([f"{self.base}{name}" for name in names] or ["none"])
+            meta, queue, tickets, length, last, strings = pipe.execute()
+        scores = {ticket: int(score) for ticket, score in queue}
+        kept = dict(zip(names, strings, strict=False))
+        return Look(meta, scores, tickets, kept, (length, last[0][0] if last else ""))
+
+    def entries(self, after: str = "") -> list[dict[str, Any]]:
+        """The ledger's entries behind this id, as HTTP gives them but for `at`."""
+        found = self.redis.xrange(f"{self.base}ledger", min=f"({after}" if after else "-")
+        return [
+            {
+                **json.loads(entry["data"]), "id": at, "event": entry["event"], "epoch": int(entry["epoch"]),
+                "version": int(entry["version"]),
+            }
+            for at, entry in found
+        ]  # fmt: skip
+
+    def dump(self) -> dict[str, bytes]:
+        """Everything, to be put back by `restore`."""
+        return {key: self._bytes.dump(key) for key in self._keys()}
+
+    def restore(self, dump: dict[str, bytes]) -> None:
+        """Redis lost what was written since."""
+        for key in self._keys():
+            self.redis.delete(key)
+        for key, value in dump.items():
+            self._bytes.restore(key, 0, value)
+
+    def close(self) -> None:
+        self.redis.close()
+        self._bytes.close()

@@ -1,0 +1,28 @@
+"""Fixtures of the webhook's tests."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from support.posting import Bench, Poster
+from support.servers import Redis
+
+
+@pytest.fixture
+def bench(redis_server: Redis) -> Bench:
+    return Bench(redis_server.url)
+
+
+@pytest.fixture
+def poster(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Poster]]:
+    """Starts posters on the test's Redis: poster(env, name="a")."""
+    with ExitStack() as stack:
+
+        def start(env: Mapping[str, str] | None = None, name: str = "poster") -> Poster:
+            made = Poster(redis_server.url, tmp_path / name, env)
+            stack.callback(made.close)
+            return made
+
+        yield start

@@ -1,0 +1,193 @@
+"""One compose project from a clone of its own, with a model and a GitHub in containers beside it."""
+
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sessiond.verify import verify
+from support import payloads
+
+TESTS = Path(__file__).resolve().parents[2]
+ROOT = TESTS.parent
+PROJECT = f"sessiond-test-{os.getpid()}"
+SESSION, REPO = "codertocat/hello-world", "Codertocat/Hello-World"
+READS = """
+import json, os, sys
+from sessiond_common.env import Env
+from sessiond.client import connect
+client, after = connect(key=Env(os.environ).secret("SESSIOND_KEY")), None
+while more := client.ledger(sys.argv[1], after):
+    print(json.dumps(more))
+    after = more[-1]["id"]
+"""
+Entries = list[dict[str, Any]]
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def eventually(check: Callable[[], Any], seconds: float, what: str) -> Any:
+    ends = time.monotonic() + seconds
+    while not (found := check()):
+        if time.monotonic() > ends:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.5)
+    return found
+
+
+class Stack:
+    """The project. `origin` is what its clone was cloned from."""
+
+    def __init__(self, place: Path) -> None:
+        self.origin, self.place = place / "origin", place / "clone"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(self.origin)], check=True)
+        subprocess.run(["git", "checkout", "-q", "-B", "main"], cwd=self.origin, check=True)
+        subprocess.run(["git", "clone", "-q", str(self.origin), str(self.place)], check=True)
+        standins = place / "standins"
+        shutil.copytree(TESTS / "support" / "standins", standins)
+        for name in ("Dockerfile", "serve.py"):
+            shutil.copy(TESTS / "system" / "compose" / name, standins / name)
+        kept = {
+            name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CONTEXT") if name in os.environ
+        }
+        self.env = {
+            **kept, "STANDINS": str(standins), "PROXY_PORT": "18080", "GRAFANA_PORT": "13000",
+            "COMPOSE_PROJECT_NAME": PROJECT, "COMPOSE_FILE": "docker-compose.yml:tests/compose/compose.test.yml",
+        }  # fmt: skip
+        self.secret = ""
+        self.statuses: list[int] = []
+
+    # ---- commands ----------------------------------------------------------------------------
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """A command in the clone; what it printed. Raises AssertionError when it fails."""
+        done = subprocess.run(command, cwd=self.place, env=self.env, capture_output=True, text=True)
+        if check and done.returncode != 0:
+            raise AssertionError(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-3000:]}")
+        return done.stdout
+
+    def compose(self, *words: str, check: bool = True) -> str:
+        return self.run("docker", "compose", *words, check=check)
+
+    def up(self, replicas: int = 3, *, build: bool = False) -> None:
+        more = ["--build"] if build else []
+        scale = ["--scale", f"webhook={replicas}", "--scale", f"handler={replicas}"]
+        self.compose("up", "-d", "--wait", "--wait-timeout", "300", *more, *scale)
+
+    def python(self, service: str, source: str, *words: str) -> str:
+        """What a script prints that runs in this service's container."""
+        return self.compose("exec", "-T", service, "python", "-c", source, *words)
+
+    def sessionctl(self, *words: str) -> str:
+        return self.compose("run", "--rm", "-T", "sessionctl", *words)
+
+    def kill_one(self, service: str) -> None:
+        """As a crash, by pid: `docker kill` would count as wanted, and nothing would start it again."""
+        name = self.compose("ps", "-q", service).split()[0]
+        os.kill(int(self.run("docker", "inspect", "-f", "{{.State.Pid}}", name)), 9)
+        say(f"kill -9 of one {service}")
+
+    # ---- GitHub ------------------------------------------------------------------------------
+
+    def ask(self, service: str, path: str, given: Any = None) -> Any:
+        where = self.compose("port", service, "9000").strip()
+        data = None if given is None else json.dumps(given).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"http://{where}{path}", data), timeout=10) as answer:
+            return json.load(answer)
+
+    def begin(self) -> None:
+        """What the stack and the GitHub beside it know of each other; again after the latter was made anew."""
+        self.secret = self.compose("exec", "-T", "webhook", "cat", "/keys/webhook/webhook-secret").strip()
+        self.ask("github", "/_admin/token",
+                 {"token": "compose-test-token", "id": 4711, "login": "helper[bot]", "type": "Bot"})  # fmt: skip
+        self.ask("github", "/_admin/thread", {"repo": REPO, "number": 1, "pull": True, "locked": False})
+
+    def send(self, event: str, payload: Any, delivery: str, secret: str | None = None) -> int:
+        """One delivery through the proxy; the status, 0 when nobody answered."""
+        body = json.dumps(payload).encode()
+        signed = "sha256=" + hmac.new((secret or self.secret).encode(), body, hashlib.sha256).hexdigest()
+        headers = {
+            "Content-Type": "application/json", "X-GitHub-Event": event, "X-Hub-Signature-256": signed,
+            "X-GitHub-Delivery": delivery,
+        }  # fmt: skip
+        try:
+            request = urllib.request.Request("http://127.0.0.1:18080/github", body, headers)
+            with urllib.request.urlopen(request, timeout=15) as answer:
+                return int(answer.status)
+        except OSError as error:
+            return int(getattr(error, "code", 0))
+
+    def deliver(self, event: str, payload: Any, delivery: str) -> None:
+        """Sends it again until it is taken."""
+        ends = time.monotonic() + 90
+        while (status := self.send(event, payload, delivery)) != 202:
+            self.statuses.append(status)
+            assert time.monotonic() < ends, f"{delivery} is not taken: {status}"
+            time.sleep(0.3)
+        self.statuses.append(status)
+
+    def assign(self, instructions: str) -> None:
+        """An issue for the worker."""
+        payload = payloads.load("issues.assigned")
+        payload["issue"] |= {"body": instructions, "title": "Count"}
+        payload["assignee"] |= {"id": 4711, "login": "helper[bot]", "type": "Bot"}
+        self.deliver("issues", payload, "the-issue")
+
+    def answers(self, mark: str) -> list[str]:
+        """What stands last in each of our comments that answers one of this flurry."""
+        last = {write["id"]: write["body"] for write in self.ask("github", "/log")}
+        return [body for body in last.values() if f"this answers {mark}" in body]
+
+    def flurry(self, mark: str, count: int, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Comments from three senders, something else meanwhile; returns when each is answered, once."""
+
+        def send(first: int) -> None:
+            for number in range(first, count, 3):
+                self.deliver("issue_comment", comment(mark, number), f"delivery-{mark}{number}")
+                time.sleep(0.15)
+
+        senders = [threading.Thread(target=send, args=(n,)) for n in range(min(3, count))]
+        for sender in senders:
+            sender.start()
+        time.sleep(0.5)
+        meanwhile()
+        for sender in senders:
+            sender.join()
+        whole = lambda: all(any(f"{mark}{n};" in body for body in self.answers(mark)) for n in range(count))  # noqa: E731
+        eventually(whole, 180, f"{count} answers to {mark}")
+        bodies = self.answers(mark)
+        for number in range(count):
+            assert sum(f"this answers {mark}{number};" in body for body in bodies) == 1, f"{mark}{number} once"
+
+    # ---- the ledger --------------------------------------------------------------------------
+
+    def ledger(self, session: str = SESSION) -> Entries:
+        pages = self.python("handler", READS, session).splitlines()
+        return [entry for page in pages for entry in json.loads(page)]
+
+    def ordered(self) -> Entries:
+        """The ledger; it breaks no rule, and first grants follow the comments' order."""
+        ledger = self.ledger()
+        found = verify(ledger)
+        assert (found.inversions, found.misorders, found.violations) == (0, 0, []), found
+        late = {entry["ticket"] for entry in ledger if entry["event"] in ("passed-over", "back")}
+        taken = [entry["ticket"] for entry in ledger if entry["event"] == "taken" and entry["kind"] == "handler"]
+        first = dict.fromkeys(entry["ticket"] for entry in ledger if entry["event"] == "granted")
+        on_time = [ticket for ticket in first if ticket in set(taken) - late]
+        assert on_time == [ticket for ticket in taken if ticket in set(on_time)], on_time
+        return ledger
+
+
+def comment(mark: str, number: int) -> dict[str, Any]:
+    body = f"@helper say {number}.\n#pace 20ms\n#say this answers {mark}{number};"
+    return payloads.comment(f"IC_{mark}{number}", body)

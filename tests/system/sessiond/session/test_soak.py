@@ -1,0 +1,172 @@
+"""Handoffs by the thousand: no place lost, nobody overtaken, and nothing in the service or in Redis grows for ever."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+import redis as redis_library
+from prometheus_client.parser import text_string_to_metric_families
+
+from sessiond.client import Client
+from sessiond.verify import Reader
+from support.servers import PYTHONPATH, TESTS, Redis, Sessiond, eventually, scripted_env
+from support.size import FULL
+
+SESSIONS = tuple(f"octo/soak-{n}" for n in range(4))
+HANDLERS = 15
+"""A session; with its worker 16 wait, 64 in all."""
+ROUNDS, GRANTS = (20, 250) if FULL else (3, 50)
+PATIENCE = 500.0
+WORKERS = ROUNDS + 1
+"""Grants to a session's worker: each round cuts one short, the last one is released."""
+GROWTH = 3.0 if FULL else 2.0
+"""MiB that the worker process may grow from a quarter of the handoffs to their end."""
+READS = 2 * len(SESSIONS)
+"""Connections to Redis for what is read at the same time: the ledger for a caller and for the audit, a lost lease."""
+FIXED = {"meta", "ledger", "agent", "queue", "tickets", "lease", "drain", "open"}
+REMEMBERED = {"past", "ended", "turn", "turnkey"}
+
+
+class Reading:
+    """The ledgers, read as they are written: a trimmed one could not be judged later."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._readers = {name: Reader() for name in SESSIONS}
+        self._after: dict[str, str | None] = dict.fromkeys(SESSIONS)
+        self.handoffs = self.entries = self.preemptions = 0
+        self.wrong: list[object] = []
+        self.events: Counter[str] = Counter()
+
+    def on(self) -> int:
+        """Reads what is new; how many entries."""
+        new = 0
+        for name, reader in self._readers.items():
+            page = self._client.ledger(name, self._after[name])
+            for entry in page:
+                reader.read(entry)
+                self.events[entry["event"]] += 1
+            if page:
+                self._after[name] = page[-1]["id"]
+            found = reader.take()
+            self.handoffs += found.handoffs
+            self.preemptions += found.preemptions
+            self.wrong += [*found.violations, *(["inversion"] * found.inversions), *(["misorder"] * found.misorders)]
+            new += len(page)
+        self.entries += new
+        return new
+
+
+class Measured:
+    """What the worker process and Redis hold at one moment."""
+
+    def __init__(self, worker: psutil.Process, redis: Any) -> None:
+        self.rss = worker.memory_info().rss / 2**20
+        self.fds = worker.num_fds()
+        self.cpu = sum(worker.cpu_times()[:2])
+        self.redis = redis.info("memory")["used_memory"] / 2**20
+
+
+def gauge(service: Sessiond, name: str) -> float:
+    with urllib.request.urlopen(f"{service.url}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return sum(one.value for family in families for one in family.samples if one.name == name)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_handoffs_by_the_thousand(
+    sessiond: Callable[..., Sessiond], redis_server: Redis, figures: Callable[[str], None]
+) -> None:
+    service = sessiond(scripted_env())
+    client, redis = service.client(), redis_library.Redis.from_url(redis_server.url)
+    for name in SESSIONS:  # every agent is awake before anything is measured
+        with client.lease(name) as lease:
+            assert lease.turn("#say ready").result().completed
+    (worker,) = psutil.Process(service.pid).children()
+    reading = Reading(client)
+    while reading.on():
+        pass
+    idle, begun, first = Measured(worker, redis), time.monotonic(), reading.handoffs
+    total = len(SESSIONS) * (ROUNDS * GRANTS + WORKERS)
+    told, points = soaked(service, reading, lambda: Measured(worker, redis), first, total)
+    took = time.monotonic() - begun
+    assert (told["errors"], told["twice"], told["grants"]) == ([], 0, total)
+    assert told["preempted"] == reading.preemptions == len(SESSIONS) * ROUNDS
+    assert reading.wrong == []
+    assert reading.handoffs - first == total
+    assert not reading.events.keys() & {"passed-over", "lapsed", "recovery", "refused", "restored"}
+    bound = idle.fds + READS
+    eventually(lambda: worker.num_fds() <= bound, 10, lambda: f"{worker.num_fds()} open files, {idle.fds} before")
+    assert gauge(service, "sessiond_queue_length") == gauge(service, "sessiond_queue_present") == 0
+    for what in ("inversions", "misorders", "violations"):
+        assert gauge(service, f"sessiond_{what}_total") == 0
+    kept = judged(redis, total + first)
+    rss = [f"{p.rss:.1f}" for p in points]
+    grown = points[-1].rss - points[0].rss
+    figures(
+        f"{total} handoffs by {len(SESSIONS) * (HANDLERS + 1)} waiters in {took:.0f} s, {total / took:.0f} a second "
+        f"({(points[-1].cpu - idle.cpu) / total * 1000:.1f} ms of CPU each), "
+        f"{told['preempted']} preemptions, {told['turns']} turns, {reading.entries} entries, 0 inversions"
+    )
+    figures(
+        f"RSS {idle.rss:.1f} MiB idle, {' '.join(rss)} at each quarter: {grown / (0.75 * total) * 2**20:.0f} bytes a "
+        f"handoff; open files {idle.fds} idle, {' '.join(str(p.fds) for p in points)}, {worker.num_fds()} after; "
+        f"Redis {' '.join(f'{p.redis:.1f}' for p in points)} MiB; keys {kept}"
+    )
+    assert grown < GROWTH
+    waiting = len(SESSIONS) * (HANDLERS + 1)
+    assert max(p.fds for p in points) <= bound + waiting, "more open files than connections"
+
+
+def soaked(
+    service: Sessiond, reading: Reading, measure: Callable[[], Measured], first: int, total: int
+) -> tuple[dict[str, Any], list[Measured]]:
+    """Lets the crowd run, reads on meanwhile, measures at each quarter of the handoffs; what the crowd told."""
+    command = [sys.executable, str(TESTS / "support" / "standins" / "crowd.py"), service.url, service.keys["admin"]]
+    command += [",".join(SESSIONS), str(HANDLERS), str(ROUNDS), str(GRANTS)]
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    points: list[Measured] = []
+    ends = time.monotonic() + PATIENCE
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as crowd:
+        try:
+            while crowd.poll() is None and time.monotonic() < ends:
+                reading.on()
+                time.sleep(0.2)  # reading costs the service as well
+                if len(points) < 3 and reading.handoffs - first >= total * (len(points) + 1) / 4:
+                    points.append(measure())
+        finally:
+            crowd.kill()
+        assert crowd.stdout is not None
+        told: dict[str, Any] = json.loads(crowd.stdout.read() or '{"errors": "the crowd said nothing"}')
+    while reading.on():
+        pass
+    return told, [*points, measure()]
+
+
+def judged(redis: Any, leases: int) -> dict[str, int]:
+    """Every key of the sessions is one of a fixed set, or is remembered for a time: how many of each."""
+    found: Counter[str] = Counter()
+    forever: list[str] = []
+    for raw in redis.scan_iter(match="sessiond:{octo/soak-*", count=5000):
+        kind = raw.decode().partition("}:")[2].partition(":")[0]
+        found[kind] += 1
+        if kind in REMEMBERED and redis.ttl(raw) < 0:
+            forever.append(raw.decode())
+    assert forever == []
+    assert found.keys() <= FIXED | REMEMBERED
+    assert all(found[kind] <= len(SESSIONS) for kind in FIXED)
+    assert found["past"] == leases and found["ended"] <= leases
+    for name in SESSIONS:
+        base = f"sessiond:{{{name}}}:"
+        assert redis.zcard(base + "queue") == redis.hlen(base + "tickets") == 0
+        assert redis.hlen(base + "meta") <= 12
+    return dict(found)

@@ -1,0 +1,182 @@
+"""Crashes as an epoch begins, and a Redis older than the epoch: who owns the session stays its owner."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis as redis_library
+
+from sessiond.client import LeaseLost
+from sessiond.session.fault_points import STEP_POINTS
+from support.servers import Redis, Sessiond, eventually, scripted_env
+from support.session.crash_scenes import Scene
+from support.size import FULL
+
+SESSION = "octo/hello"
+Start = Callable[..., Sessiond]
+
+
+class Held:
+    """A service whose loop stands at a point of a step."""
+
+    def __init__(self, start: Start, place: Path, **times: float) -> None:
+        self.hooks = place / "hooks"
+        (self.hooks / SESSION).mkdir(parents=True)
+        self.service = start({**scripted_env(**times), "SESSIOND_HOOKS_DIR": str(self.hooks)})
+        self.scene = Scene(self.service, SESSION)
+
+    def hold(self, point: str) -> None:
+        (self.hooks / SESSION / f"{point}.hold").touch()
+
+    def reached(self, point: str) -> None:
+        eventually((self.hooks / SESSION / f"{point}.reached").exists, 20, point)
+
+    def go_on(self) -> None:
+        for held in (self.hooks / SESSION).iterdir():
+            held.unlink()
+
+    def end(self) -> None:
+        eventually(self.service.ready, 30)
+        self.scene.drain()
+        self.scene.check()
+        assert self.scene.wrong == []
+
+
+@pytest.mark.parametrize("point", STEP_POINTS if FULL else STEP_POINTS[:1])
+@pytest.mark.parametrize("victim", ["sessiond", "redis"])
+def test_a_crash_as_the_session_is_taken_over(
+    sessiond: Start, redis_server: Redis, tmp_path: Path, point: str, victim: str
+) -> None:
+    held = Held(sessiond, tmp_path)
+    held.scene.lease("a")
+    held.scene.take("b")
+    held.service.kill9()
+    held.hold(f"{point}.epoch")
+    held.service.start(wait=False)
+    held.reached(f"{point}.epoch")
+    if victim == "sessiond":
+        held.service.kill9()
+        held.go_on()
+        held.service.start()
+    else:
+        redis_server.kill9()
+        held.go_on()
+        redis_server.start()
+    assert held.scene.again(held.scene.lost, "a") == ""
+    held.end()
+
+
+def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
+    sessiond: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    service = sessiond(scripted_env(owner_renew=0.3))
+    new, old = Scene(service, "octo/new"), Scene(service, SESSION)
+    old.take("a")
+    redis_server.copy(tmp_path / "older")
+    service.kill9()
+    service.start()
+    epoch = old.view()["epoch"]
+    old.lease("a")
+    assert old.turn("a", "once", "key").completed
+    new.lease("b")  # of which the copy knows nothing
+    redis_server.kill9()
+    redis_server.put_back(tmp_path / "older")
+    redis_server.start()
+    for scene, name in ((old, "a"), (new, "b")):
+        scene.until(lambda scene=scene: scene.happened("restored"))
+        assert scene.lost(name) == ""
+    assert old.view()["epoch"] == epoch, "nobody else was ever the owner"
+    assert old.again(old.turn, "a", "once", "key").completed
+    assert old.sent("once") == 1
+    service.kill9()
+    service.start()
+    assert {one["session"] for one in service.client().sessions()} == {SESSION, "octo/new"}
+    for scene, name in ((old, "a"), (new, "b")):
+        assert scene.lost(name) == ""
+        scene.drain()
+        scene.check()
+        assert scene.wrong == []
+
+
+def test_what_redis_lost_is_not_denied(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
+    """Nobody makes a step, and no record is renewed: whoever reads finds out that Redis is older."""
+    service = sessiond(scripted_env(owner_renew=60, owner_ttl=90))
+    scene = Scene(service, SESSION)
+    scene.lease("a")
+    redis_server.copy(tmp_path / "older")
+    assert scene.turn("a", "once", "key").completed
+    scene.release("a")
+    redis_server.kill9()
+    redis_server.put_back(tmp_path / "older")
+    redis_server.start()
+    assert scene.again(scene.client.turn_by_key, SESSION, "key")["outcome"] == "completed"
+    scene.again(scene.release, "a")
+    assert scene.ended("a") == "released"
+    assert scene.happened("restored") == 1
+
+
+def test_a_deadline_that_runs_out_as_redis_goes_away_has_its_time_again(
+    sessiond: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    held = Held(sessiond, tmp_path, lease_ttl=3)
+    held.scene.lease("a")
+    held.hold("decided.ended")
+    held.reached("decided.ended")
+    redis_server.kill9()
+    held.go_on()
+    redis_server.start()
+    assert held.scene.again(held.scene.lost, "a") == ""
+    with pytest.raises(LeaseLost, match="expired"):
+        eventually(lambda: held.scene.happened("ended"), 20) and held.scene.renew("a")
+
+
+def test_max_hold_starts_again_once_and_then_goes_on_over_every_restart(sessiond: Start, redis_server: Redis) -> None:
+    service = sessiond(scripted_env(max_hold=60))
+    scene = Scene(service, SESSION)
+    scene.lease("a")
+
+    def left() -> float:
+        """Seconds of `max_hold` that the next owner would give, as stored; a renewal is all that goes on."""
+        scene.renew("a")
+        with redis_library.Redis.from_url(redis_server.url) as redis:
+            return float(json.loads(redis.get(f"sessiond:{{{SESSION}}}:lease"))["hold_left"])  # type: ignore[arg-type]
+
+    found = [60.0]
+    for _ in range(3):
+        service.kill9()
+        service.start()
+        eventually(lambda: left() < found[-1], 20)
+        found.append(left())
+    assert found == sorted(found, reverse=True)
+
+
+def test_a_lease_can_be_renewed_while_other_sessions_are_still_taken_over(sessiond: Start, tmp_path: Path) -> None:
+    """Its time runs from its own epoch on, however many come after it."""
+    held = Held(sessiond, tmp_path)
+    held.scene.lease("a")
+    last = Scene(held.service, "octo/last")
+    last.take("b")
+    held.service.kill9()
+    point = held.hooks / "octo/last" / "decided.epoch"
+    point.parent.mkdir()
+    point.with_name("decided.epoch.hold").touch()
+    held.service.start(wait=False)
+    eventually(point.with_name("decided.epoch.reached").exists, 20)
+    assert held.scene.lost("a") == ""
+    assert not held.service.ready()
+    point.with_name("decided.epoch.hold").unlink()
+    held.end()
+
+
+def test_a_session_that_cannot_be_read_keeps_no_other_from_being_taken_over(
+    sessiond: Start, redis_server: Redis
+) -> None:
+    service = sessiond(scripted_env())
+    for name in ("octo/a", "octo/b"):
+        service.client().take(name, key="k")
+    service.kill9()
+    with redis_library.Redis.from_url(redis_server.url) as redis:
+        redis.set("sessiond:{octo/a}:meta", "no hash")
+    service.start()
+    assert {one["session"] for one in service.client().sessions()} == {"octo/b"}

@@ -1,0 +1,179 @@
+"""Everything at once: many deliveries, repeated and out of order, over three webhooks and three handlers, two of which
+are killed in the middle. The quick form sends 90, FULL=1 sends 300."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sessiond.verify import verify
+from sessiond_common.jobs.queue import Jobs, connect
+from sessiond_webhook.demands.machine import ENDED, Demand, State
+from sessiond_webhook.demands.store import Demands
+from sessiond_worker.tasks.machine import New
+from sessiond_worker.tasks.store import Tasks
+from support import payloads
+from support.jobprocess import JobProcess
+from support.servers import Github, Redis, Sessiond, Webhook, eventually, scripted_env
+
+DELIVERIES = 300 if os.environ.get("FULL") else 90
+COMMENTS = DELIVERIES * 2 // 3
+BUSY, QUIET = "codertocat/hello-world", "codertocat/quiet"
+TIMES = {"lease_ttl": 3.0, "claim_window": 1.0, "head_wait": 1.0, "poll_grace": 0.5, "drain_deadline": 3.0}
+LONG = "Count.\n#tokens 3000\n#pace 10ms"
+
+
+class Stage:
+    """Three webhooks, three handlers, a poster before GitHub, a worker with a long task."""
+
+    def __init__(self, redis: Redis, service: Sessiond, github: Github, place: Path, stack: ExitStack) -> None:
+        self.service, self.github = service, github
+        github.thread(1, repo="Codertocat/Hello-World", pull=True)
+        github.thread(1, repo="Codertocat/Quiet", pull=True)
+        env = {
+            "REDIS_URL": redis.url, "SESSIOND_URL": service.url, "SESSIOND_LEASE_TTL": str(TIMES["lease_ttl"]),
+            **github.env(), "POSTER_PACE": "0.1",
+        }  # fmt: skip
+        handler = {**env, "SESSIOND_KEY": service.keys["handler"]}
+        ingress = {**handler, "WEBHOOK_PROCESSES": "1", "SWEEP_SECONDS": "0.5"}
+        self.webhooks = [Webhook(redis.url, place / f"webhook-{n}", ingress) for n in range(3)]
+        self.handlers = [JobProcess("sessiond_webhook.handler", place / f"handler-{n}", handler) for n in range(3)]
+        self.others = [
+            JobProcess("sessiond_webhook.poster", place / "poster", env),
+            JobProcess("sessiond_worker", place / "worker", {**env, "SESSIOND_KEY": service.keys["worker"]}),
+        ]
+        for one in (*self.webhooks, *self.handlers, *self.others):
+            stack.callback(one.close)
+        connection = connect(redis.url)
+        stack.callback(connection.close)
+        self.demands = Demands(connection, Jobs(connection))
+        self.tasks = Tasks(connection)
+
+    def ledger(self, session: str = BUSY) -> list[dict[str, Any]]:
+        client, entries, after = self.service.client(), [], None
+        while found := client.ledger(session, after):
+            entries += found
+            after = found[-1]["id"]
+        return entries
+
+
+def comment(number: int, *, repo: str = "Hello-World", action: str = "created") -> dict[str, Any]:
+    key = f"IC_{repo}_{number}"
+    made = payloads.comment(
+        key, f"@helper say {number}.\n#tokens 20\n#pace 5ms\n#say this answers {key};", action=action
+    )
+    made["repository"]["full_name"] = f"Codertocat/{repo}"
+    made["repository"]["name"] = repo
+    return made
+
+
+def plan(chance: random.Random) -> list[tuple[str, dict[str, Any], str]]:
+    """(event, payload, delivery): every comment, a third of them again, under the same or another delivery's id."""
+    sent = [("issue_comment", comment(n), f"delivery-{n}") for n in range(COMMENTS)]
+    again = chance.sample(range(COMMENTS), DELIVERIES - COMMENTS)
+    for number in again:
+        same = chance.random() < 0.5
+        place = min(len(sent), sent.index(sent[number]) + chance.randrange(1, 12))
+        sent.insert(place, ("issue_comment", comment(number), f"delivery-{number}" if same else f"again-{number}"))
+    for at in range(0, len(sent) - 3, 5):  # neighbours overtake each other
+        window = sent[at : at + 3]
+        chance.shuffle(window)
+        sent[at : at + 3] = window
+    return sent
+
+
+def deliver(stage: Stage, sent: list[tuple[str, dict[str, Any], str]], chance: random.Random) -> None:
+    """As GitHub does: one after another, each again (elsewhere) until it is answered with 2xx."""
+    for event, payload, delivery in sent:
+        ends = time.monotonic() + 30
+        while True:
+            try:
+                if stage.webhooks[chance.randrange(3)].post(event, payload, delivery).status in (202, 204):
+                    break
+            except Exception:  # a webhook that is being killed: whatever the connection says of it
+                time.sleep(0.05)
+            assert time.monotonic() < ends, f"{delivery} is not taken"
+
+
+def test_each_comment_has_one_answer_in_order_whoever_dies(
+    redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path, figures: Callable[[str], None]
+) -> None:
+    chance = random.Random(20)
+    with ExitStack() as stack:
+        github = Github()
+        stack.callback(github.close)
+        stage = Stage(redis_server, sessiond(scripted_env(**TIMES)), github, tmp_path, stack)
+        task = stage.tasks.add(New("long", BUSY, "Count", LONG))
+        started = lambda: any(e["event"] == "turn-started" for e in stage.ledger())  # noqa: E731
+        eventually(started, 30, "the worker's turn")
+        sent, began = plan(chance), time.monotonic()
+        sender = threading.Thread(target=deliver, args=(stage, sent, chance))
+        sender.start()
+        some = lambda share: lambda: ended(stage, BUSY) >= COMMENTS * share  # noqa: E731
+        eventually(some(0.2), 120, "a fifth of the answers")
+        stage.handlers[0].kill9()
+        stage.webhooks[0].process.send_signal(signal.SIGKILL)  # the arbiter; its worker follows
+        quiet_at = time.monotonic()
+        stage.webhooks[1].post("issue_comment", comment(0, repo="Quiet"), "quiet")
+        eventually(lambda: ended(stage, QUIET) == 1, 60, "the other session's answer")
+        quiet, rest = time.monotonic() - quiet_at, len(stage.demands.unanswered(BUSY))
+        stage.handlers[0].start()
+        sender.join(120)
+        assert not sender.is_alive()
+        everything = [f"IC_Hello-World_{n}" for n in range(COMMENTS)]
+        try:
+            eventually(some(1.0), 200, "every answer")
+        except AssertionError as error:
+            raise AssertionError(unfinished(stage, everything)) from error
+        seconds = time.monotonic() - began
+        stage.tasks.cancel(task.id)
+        found = [found for key in everything if (found := stage.demands.get(key)) is not None]
+        assert [d.key for d in found if d.state is not State.POSTED] == []
+        check_replies(stage, found)
+        report = verify(stage.ledger())
+        assert (report.inversions, report.misorders) == (0, 0)
+        assert report.violations == []
+        in_order(stage.ledger(), found)
+    figures(
+        f"{DELIVERIES} deliveries, {COMMENTS} comments answered in {seconds:.1f} s; the other session's answer took "
+        f"{quiet:.1f} s with {rest} waiting"
+    )
+    assert rest > 0, "the other session's comment waited behind the flurry"
+
+
+def ended(stage: Stage, session: str) -> int:
+    keys = stage.demands.redis.scan_iter(f"webhook:demand:IC_{'Quiet' if session == QUIET else 'Hello-World'}_*")
+    records = [stage.demands.get(key.decode().partition("demand:")[2]) for key in keys]
+    return sum(one is not None and one.state in ENDED for one in records)
+
+
+def unfinished(stage: Stage, keys: list[str]) -> str:
+    return str([(key, d and d.state) for key in keys if (d := stage.demands.get(key)) is None or d.state not in ENDED])
+
+
+def check_replies(stage: Stage, found: list[Demand]) -> None:
+    """At GitHub, every comment has one note, and what it says last is its answer."""
+    last: dict[int, str] = {}
+    for write in stage.github.log():
+        last[write["id"]] = write["body"]
+    bodies = list(last.values())
+    for one in found:
+        assert sum(f"this answers {one.key};" in body for body in bodies) == 1, one.key
+    assert len([body for body in bodies if "Hello-World" in body]) == COMMENTS
+
+
+def in_order(ledger: list[dict[str, Any]], found: list[Demand]) -> None:
+    """First grants follow the tickets' order, but for tickets that were passed over (their handler had died)."""
+    keys = {e["ticket"]: e["key"] for e in ledger if e["event"] == "taken" and e["kind"] == "handler"}
+    late = {e["ticket"] for e in ledger if e["event"] == "passed-over"} | {
+        e["ticket"] for e in ledger if e["event"] == "back"
+    }
+    first = list(dict.fromkeys(e["ticket"] for e in ledger if e["event"] == "granted" and e["ticket"] in keys))
+    on_time = [t for t in first if t not in late]
+    assert on_time == [t for t in keys if t in set(on_time)]
+    assert {keys[t] for t in first} == {one.key for one in found}

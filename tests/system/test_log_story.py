@@ -1,0 +1,122 @@
+"""One comment in the logs: one grep by its id tells its story in every process, and nobody's words are there."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sessiond_common.jobs.queue import Jobs, connect
+from sessiond_webhook.demands.machine import State
+from sessiond_webhook.demands.store import Demands
+from sessiond_worker.tasks.machine import New
+from sessiond_worker.tasks.store import Tasks
+from support import payloads
+from support.jobprocess import JobProcess
+from support.servers import Github, Redis, Sessiond, Webhook, eventually, scripted_env
+
+SESSION, KEY, DELIVERY = "codertocat/hello-world", "IC_kwDOstory", "delivery-of-the-story"
+ASKED, ANSWERED, TASK, NOTE = "quokka", "pademelon", "bettong", "wallaby"
+"""Words that a person, the agent and a task use, and nobody else does."""
+Line = dict[str, Any]
+
+
+class Stage:
+    """Every process once, all with JSON logs; a worker in mid-turn."""
+
+    def __init__(self, redis: Redis, service: Sessiond, github: Github, place: Path, stack: ExitStack) -> None:
+        self.service, self.github = service, github
+        github.thread(1, repo="Codertocat/Hello-World", pull=True)
+        env = {
+            "REDIS_URL": redis.url, "SESSIOND_URL": service.url,
+            **github.env(), "POSTER_PACE": "0.1", "WEBHOOK_TICKET_SECONDS": "30",
+            **{f"{name}_LOG_FORMAT": "json" for name in ("WEBHOOK", "HANDLER", "POSTER", "WORKER")},
+        }  # fmt: skip
+        handler = {**env, "SESSIOND_KEY": service.keys["handler"]}
+        self.webhook = Webhook(redis.url, place / "webhook", handler)
+        self.jobs = {
+            "handler": JobProcess("sessiond_webhook.handler", place / "handler", handler),
+            "poster": JobProcess("sessiond_webhook.poster", place / "poster", env),
+            "worker": JobProcess("sessiond_worker", place / "worker", {**env, "SESSIOND_KEY": service.keys["worker"]}),
+        }
+        for one in (self.webhook, *self.jobs.values()):
+            stack.callback(one.close)
+        connection = connect(redis.url)
+        stack.callback(connection.close)
+        self.demands, self.tasks = Demands(connection, Jobs(connection)), Tasks(connection)
+
+    def logs(self) -> dict[str, str]:
+        """Each process's whole log."""
+        mine = {"webhook": self.webhook.log_text(0), "sessiond": self.service.log_bytes().decode()}
+        return mine | {name: process.log() for name, process in self.jobs.items()}
+
+
+def test_one_grep_tells_the_story_of_one_comment(
+    redis_server: Redis, sessiond: Callable[..., Sessiond], github: Github, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        service = sessiond({**scripted_env(), "SESSIOND_LOG_FORMAT": "json"})
+        stage = Stage(redis_server, service, github, tmp_path, stack)
+        text = f"Count every {TASK}.\n#tokens 6000\n#pace 10ms\n#say {NOTE}"
+        task = stage.tasks.add(New("count", SESSION, f"A {TASK}", text))
+        count = lambda event: sum(e["event"] == event for e in service.client().ledger(SESSION))  # noqa: E731
+        eventually(lambda: count("turn-started") == 1, 60, "the worker's turn")
+        body = f"@helper where is the {ASKED}?\n#say It met a {ANSWERED}."
+        assert stage.webhook.post("issue_comment", payloads.comment(KEY, body), DELIVERY).status == 202
+        posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is State.POSTED  # noqa: E731
+        eventually(posted, 60, "answered")
+        eventually(lambda: count("granted") == 3, 60, "the worker again")
+        stage.tasks.cancel(task.id)
+        eventually(lambda: count("ticket-ended") == 2, 60, "the task's end")
+        assert any(ANSWERED in write["body"] for write in github.log())
+        with service.client().lease(SESSION, kind="handler") as lease:
+            secrets = [lease._secret, *service.keys.values(), stage.webhook.SECRET, github.TOKEN]
+        logs = stage.logs()
+        told = {name: lines(log) for name, log in logs.items()}
+        check_the_story(told, stage.demands.get(KEY).ticket)  # type: ignore[union-attr]
+        check_the_preemption(told, task.id)
+        for name, log in logs.items():
+            found = [word for word in (ASKED, ANSWERED, TASK, NOTE, *secrets) if word in log]
+            assert found == [], f"{name}'s log"
+
+
+def lines(log: str) -> list[Line]:
+    """Every line of a log is one JSON object."""
+    return [json.loads(line) for line in log.splitlines()]
+
+
+def check_the_story(told: dict[str, list[Line]], ticket: str | None) -> None:
+    """All lines with the comment's id, in any process: the same session, ticket and fence, step by step."""
+    story = {name: [line for line in log if KEY in json.dumps(line)] for name, log in told.items()}
+    (delivery,) = [line for line in story["webhook"] if line["event"] == "delivery"]
+    assert (delivery["delivery"], delivery["outcome"], delivery["demand"]) == (DELIVERY, "accepted", KEY)
+    steps = {line["event"]: line for line in story["sessiond"]}
+    assert list(steps) == [
+        "taken", "granted", "turn-accepted", "turn-started", "turn-closed", "ended", "ticket-ended",
+    ]  # fmt: skip
+    fence = steps["granted"]["fence"]
+    assert [line["event"] for line in story["handler"]] == ["taken up", "answering", "answered"]
+    posted = [line for line in story["poster"] if line["event"] == "posted"][-1]
+    assert (posted["state"], posted["fence"]) == ("posted", fence) and posted["url"].startswith("http")
+    whole = sorted((line for found in story.values() for line in found), key=lambda line: str(line["timestamp"]))
+    assert {line["session"] for line in whole} == {SESSION}
+    # A handler may take the demand up before the ingress has told of its ticket: then it names none yet.
+    assert ticket is not None and {line.get("ticket") for line in whole} - {None} == {ticket}
+    assert all("ticket" in line for line in whole if line["event"] != "taken up")
+    held = ["granted", "turn-accepted", "turn-started", "turn-closed", "ended", "answering", "answered"]
+    assert {line["fence"] for line in whole if line["event"] in held} == {fence}
+    order = [line["event"] for line in whole]
+    for before, after in (("taken", "granted"), ("granted", "answering"), ("answering", "turn-closed"),
+                          ("turn-closed", "answered"), ("answered", "ended")):  # fmt: skip
+        assert order.index(before) < order.index(after), order
+
+
+def check_the_preemption(told: dict[str, list[Line]], task: str) -> None:
+    """The worker's story too: cut by the comment, put back, granted again, ended."""
+    events = [line["event"] for line in told["sessiond"] if line.get("key") == task]
+    cut = ["ended", "draining", "interrupt", "back", "turn-closed", "drained", "granted"]
+    assert sorted(events[events.index("ended") : events.index("drained")]) == sorted(cut[:-2]), events
+    assert events.count("granted") == 2 and "ticket-ended" in events, events
+    (preempted,) = [line for line in told["sessiond"] if line["event"] == "ended" and line.get("reason") == "preempted"]
+    assert preempted["key"] == task
+    assert any(line.get("fence") == preempted["fence"] for line in told["worker"])

@@ -1,0 +1,156 @@
+"""What Grafana, Prometheus and compose are told fits together, and is what Grafana takes. Needs neither of them."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+GRAFANA = ROOT / "grafana"
+DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES = {name: one for name, one in COMPOSE["services"].items() if one.get("profiles") is None}
+PANELS = {"stat", "timeseries", "table", "state-timeline", "bargauge"}
+"""Types that come with Grafana and that are used."""
+UNITS = {"none", "short", "s", "bytes", "ops", "reqps", "currencyUSD"}
+"""Ids of Grafana's units that are used: a wrong one is shown as text behind each number."""
+SCHEMA = {"10.4": 39}
+"""The newest schema that a release of Grafana knows; it takes older ones, and does not know newer ones."""
+Panel = dict[str, Any]
+
+
+def panels() -> Iterator[tuple[str, Panel]]:
+    for name, board in DASHBOARDS.items():
+        for panel in board["panels"]:
+            yield f"{name}: {panel['title']}", panel
+
+
+def provisioned(kind: str, key: str) -> dict[str, Any]:
+    (path,) = (GRAFANA / "provisioning" / kind).iterdir()
+    (found,) = yaml.safe_load(path.read_text())[key]
+    return found  # type: ignore[no-any-return]
+
+
+def test_each_dashboard_is_a_bare_model_with_a_uid_of_its_own() -> None:
+    release = SERVICES["grafana"]["image"].partition(":")[2].rpartition(".")[0]
+    for board in DASHBOARDS.values():
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,40}", board["uid"])
+        assert board.get("id") is None and "__inputs" not in board
+        assert 36 <= board["schemaVersion"] <= SCHEMA[release]
+        assert {tag for link in board["links"] for tag in link["tags"]} <= set(board["tags"])
+    for what in ("uid", "title"):
+        assert len({board[what] for board in DASHBOARDS.values()}) == len(DASHBOARDS)
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_have_ids_of_their_own_and_do_not_lie_over_each_other(name: str) -> None:
+    found = DASHBOARDS[name]["panels"]
+    assert len({panel["id"] for panel in found}) == len({panel["title"] for panel in found}) == len(found)
+    for panel in found:
+        place = panel["gridPos"]
+        assert min(place["x"], place["y"]) >= 0 and min(place["w"], place["h"]) > 0 and place["x"] + place["w"] <= 24
+    for one, other in combinations(found, 2):
+        assert not over(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
+    # No hole either: Grafana would move what is below it up, and the picture would be another.
+    area = sum(panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in found)
+    assert area == 24 * max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in found)
+
+
+def over(one: dict[str, int], other: dict[str, int]) -> bool:
+    return all(
+        one[at] < other[at] + other[size] and other[at] < one[at] + one[size] for at, size in (("x", "w"), ("y", "h"))
+    )
+
+
+def test_each_panel_is_what_grafana_draws() -> None:
+    for where, panel in panels():
+        drawn(where, panel)
+
+
+def drawn(where: str, panel: Panel) -> None:
+    assert panel["type"] in PANELS and panel["description"], where
+    field = panel["fieldConfig"]["defaults"]
+    if panel["type"] == "state-timeline":
+        (mapping,) = field["mappings"]
+        assert set(mapping["options"]) == {"0", "1", "2", "3"}, "nobody, a handler, the worker, draining"
+    else:
+        assert field["unit"] in UNITS, where
+    for steps in (field[name]["steps"] for name in ("thresholds",) if name in field):
+        assert steps[0]["value"] is None and [s["value"] for s in steps[1:]] == sorted(s["value"] for s in steps[1:])
+    targets = panel["targets"]
+    assert len({target["refId"] for target in targets}) == len(targets) > 0
+    uid = provisioned("datasources", "datasources")["uid"]
+    assert {
+        source["uid"] for source in (panel["datasource"], *(t.get("datasource", {"uid": uid}) for t in targets))
+    } == {uid}
+    for target in targets:
+        shown = set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat") or ""))
+        kept = {name for found in re.findall(r"\bby \(([^)]*)\)", target["expr"]) for name in found.split(", ")}
+        assert shown <= kept, "a legend of labels that the query drops is empty"
+        variables = {one["name"] for board in DASHBOARDS.values() for one in board["templating"]["list"]}
+        assert set(re.findall(r"\$(?!__)(\w+)", target["expr"])) <= variables
+
+
+def test_grafana_finds_dashboards_and_prometheus_where_compose_puts_them() -> None:
+    source, provider = provisioned("datasources", "datasources"), provisioned("dashboards", "providers")
+    mounts = dict(mount.split(":")[:2] for mount in SERVICES["grafana"]["volumes"])
+    assert mounts["./grafana/dashboards"] == provider["options"]["path"]
+    assert mounts["./grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert source["url"] == "http://prometheus:9090" and source["isDefault"]
+    assert set(SERVICES["grafana"]["networks"]) & set(SERVICES["prometheus"]["networks"])
+    for board in DASHBOARDS.values():
+        for variable in board["templating"]["list"]:
+            assert variable["datasource"]["uid"] == source["uid"]
+
+
+def test_prometheus_looks_for_each_service_where_it_serves_metrics() -> None:
+    config = yaml.safe_load((GRAFANA / "prometheus" / "prometheus.yml").read_text())
+    ports = {"sessiond": 8420, "webhook": 8421}
+    for job in config["scrape_configs"]:
+        (found,) = job["dns_sd_configs"]
+        (name,) = found["names"]
+        service = SERVICES[name]
+        assert job["job_name"] == name and found["type"] == "A"
+        assert found["port"] == ports.get(name) or str(found["port"]) == service["environment"]["METRICS_PORT"]
+        assert set(service["networks"]) & set(SERVICES["prometheus"]["networks"])
+    assert {job["job_name"] for job in config["scrape_configs"]} == {
+        "sessiond",
+        "webhook",
+        "handler",
+        "poster",
+        "worker",
+    }
+
+
+def test_every_service_is_bounded_watched_and_started_again() -> None:
+    for name, service in SERVICES.items():
+        assert service["mem_limit"], name
+        assert service["restart"] == ("no" if name == "init" else "unless-stopped"), name
+        assert name == "init" or service["healthcheck"]["test"], name
+        assert "no-new-privileges:true" in service["security_opt"] and service["cap_drop"] == ["ALL"], name
+    named = {one.split(":")[0] for service in SERVICES.values() for one in service.get("volumes", ())}
+    assert set(COMPOSE["volumes"]) <= named
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"proxy", "grafana"}
+    assert all(port.startswith("${") and "_BIND:-127.0.0.1}:" in port for ports in published.values() for port in ports)
+
+
+def test_a_stop_leaves_sessiond_the_time_of_a_drain() -> None:
+    settings = (ROOT / "services" / "sessiond" / "sessiond" / "lock" / "rules.py").read_text()
+    (drain,) = re.findall(r"drain_deadline: float = ([\d.]+)", settings)
+    assert float(SERVICES["sessiond"]["stop_grace_period"].removesuffix("s")) > 2 * float(drain)
+
+
+@pytest.mark.parametrize("service", ["sessiond", "webhook", "worker"])
+def test_an_image_copies_what_is_there(service: str) -> None:
+    """A module that moved would only be missed by the next build."""
+    text = (ROOT / "services" / service / "Dockerfile").read_text().replace("\\\n", " ")
+    copies = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ") and "--from" not in line]
+    named = [path for words in copies for path in words if not path.startswith("--")]
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []

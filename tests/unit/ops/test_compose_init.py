@@ -1,0 +1,32 @@
+"""The secrets of a set of containers: made once, each service its own, what is there stays."""
+
+import os
+from pathlib import Path
+
+from sessiond_ops.compose_init import Owners, make
+
+
+def test_made_once_and_for_their_owners_only(tmp_path: Path) -> None:
+    me = Owners(os.getuid(), os.getuid(), os.getuid())
+    assert make(tmp_path, me)
+    first = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not make(tmp_path, me)
+    assert first == {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in first)
+    rules = (tmp_path / "redis/users.acl").read_text()
+    for name in ("sessiond", "webhook", "worker"):
+        password = (tmp_path / name / "redis-url").read_text().split(":")[2].partition("@")[0]
+        assert password not in rules
+    # The append-only file is replayed as this user: without every right, transactions are dropped at a restart.
+    assert "user default off resetpass ~* &* +@all" in rules
+
+
+def test_a_secret_that_is_missing_is_made_again_alone(tmp_path: Path) -> None:
+    me = Owners(os.getuid(), os.getuid(), os.getuid())
+    make(tmp_path, me)
+    keys = (tmp_path / "sessiond/keys").read_text()
+    secret = (tmp_path / "webhook/webhook-secret").read_text()
+    (tmp_path / "webhook/webhook-secret").unlink()
+    assert make(tmp_path, me)
+    assert (tmp_path / "webhook/webhook-secret").read_text() != secret
+    assert (tmp_path / "sessiond/keys").read_text() == keys

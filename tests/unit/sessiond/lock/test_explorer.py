@@ -1,0 +1,182 @@
+"""The lock, explored; and each rule broken once, to which the explorer must object by the right name."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sessiond.lock import events as ev
+from sessiond.lock import machine, queries
+from sessiond.lock.rules import Kind, LeaseEnd
+from sessiond.lock.state import Lock
+from support.lock.explorer import Cast, Decide, Explorer, Scene, Violation, canonical
+from support.size import DEEP, FULL
+
+H, W = Kind.HANDLER, Kind.WORKER
+THREE_AND_ONE = ((H, 3), (H, 5), (H, 5), (W, 5))
+TWO_AND_TWO = ((H, 3), (H, 5), (W, 5), (W, 5))
+TWO_AND_ONE = ((H, 3), (H, 5), (W, 5))
+PLACES = {"supersede": 1, "lapse": 1, "loss": 1}
+OTHERS = {"pause": 1, "tasks": 1}
+PAIRS = 2 if DEEP else 1
+AT_ONCE = 5 if DEEP else 2
+CASTS = {
+    "3 handlers of 2 priorities, 1 worker": Cast(THREE_AND_ONE, PLACES, together=PAIRS),
+    "3 handlers of 2 priorities, 1 worker, pause or tasks": Cast(THREE_AND_ONE, OTHERS),
+    "2 handlers of 2 priorities, 2 workers": Cast(TWO_AND_TWO, PLACES, together=PAIRS),
+    "2 handlers of 2 priorities, 2 workers, pause or tasks": Cast(TWO_AND_TWO, OTHERS),
+    "2 handlers, 1 worker, every fault once": Cast(TWO_AND_ONE, PLACES | OTHERS, together=AT_ONCE),
+    "1 handler, 1 worker, faults again and again": Cast(
+        ((H, 5), (W, 5)), {"supersede": 2, "pause": 2, "lapse": 2, "loss": 6, "tasks": 1}, together=13
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(FULL and not DEEP, reason="`make test` explores as much; DEEP=1 more")
+@pytest.mark.parametrize("name", CASTS)
+def test_every_reachable_state_keeps_every_invariant(name: str, figures: Callable[[str], None]) -> None:
+    """Breadth first over every state that a cast can reach; each step out of each state is judged.
+
+    At any moment any of these may come next, as often as it likes: an untaken ticket is taken; the holder of a
+    ticket waits; a wait is hung up; a ticket is withdrawn (by its holder or without one) or grows too old; a lease is
+    claimed, released, force-released, given up after its loss, or reaches `max_hold`; a turn is accepted, closes, or
+    its agent is reaped (a drain that failed); a drain is forced; `head_wait` runs out; the owner restarts.
+
+    Counted, because they leave a mark for good: `supersede` (another holder's first wait), `lapse`, `loss` (a lease
+    that expires or is not claimed), `pause` (a wait that runs its time), `tasks` (background tasks begin). With four
+    tickets one at a time, in the deep form any two of the first three together, at most one of each; with three
+    tickets all five, each once, in the quick form two; with two tickets several of each, so that a ticket is lost
+    thrice.
+
+    Not explored: two losses, two lapses or two supersessions with four tickets, and a third holder of one ticket.
+    """
+    explorer, begun = Explorer(CASTS[name]), time.process_time()
+    explorer.run()
+    took = time.process_time() - begun
+    figures(f"{explorer.states} states, {explorer.transitions} transitions, {took:.1f} s")
+    assert explorer.states > 5_000
+
+
+def test_states_that_differ_in_names_only_are_one() -> None:
+    """A ticket's place and rank count, never its id; nor do fences and scores, but for their order."""
+
+    def played(names: str, before: int) -> Lock:
+        lock = Lock(fence=before, arrivals=before)
+        for name in names:
+            lock = machine.decide(lock, ev.Take(name, H, 5)).lock
+        return machine.decide(lock, ev.Wait(names[1], f"{names[1]}-1")).lock
+
+    first, second = Scene(played("ab", 1), ()), Scene(played("yx", 700), ())
+    assert canonical(first) == canonical(second) and first.lock != second.lock
+    assert canonical(Scene(machine.decide(first.lock, ev.HangUp("b", "b-1")).lock, ())) != canonical(first)
+
+
+def afterwards(change: Callable[[Lock, ev.Event, ev.Step], ev.Step]) -> Decide:
+    """A machine whose steps are spoilt."""
+    return lambda lock, event: change(lock, event, machine.decide(lock, event))
+
+
+def another_score(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
+    for name, data in step.ledger:
+        if name == "back" and data["ticket"] in step.lock.tickets:
+            ticket = step.lock.tickets[data["ticket"]]
+            spoilt = {**step.lock.tickets, ticket.id: replace(ticket, score=ticket.score + 50)}
+            return replace(step, lock=replace(step.lock, tickets=spoilt))
+    return step
+
+
+def same_fence(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
+    if step.lock.lease is None or (old.lease and old.lease.fence == step.lock.lease.fence):
+        return step
+    ledger = tuple((n, {**d, "fence": old.fence} if n == "granted" else d) for n, d in step.ledger)
+    lease = replace(step.lock.lease, fence=old.fence)
+    return replace(step, lock=replace(step.lock, lease=lease, fence=old.fence), ledger=ledger)
+
+
+def anothers_lease(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
+    if step.lock.lease is None:
+        return step
+    return replace(step, lock=replace(step.lock, lease=replace(step.lock.lease, holder="nobody")))
+
+
+def silent_end(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
+    return replace(step, ledger=tuple(e for e in step.ledger if e[0] != "ended"))
+
+
+def no_drain(lock: Lock, event: ev.Event) -> ev.Step:
+    if isinstance(event, (ev.TurnClosed, ev.Reaped)):
+        return machine.decide(lock, event)
+    return machine.decide(replace(lock, turn=None), event)
+
+
+def deaf_to_force(lock: Lock, event: ev.Event) -> ev.Step:
+    step = machine.decide(lock, event)
+    return ev.Step(lock) if isinstance(event, ev.ForceRelease) else step
+
+
+def forgetful(lock: Lock, event: ev.Event) -> ev.Step:
+    tickets = {k: replace(t, superseded=frozenset()) for k, t in lock.tickets.items()}
+    return machine.decide(replace(lock, tickets=tickets), event)
+
+
+def anyone_releases(lock: Lock, event: ev.Event) -> ev.Step:
+    if isinstance(event, ev.Release) and lock.lease is not None:
+        event = ev.Release(lock.lease.fence)
+    return machine.decide(lock, event)
+
+
+SPOILT: list[tuple[str, Decide]] = [
+    ("no_place_lost", afterwards(another_score)),
+    ("fence_grows", afterwards(same_fence)),
+    ("one_holder_per_lease", afterwards(anothers_lease)),
+    ("no_dual_ownership", afterwards(silent_end)),
+    ("no_grant_while_draining", no_drain),
+    ("force_release_frees", deaf_to_force),
+    ("supersede_is_one_way", forgetful),
+    ("release_only_by_owner", anyone_releases),
+]
+SMALL = Cast(TWO_AND_TWO, PLACES)
+
+
+@pytest.mark.parametrize(("name", "decide"), SPOILT, ids=[name for name, _ in SPOILT])
+def test_a_spoilt_step_is_objected_to(name: str, decide: Decide) -> None:
+    with pytest.raises(Violation) as caught:
+        Explorer(SMALL, decide).run()
+    assert caught.value.name == name
+
+
+def present_last(lock: Lock) -> Any:
+    """Grants the last of the present instead of the head."""
+    found = [t for t in lock.queue if queries.could_have(lock, t)]
+    return (found[-1], frozenset()) if found else None
+
+
+def no_worker_order(lock: Lock) -> Any:
+    found = GRANTABLE(lock)
+    if found is not None and found[0].kind is Kind.WORKER:
+        return present_last(lock)
+    return found
+
+
+GRANTABLE = queries.grantable
+RULES: list[tuple[str, Any, str, Any]] = [
+    ("no_worker_while_handler_in_queue", queries, "handler_waits", lambda lock: False),
+    ("handler_fifo", queries, "grantable", present_last),
+    ("worker_fifo", queries, "grantable", no_worker_order),
+    ("lapsed_bars_nobody", queries, "handler_waits", lambda lock: any(t.kind is Kind.HANDLER for t in lock.queue)),
+    ("every_present_ticket_is_served", queries, "waited_for", lambda lock: []),
+    ("no_place_lost", machine, "TICKET_END", {**machine.TICKET_END, LeaseEnd.PREEMPTED: machine.TicketEnd.RELEASED}),
+]
+
+
+@pytest.mark.parametrize(("name", "home", "rule", "broken"), RULES, ids=[one[0] for one in RULES])
+def test_a_broken_rule_is_objected_to(
+    monkeypatch: pytest.MonkeyPatch, name: str, home: Any, rule: str, broken: Any
+) -> None:
+    monkeypatch.setattr(home, rule, broken)
+    with pytest.raises(Violation) as caught:
+        Explorer(SMALL).run()
+    assert caught.value.name == name
