@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 
-from servers import Redis, Sessiond, eventually, scripted_env
 from sessiond import problems as sessiond_problems
 from support.goldens import (
     Answer,
@@ -33,6 +32,7 @@ from support.goldens import (
     told,
     without_common,
 )
+from support.servers import Redis, Sessiond, eventually, scripted_env
 
 GOLDENS = Path(__file__).parent / "goldens"
 GHOST = "tk-" + "0" * 32
