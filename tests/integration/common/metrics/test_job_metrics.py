@@ -14,9 +14,9 @@ from support.servers import PYTHONPATH, SERVICES, eventually, free_port
 
 COUNTS = """
 import os, sys, time
-from base.counting import Count, Spread
 from sessiond_common.env import load
 from sessiond_common.metrics.exporter import served
+from sessiond_common.metrics.job_metrics import Count, Spread
 from sessiond_common.metrics.settings import read_metrics
 jobs = Count("test_jobs_total", "Jobs", "outcome")
 times = Spread("test_seconds", "Times", buckets=(1, 5))
