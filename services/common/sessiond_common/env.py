@@ -141,8 +141,8 @@ class Env:
 
     def redis_url(self) -> str:
         """Return REDIS_URL, else the first line of the file that REDIS_URL_FILE names."""
-        direct = self.read("REDIS_URL", redis_url, "", f"URL of the Redis server; {DEFAULT_REDIS} if neither is set")
-        if direct or self._variables.has("REDIS_URL"):
+        direct = self.read("REDIS_URL", redis_url, DEFAULT_REDIS, "URL of the Redis server")
+        if self._variables.has("REDIS_URL"):
             return direct
         what = "file whose first line is the URL, if REDIS_URL is not set"
         return self.read("REDIS_URL_FILE", lambda path: redis_url(first_line(path)), "", what) or DEFAULT_REDIS
