@@ -1,5 +1,8 @@
 """Tables of settings tests: what one variable gives, what it refuses, and what no error line shows."""
 
+import contextlib
+import io
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,3 +54,18 @@ def assert_no_value_shown(from_env: Callable[[Mapping[str, str]], object], names
             assert MARKER not in str(error), name
     assert MARKER not in error_line(from_env, dict.fromkeys(names, MARKER))
     assert MARKER not in error_line(from_env, dict.fromkeys(names, f"-----BEGIN {MARKER}\n{MARKER}"))
+
+
+def assert_exit_2(
+    main: Callable[[], int], line: str, environ: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program with this environment prints this one line on stderr, and exits with 2."""
+    stderr = io.StringIO()
+    with monkeypatch.context() as patch:
+        for name in os.environ:
+            patch.delenv(name)
+        for name, text in environ.items():
+            patch.setenv(name, text)
+        with contextlib.redirect_stderr(stderr):
+            assert main() == 2
+    assert stderr.getvalue() == f"{line}\n"

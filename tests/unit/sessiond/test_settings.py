@@ -9,9 +9,10 @@ import pytest
 
 from sessiond.agent.process.user import User
 from sessiond.lock.rules import Times
+from sessiond.main import main
 from sessiond.settings import TIMES, Settings, from_env, read
 from sessiond_common.env import listed
-from support.settings import (  # fmt: skip
+from support.settings import (
     COUNT,
     LOGS,
     NO_FILE,
@@ -20,6 +21,7 @@ from support.settings import (  # fmt: skip
     SECONDS,
     URL,
     assert_all_named,
+    assert_exit_2,
     assert_no_value_shown,
     error_line,
     value_at,
@@ -113,3 +115,8 @@ def test_without_variables_the_defaults_hold() -> None:
 
 def test_every_time_has_its_variable() -> None:
     assert list(TIMES) == [one.name for one in fields(Times) if one.name != "long_wait"] + ["long_wait"]
+
+
+def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"sessiond: SESSIOND_PORT: {PORT}; SESSIOND_LEASE_TTL: {SECONDS}"
+    assert_exit_2(lambda: main(["--check"]), line, {"SESSIOND_PORT": "0", "SESSIOND_LEASE_TTL": "0"}, monkeypatch)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from sessiond_common.env import listed
+from sessiond_worker.__main__ import main
 from sessiond_worker.settings import from_env, read
 from sessiond_worker.tasks.machine import Budget
-from support.settings import (  # fmt: skip
+from support.settings import (
     COUNT,
     LOGS,
     NO_FILE,
@@ -16,6 +17,7 @@ from support.settings import (  # fmt: skip
     SECONDS,
     URL,
     assert_all_named,
+    assert_exit_2,
     assert_no_value_shown,
     error_line,
     value_at,
@@ -92,3 +94,8 @@ def test_a_key_is_needed_and_a_file_will_do(tmp_path: Path) -> None:
 
 def test_no_error_shows_a_value() -> None:
     assert_no_value_shown(from_env, [one.name for one in listed(read)])
+
+
+def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"worker: METRICS_PORT: {PORT}; {NO_KEY}"
+    assert_exit_2(lambda: main([]), line, {"METRICS_PORT": "0"}, monkeypatch)

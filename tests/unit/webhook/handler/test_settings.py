@@ -3,8 +3,9 @@
 import pytest
 
 from sessiond_common.env import listed
+from sessiond_webhook.handler.handler import main
 from sessiond_webhook.handler.settings import HandlerSettings, from_env, read
-from support.settings import (  # fmt: skip
+from support.settings import (
     COUNT,
     LOGS,
     NO_FILE,
@@ -13,6 +14,7 @@ from support.settings import (  # fmt: skip
     SECONDS,
     URL,
     assert_all_named,
+    assert_exit_2,
     assert_no_value_shown,
     error_line,
     value_at,
@@ -74,3 +76,8 @@ def test_without_variables_the_defaults_hold() -> None:
 
 def test_no_error_shows_a_value() -> None:
     assert_no_value_shown(from_env, [one.name for one in listed(read)])
+
+
+def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"handler: RUN_TTL: {SECONDS}; METRICS_PORT: {PORT}"
+    assert_exit_2(main, line, {"RUN_TTL": "0", "METRICS_PORT": "0"}, monkeypatch)

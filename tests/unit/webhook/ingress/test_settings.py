@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from sessiond_common.env import listed
+from sessiond_webhook.__main__ import main
 from sessiond_webhook.deliveries.authorization import ASSOCIATIONS, DEFAULT_ASSOCIATIONS
 from sessiond_webhook.demands.comment import Person
 from sessiond_webhook.ingress.settings import from_env, read
-from support.settings import (  # fmt: skip
+from support.settings import (
     COUNT,
     LOGS,
     NO_FILE,
@@ -17,6 +18,7 @@ from support.settings import (  # fmt: skip
     SECONDS,
     URL,
     assert_all_named,
+    assert_exit_2,
     assert_no_value_shown,
     error_line,
     value_at,
@@ -114,3 +116,8 @@ def test_no_error_shows_a_value() -> None:
     assert_no_value_shown(from_env, [one.name for one in listed(read)])
     shown = repr(from_env({"WEBHOOK_SECRET": "hunter2", "SESSIOND_KEY": "hunter3"}))
     assert "hunter" not in shown
+
+
+def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"webhook: WEBHOOK_PORT: {PORT}; {UNSIGNED}"
+    assert_exit_2(lambda: main(["--check"]), line, {"WEBHOOK_PORT": "0"}, monkeypatch)

@@ -7,8 +7,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sessiond_common.env import listed
+from sessiond_webhook.poster.poster import main
 from sessiond_webhook.poster.settings import GithubSettings, PosterSettings, poster_settings, read
-from support.settings import (  # fmt: skip
+from support.settings import (
     COUNT,
     LOGS,
     NO_FILE,
@@ -17,6 +18,7 @@ from support.settings import (  # fmt: skip
     SECONDS,
     URL,
     assert_all_named,
+    assert_exit_2,
     assert_no_value_shown,
     error_line,
     value_at,
@@ -119,3 +121,8 @@ def test_a_call_ends_long_before_the_claim_of_its_thread() -> None:
 
 def test_no_error_shows_a_value() -> None:
     assert_no_value_shown(poster_settings, [one.name for one in listed(read)])
+
+
+def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"webhook.poster: POSTER_LAG: {SECONDS}; METRICS_PORT: {PORT}"
+    assert_exit_2(main, line, {"POSTER_LAG": "0", "METRICS_PORT": "0"}, monkeypatch)
