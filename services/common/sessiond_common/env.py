@@ -1,84 +1,206 @@
-"""Settings from the environment: typed readers whose errors are one line that names the variable."""
+"""Settings from environment variables, parsed by `environs`.
 
+A program describes its settings in a function that takes an `Env` and returns a dataclass; `load` calls it. All
+variables that are not valid are reported together, in one line. No error shows a variable's value: it may be a secret.
+"""
+
+import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Final, TypeVar, cast
+
+import environs
 
 _T = TypeVar("_T")
+LOG_FORMATS: Final = ("console", "json")
+DEFAULT_REDIS: Final = "redis://127.0.0.1:6379/0"
 
 
 class SettingsError(ValueError):
-    """A setting is not valid; the text is one line that names it."""
+    """Settings are not valid. The text is one line: `NAME: reason`, separated by "; "."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One variable: its name, its default as text (empty for none), what it is."""
+
+    name: str
+    default: str
+    what: str
+
+
+def load(read: Callable[["Env"], _T], environ: Mapping[str, str]) -> _T:
+    """Return the settings that `read` takes from the environment.
+
+    Raises:
+        SettingsError: names every variable that is not valid.
+    """
+    env = Env(environ)
+    found = read(env)
+    env.check()
+    return found
+
+
+def listed(read: Callable[["Env"], object]) -> tuple[Setting, ...]:
+    """Return all variables that `read` reads, in its order."""
+    env = Env({})
+    read(env)
+    return env.settings
 
 
 class Env:
-    """Reads variables of `environ`. An empty variable counts as not set. Everything raises SettingsError."""
+    """Typed readers of variables. An empty variable counts as not set.
+
+    A variable that is not valid gives its default for now; `check` then raises. Each reader takes the variable's name,
+    its default, and what it is, for the reference.
+    """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
+        self._variables = _Variables(environ)
+        self._refused: list[tuple[tuple[str, ...], str]] = []
+        self._settings: dict[str, Setting] = {}
 
-    def read(self, name: str, parse: Callable[[str], _T], default: _T) -> _T:
-        """`parse` of the variable's text; its ValueError becomes a SettingsError that names the variable."""
-        text = self._environ.get(name)
-        if not text:
-            return default
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise SettingsError(f"{name}: {error}") from error
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What has been read so far, valid or not."""
+        return tuple(self._settings.values())
 
-    def text(self, name: str, default: str = "") -> str:
-        """As it stands, without surrounding blanks."""
-        return self.read(name, str.strip, default)
+    def check(self) -> None:
+        """End the reading. Raises SettingsError if a variable is not valid."""
+        errors = self._variables.errors()
+        lines = [f"{name}: {', '.join(dict.fromkeys(reasons))}" for name, reasons in errors.items()]
+        for names, reason in self._refused:
+            if not any(name in errors or f"{name}_FILE" in errors for name in names):
+                lines.append(f"{', '.join(names)}: {reason}")
+        if lines:
+            raise SettingsError("; ".join(lines))
 
-    def seconds(self, name: str, default: float) -> float:
-        """A duration above 0."""
-        return self.read(name, _seconds, default)
+    def refuse(self, names: tuple[str, ...], reason: str) -> None:
+        """Report variables that are valid each by itself, but missing or not valid together."""
+        self._refused.append((names, reason))
 
-    def count(self, name: str, default: int) -> int:
-        """A whole number of 1 or more."""
-        return self.read(name, _count, default)
+    def read(self, name: str, parse: Callable[[str], _T], default: _T, what: str) -> _T:
+        """Return `parse` of the text. `parse` raises ValueError with a reason that does not show the text."""
+        self._settings.setdefault(name, Setting(name, _shown(default), what))
+        found: _T | None = self._variables.parsed(name, None, parse=parse, default_value=default)
+        return default if found is None else found
 
-    def flag(self, name: str, default: bool) -> bool:
-        """1 or 0; true, yes, on, false, no, off will do."""
-        return self.read(name, _flag, default)
+    def text(self, name: str, default: str, what: str) -> str:
+        """Return the text without surrounding blanks."""
+        return self.read(name, str.strip, default, what)
 
-    def money(self, name: str, default: float | None) -> float | None:
-        """US dollars above 0; None for no bound."""
-        return self.read(name, _seconds, default)
+    def seconds(self, name: str, default: float, what: str) -> float:
+        """Return a duration above 0."""
+        return self.read(name, amount, default, what)
 
-    def port(self, name: str, default: int) -> int:
-        """1 to 65535."""
-        return self.read(name, _port, default)
+    def money(self, name: str, default: float | None, what: str) -> float | None:
+        """Return US dollars above 0, or None for no limit."""
+        return self.read(name, amount, default, what)
 
-    def words(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Separated by commas or blanks."""
-        return self.read(name, lambda text: tuple(text.replace(",", " ").split()), default)
+    def count(self, name: str, default: int, what: str) -> int:
+        """Return a whole number of 1 or more."""
+        return self.read(name, count, default, what)
 
-    def one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        """One of these words."""
-        return self.read(name, lambda text: _choice(text, choices), default)
+    def flag(self, name: str, default: bool, what: str) -> bool:
+        """Return a switch: 1 or 0; also true, yes, on, false, no, off."""
+        return self.read(name, flag, default, what)
 
-    def url(self, name: str, default: str) -> str:
-        """http or https, without a slash at its end."""
-        return self.read(name, _url, default)
+    def port(self, name: str, default: int, what: str) -> int:
+        """Return a TCP port, 1 to 65535."""
+        return self.read(name, port, default, what)
+
+    def words(self, name: str, parse: Callable[[str], _T], default: tuple[_T, ...], what: str) -> tuple[_T, ...]:
+        """Return `parse` of each word; commas or blanks separate words."""
+        return self.read(name, lambda text: _each(text, parse), default, what)
+
+    def one_of(self, name: str, choices: tuple[str, ...], default: str, what: str) -> str:
+        """Return one of the words `choices`."""
+        return self.read(name, lambda text: choice(text, choices), default, what)
+
+    def log_format(self, name: str) -> str:
+        """Return `console` or `json`."""
+        return self.one_of(name, LOG_FORMATS, "console", "format of log lines: console or json")
+
+    def url(self, name: str, default: str, what: str) -> str:
+        """Return an http or https URL without slashes at its end."""
+        return self.read(name, url, default, what)
+
+    def path(self, name: str, default: Path, what: str) -> Path:
+        """Return a path as it is written."""
+        return self.read(name, Path, default, what)
+
+    def optional_path(self, name: str, what: str) -> Path | None:
+        """Return a path as it is written, or None."""
+        return self.read(name, Path, None, what)
+
+    def state_dir(self) -> Path:
+        """Return SESSIOND_STATE_DIR, the directory where this machine's services keep their files."""
+        what = "directory of keys, the agent's state, working directories and the file lock"
+        return self.path("SESSIOND_STATE_DIR", Path(".state"), what)
 
     def redis_url(self) -> str:
-        """REDIS_URL, else the first line of the file that REDIS_URL_FILE names."""
-        return self.read("REDIS_URL", _redis_url, "") or self.read(
-            "REDIS_URL_FILE", lambda path: _redis_url(_first_line(path)), "redis://127.0.0.1:6379/0"
+        """Return REDIS_URL, else the first line of the file that REDIS_URL_FILE names."""
+        direct = self.read("REDIS_URL", redis_url, DEFAULT_REDIS, "URL of the Redis server")
+        if self._variables.has("REDIS_URL"):
+            return direct
+        what = "file whose first line is the URL, if REDIS_URL is not set"
+        return self.read("REDIS_URL_FILE", lambda path: redis_url(first_line(path)), "", what) or DEFAULT_REDIS
+
+    def secret(self, name: str, what: str) -> str:
+        """Return the variable NAME, else the first line of the file that NAME_FILE names, else an empty text."""
+        direct = self.text(name, "", what)
+        return direct or self.read(
+            f"{name}_FILE", first_line, "", f"file whose first line is {name}, if that is not set"
         )
 
-    def path(self, name: str, default: Path) -> Path:
-        """A path as it stands."""
-        return self.read(name, Path, default)
 
-    def secret(self, name: str) -> str:
-        """The variable NAME, else the first line of the file that NAME_FILE names, else empty."""
-        return self.text(name) or self.read(f"{name}_FILE", _first_line, "")
+class _Variables(environs.Env):
+    """`environs` on a given mapping. It collects errors until it is sealed."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(eager=False)
+        self._given = environ
+        self.add_parser("parsed", _parsed)
+
+    def has(self, name: str) -> bool:
+        return bool(self._given.get(name))
+
+    def errors(self) -> Mapping[str, list[str]]:
+        """End the reading; return the reasons by variable."""
+        try:
+            self.seal()
+        except environs.EnvValidationError as error:
+            return cast("Mapping[str, list[str]]", error.error_messages)
+        return {}
+
+    def _get_value(self, env_key: str, default: Any) -> Any:
+        """The place where `environs` looks up a variable; its own FileAwareEnv replaces it likewise."""
+        return self._given.get(env_key) or default
 
 
-def _flag(text: str) -> bool:
+def _parsed(text: str | None, parse: Callable[[str], _T], default_value: _T) -> _T:
+    """A parser for `environs`, which calls parsers with defaults too: here None."""
+    if text is None:
+        return default_value
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise environs.ValidationError(str(error)) from error
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return str(int(default))
+    if default is None or default == 0:
+        return ""
+    if isinstance(default, tuple | frozenset):
+        return " ".join(sorted(map(str, default)))
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def flag(text: str) -> bool:
+    """Parse a switch. Raises ValueError."""
     if text.lower() in ("1", "true", "yes", "on"):
         return True
     if text.lower() in ("0", "false", "no", "off"):
@@ -86,47 +208,75 @@ def _flag(text: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e9:
-        raise ValueError("must be a number above 0")
-    return number
+def amount(text: str) -> float:
+    """Parse seconds or money. Raises ValueError."""
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 < number < 1e9:
+            return number
+    raise ValueError("must be a number above 0 and below 1e9")
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError("must be 1 or more")
-    return number
+def whole(text: str, most: int | None, reason: str) -> int:
+    """Parse a whole number from 1 to `most`, without limit if that is None. Raises ValueError with `reason`."""
+    with contextlib.suppress(ValueError):
+        number = int(text)
+        if number >= 1 and (most is None or number <= most):
+            return number
+    raise ValueError(reason)
 
 
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 65536:
-        raise ValueError("must be a port, 1 to 65535")
-    return number
+def count(text: str) -> int:
+    """Parse a whole number of 1 or more. Raises ValueError."""
+    return whole(text, None, "must be a whole number, 1 or more")
 
 
-def _choice(text: str, choices: tuple[str, ...]) -> str:
+def port(text: str) -> int:
+    """Parse a TCP port. Raises ValueError."""
+    return whole(text, 65535, "must be a whole number from 1 to 65535")
+
+
+def choice(text: str, choices: tuple[str, ...]) -> str:
+    """Parse one of `choices`. Raises ValueError."""
     if text not in choices:
         raise ValueError(f"must be one of {', '.join(choices)}")
     return text
 
 
-def _url(text: str) -> str:
+def url(text: str) -> str:
+    """Parse a URL; slashes at its end are removed. Raises ValueError."""
     if not text.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
     return text.rstrip("/")
 
 
-def _redis_url(text: str) -> str:
+def redis_url(text: str) -> str:
+    """Parse a Redis URL. Raises ValueError."""
     if not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must begin with redis://, rediss:// or unix://")
     return text
 
 
-def _first_line(text: str) -> str:
+def first_line(path: str) -> str:
+    """Read the first line of a file, without surrounding blanks. Raises ValueError."""
+    return (file_text(path).splitlines() or [""])[0].strip()
+
+
+def file_text(path: str) -> str:
+    """Read a text file. Raises ValueError, which does not show the path: a secret may stand there by mistake."""
     try:
-        return (Path(text).read_text().splitlines() or [""])[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from error
+        return Path(path).read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError("the file is not text in UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"cannot read the file: {error.strerror or type(error).__name__}") from error
+
+
+def _each(text: str, parse: Callable[[str], _T]) -> tuple[_T, ...]:
+    found: list[_T] = []
+    for number, word in enumerate(text.replace(",", " ").split(), 1):
+        try:
+            found.append(parse(word))
+        except ValueError as error:
+            raise ValueError(f"word {number} {error}") from error
+    return tuple(found)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sessiond_common.env import Env, load
 from sessiond_ops.credentials import make_secret
 
 USERS: Final = ("sessiond", "webhook", "worker")
@@ -128,8 +129,13 @@ def main() -> int:
         print(f"init: {error}", file=sys.stderr)
         return 2
     print("init: made keys, the webhook's secret and the users of Redis" if made else "init: everything is there")
-    say(place, os.environ.get("PUBLIC_URL") or "http://127.0.0.1:8080")
+    say(place, load(public_url, os.environ))
     return 0
+
+
+def public_url(env: Env) -> str:
+    """Read the URL that GitHub calls."""
+    return env.read("PUBLIC_URL", str, "http://127.0.0.1:8080", "URL that GitHub calls, for the text that init prints")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from sessiond_common.env import Env, SettingsError
+from sessiond_common.env import Env, SettingsError, load
 from sessiond_ops.credentials import make_keys, make_secret
 from sessiond_ops.embedded_redis import EmbeddedError, EmbeddedRedis
 from sessiond_ops.supervisor import BadSettings, Child, stop
@@ -40,18 +40,30 @@ class Place:
 
 
 def place_from(environ: Mapping[str, str]) -> Place:
-    """From the environment. Raises SettingsError."""
-    env = Env(environ)
-    state = env.path("SESSIOND_STATE_DIR", Path(".state"))
-    host, port = env.text("SESSIOND_HOST", "127.0.0.1"), env.port("SESSIOND_PORT", 8420)
-    webhook = env.text("WEBHOOK_HOST", "127.0.0.1"), env.port("WEBHOOK_PORT", 8421)
-    url = env.url("SESSIOND_URL", f"http://{host}:{port}")
-    given = {**environ, "SESSIOND_STATE_DIR": str(state), "SESSIOND_URL": url}
-    given.setdefault("OUTBOX_DIR", str(state / "outbox"))
+    """Return the place that this environment describes. Raises SettingsError."""
+    place = load(read, environ)
+    place.env.update(environ)
+    place.env.update({"SESSIOND_STATE_DIR": str(place.state), "SESSIOND_URL": place.url})
+    place.env.setdefault("OUTBOX_DIR", str(place.state / "outbox"))
     if not (environ.get("WEBHOOK_SECRET") or environ.get("WEBHOOK_SECRET_FILE")):
-        given["WEBHOOK_SECRET_FILE"] = str(state / "webhook-secret")
+        place.env["WEBHOOK_SECRET_FILE"] = str(place.state / "webhook-secret")
+    return place
+
+
+def read(env: Env) -> Place:
+    """Read the variables that `make up` itself needs; `env` of the result is empty."""
+    state = env.state_dir()
+    host = env.text("SESSIOND_HOST", "127.0.0.1", "address on which sessiond listens")
+    port = env.port("SESSIOND_PORT", 8420, "port on which sessiond listens")
+    webhook_host = env.text("WEBHOOK_HOST", "127.0.0.1", "address on which the webhook listens")
+    webhook_port = env.port("WEBHOOK_PORT", 8421, "port on which the webhook listens")
     return Place(
-        state, url, f"http://{webhook[0]}:{webhook[1]}", env.count("UP_HANDLERS", 2), env.count("UP_WORKERS", 1), given
+        state=state,
+        url=env.url("SESSIOND_URL", f"http://{host}:{port}", "URL of sessiond"),
+        webhook_url=f"http://{webhook_host}:{webhook_port}",
+        handlers=env.count("UP_HANDLERS", 2, "handlers that make up starts"),
+        workers=env.count("UP_WORKERS", 1, "workers that make up starts"),
+        env={},
     )
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import orjson
 import urllib3
 
-from sessiond_common.env import Env, SettingsError
+from sessiond_common.env import Env, SettingsError, first_line, load
 from sessiond_webhook.deliveries import signature
 
 DEFAULT_URL: Final = "http://127.0.0.1:8421"
@@ -84,22 +84,39 @@ def _tell(status: int, data: bytes, delivery: str, *, as_json: bool) -> int:
 
 
 def _url(options: argparse.Namespace) -> str:
-    env = Env(os.environ)
-    here = f"http://{env.text('WEBHOOK_HOST', '127.0.0.1')}:{env.port('WEBHOOK_PORT', 8421)}"
-    url = str(options.url or env.url("WEBHOOK_URL", here)).rstrip("/")
+    url = str(options.url or load(webhook_url, os.environ)).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise _Bad(f"not an http url: {url!r}")
     return url
 
 
+def webhook_url(env: Env) -> str:
+    """Read the URL of the webhook."""
+    host = env.text("WEBHOOK_HOST", "127.0.0.1", "address on which the webhook listens")
+    port = env.port("WEBHOOK_PORT", 8421, "port on which the webhook listens")
+    return env.url("WEBHOOK_URL", f"http://{host}:{port}", "URL of the webhook; by default from its host and port")
+
+
+def webhook_secret(env: Env) -> str:
+    """Read the secret that signs deliveries."""
+    return env.secret("WEBHOOK_SECRET", "secret that signs deliveries")
+
+
 def _secret(options: argparse.Namespace) -> str:
     if options.secret_file:
-        given = Env({"WEBHOOK_SECRET_FILE": options.secret_file}).secret("WEBHOOK_SECRET")
+        given = _secret_of(options.secret_file)
     else:
-        given = str(options.secret or Env(os.environ).secret("WEBHOOK_SECRET") or _own_secret())
+        given = str(options.secret or load(webhook_secret, os.environ) or _own_secret())
     if not given:
         raise _Bad("no secret: give --secret or --secret-file, or set WEBHOOK_SECRET")
     return given
+
+
+def _secret_of(file: str) -> str:
+    try:
+        return first_line(file)
+    except ValueError as error:
+        raise _Bad(f"--secret-file {file}: {error}") from error
 
 
 def _own_secret() -> str:

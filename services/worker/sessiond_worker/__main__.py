@@ -46,7 +46,7 @@ def main(words: list[str]) -> int:
     except SettingsError as error:
         return fail("worker", error)
     if words == ["jobs"]:
-        return serve(TASKS, settings.redis_url, log_format=settings.log_format)
+        return serve(TASKS, settings.redis_url, log_format=settings.log_format, metrics=settings.metrics)
     if words:
         return fail("worker", ValueError(f"takes no argument {words[0]!r}"))
     return Supervisor(settings).run()

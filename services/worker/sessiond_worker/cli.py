@@ -8,13 +8,12 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
 import redis
 
-from sessiond_common.env import Env, SettingsError
+from sessiond_common.env import Env, SettingsError, load
 from sessiond_common.jobs.queue import connect
 from sessiond_worker.tasks.machine import Budget, New, Refused, Source, State, Task
 from sessiond_worker.tasks.store import NoTask, Tasks
@@ -58,11 +57,10 @@ def add_commands(subparsers: Any) -> None:
 
 def redis_url(environ: Mapping[str, str] = os.environ) -> str:
     """REDIS_URL, else the embedded server's socket below SESSIOND_STATE_DIR if it is there. Raises SettingsError."""
-    env = Env(environ)
-    socket = env.path("SESSIOND_STATE_DIR", Path(".state")) / "redis" / "redis.sock"
+    socket = load(Env.state_dir, environ) / "redis" / "redis.sock"
     if not environ.get("REDIS_URL") and socket.is_socket():
         return f"unix://{socket.resolve()}"
-    return env.redis_url()
+    return load(Env.redis_url, environ)
 
 
 def _guarded(run: Run, options: argparse.Namespace) -> int:

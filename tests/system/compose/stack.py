@@ -22,9 +22,9 @@ PROJECT = f"sessiond-test-{os.getpid()}"
 SESSION, REPO = "codertocat/hello-world", "Codertocat/Hello-World"
 READS = """
 import json, os, sys
-from sessiond_common.env import Env
+from sessiond_common.env import load
 from sessiond.client import connect
-client, after = connect(key=Env(os.environ).secret("SESSIOND_KEY")), None
+client, after = connect(key=load(lambda env: env.secret("SESSIOND_KEY", "key"), os.environ)), None
 while more := client.ledger(sys.argv[1], after):
     print(json.dumps(more))
     after = more[-1]["id"]

@@ -7,9 +7,9 @@ from stack import Stack, say
 SESSION = "octo/walls"
 TURN = """
 import os, sys
-from sessiond_common.env import Env
+from sessiond_common.env import load
 from sessiond.client import connect
-client = connect(key=Env(os.environ).secret("SESSIOND_KEY"))
+client = connect(key=load(lambda env: env.secret("SESSIOND_KEY", "key"), os.environ))
 with client.lease("octo/walls", kind="worker", key="walls") as lease:
     print(lease.turn(sys.argv[1]).result().outcome)
 """

@@ -9,13 +9,13 @@ import sys
 
 import redis
 
-from sessiond_common.env import Env
+from sessiond_common.env import Env, load
 
 
 def main() -> int:
     """1 when there is none, or Redis does not answer."""
     connection = redis.Redis.from_url(
-        Env(os.environ).redis_url(), socket_timeout=3, socket_connect_timeout=3, decode_responses=True
+        load(Env.redis_url, os.environ), socket_timeout=3, socket_connect_timeout=3, decode_responses=True
     )
     here = socket.gethostname()
     for key in connection.smembers("rq:workers"):

@@ -27,10 +27,10 @@ from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 
-from sessiond_common.env import SettingsError
 from sessiond_common.jobs.queue import MONITORING_SECONDS, TASKS, Jobs, connect
 from sessiond_common.log import setup as logs
 from sessiond_common.metrics.exporter import served
+from sessiond_common.metrics.settings import OFF, MetricsSettings
 
 log = structlog.get_logger("base.process")
 
@@ -122,10 +122,17 @@ def _horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
     log.warning("work-horse ended before its job", job=job.id, description=job.description, status=status)
 
 
-def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler: bool = False) -> int:
+def serve(
+    queue: str,
+    redis_url: str,
+    *,
+    log_format: str = "console",
+    scheduler: bool = False,
+    metrics: MetricsSettings = OFF,
+) -> int:
     """Takes jobs from `queue` until SIGTERM or SIGINT; while Redis is away it waits. Returns the exit status.
 
-    With METRICS_PORT set, what its jobs count is served there (see scrape.py).
+    What its jobs count is served as `metrics` says (see metrics/exporter.py).
     """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -134,11 +141,8 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Inherited by work-horses: one that is told before it has a handler of its own would be killed by it.
     signal.signal(TOLD, _told)
-    try:
-        with served("worker" if queue == TASKS else "webhook"):
-            return _until_ended(queue, redis_url, scheduler)
-    except SettingsError as error:
-        return fail(queue, error)
+    with served("worker" if queue == TASKS else "webhook", metrics):
+        return _until_ended(queue, redis_url, scheduler)
 
 
 def _until_ended(queue: str, redis_url: str, scheduler: bool) -> int:

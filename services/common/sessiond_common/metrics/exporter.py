@@ -1,7 +1,5 @@
 """`/metrics` of a process that takes jobs: served by a small process of its own, off unless METRICS_PORT is set.
 
-    METRICS_PORT   where it listens; off by default        METRICS_HOST   127.0.0.1
-
 Not a thread in rq's parent: a fork copies whatever another thread holds at that moment. The parent makes the directory
 into which it and its work-horses count (see counting.py) and starts this module by exec; when the parent ends, however
 it does, so does this, and the directory goes with it.
@@ -23,8 +21,8 @@ from types import FrameType
 from typing import Any, Final
 
 from sessiond_common import VERSION
-from sessiond_common.env import Env
 from sessiond_common.metrics.job_metrics import DIRECTORY
+from sessiond_common.metrics.settings import MetricsSettings
 from sessiond_common.parent_death import die_with_parent
 
 BIND_PATIENCE: Final = 10.0
@@ -33,14 +31,12 @@ ANSWER_SECONDS: Final = 5.0
 
 
 @contextlib.contextmanager
-def served(name: str) -> Iterator[None]:
-    """While inside, what is counted here and in forks is served; nothing without METRICS_PORT. Raises SettingsError.
+def served(name: str, settings: MetricsSettings) -> Iterator[None]:
+    """Serve what is counted here and in forks while inside. Without a port in the settings, do nothing.
 
     `name` is the first word of the metrics' names.
     """
-    env = Env(os.environ)
-    port, host = env.port("METRICS_PORT", 0), env.text("METRICS_HOST", "127.0.0.1")
-    if not port:
+    if not settings.port:
         yield
         return
     directory = tempfile.mkdtemp(prefix=f"{name}-metrics-")
@@ -49,7 +45,7 @@ def served(name: str) -> Iterator[None]:
     __import__("prometheus_client")
     # A session of its own: a terminal's Ctrl-C is for the parent, and the last scrape may want to see its end.
     child = subprocess.Popen(
-        [sys.executable, "-m", "sessiond_common.metrics.exporter", name, directory, host, str(port)],
+        [sys.executable, "-m", "sessiond_common.metrics.exporter", name, directory, settings.host, str(settings.port)],
         stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent,
     )  # fmt: skip
     try:

@@ -231,4 +231,4 @@ def main() -> int:
         settings = from_env()
     except SettingsError as error:
         return fail("handler", error)
-    return serve(DEMANDS, settings.redis_url, log_format=settings.log_format)
+    return serve(DEMANDS, settings.redis_url, log_format=settings.log_format, metrics=settings.metrics)

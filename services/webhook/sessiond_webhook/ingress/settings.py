@@ -1,27 +1,27 @@
-"""Settings of the ingress. docs: the table in docs/webhook.md."""
+"""Settings of the ingress, from the environment."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
-from sessiond_common.env import Env, SettingsError
+from sessiond_common.env import Env, load, whole
 from sessiond_webhook.deliveries import authorization
-from sessiond_webhook.deliveries.authorization import DEFAULT_ASSOCIATIONS, People
+from sessiond_webhook.deliveries.authorization import ASSOCIATIONS, DEFAULT_ASSOCIATIONS, People
 from sessiond_webhook.deliveries.intents import Rules
 from sessiond_webhook.deliveries.mentions import Kind, Trigger
+from sessiond_webhook.demands.comment import Person
 
 DEFAULT_SESSIOND: Final = "http://127.0.0.1:8420"
 BOT_LOGIN: Final = "sessiond[bot]"
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class IngressSettings:
-    """How the ingress runs. Durations in seconds, sizes in bytes."""
+    """How the ingress runs. Durations are in seconds, sizes in bytes."""
 
     secrets: tuple[str, ...] = field(repr=False)
-    """One or two: each signs what is accepted."""
+    """One or two; a delivery is accepted if one of them signed it."""
     rules: Rules
     redis_url: str
     sessiond_url: str
@@ -30,64 +30,84 @@ class IngressSettings:
     port: int = 8421
     processes: int = 1
     arrival_seconds: float = 10.0
-    """For a request's headers, and again for its body."""
+    """Time limit of a request's headers, and again of its body."""
     bytes_in_flight: int = 256 * 2**20
-    """Of bodies, in each process."""
+    """Limit of bodies in memory, of each process."""
     ticket_seconds: float = 1.0
     sweep_seconds: float = 30.0
     runs_per_session: int = 2
-    """As the handlers have it: the sweep wakes no more."""
+    """The handlers' value; the sweep wakes no more."""
     log_format: str = "console"
 
 
 def from_env(environ: Mapping[str, str] = os.environ) -> IngressSettings:
-    """The settings that the environment asks for. Raises SettingsError."""
-    env = Env(environ)
-    secrets = tuple(filter(None, (env.secret("WEBHOOK_SECRET"), env.secret("WEBHOOK_SECRET_PREVIOUS"))))
-    if not secrets:
-        raise SettingsError("WEBHOOK_SECRET: must be set (or WEBHOOK_SECRET_FILE): unsigned deliveries are not taken")
+    """Return the settings of this environment. Raises SettingsError."""
+    return load(read, environ)
+
+
+def read(env: Env) -> IngressSettings:
+    """Read all variables of the ingress."""
+    current = env.secret("WEBHOOK_SECRET", "secret that signs deliveries; required")
+    previous = env.secret("WEBHOOK_SECRET_PREVIOUS", "older secret, valid too while the secret changes")
+    if not current and not previous:
+        env.refuse(("WEBHOOK_SECRET",), "must be set (or WEBHOOK_SECRET_FILE): unsigned deliveries are not accepted")
     return IngressSettings(
-        secrets=secrets,
+        secrets=tuple(secret for secret in (current, previous) if secret),
         rules=_rules(env),
         redis_url=env.redis_url(),
-        sessiond_url=env.url("SESSIOND_URL", DEFAULT_SESSIOND),
-        sessiond_key=env.secret("SESSIOND_KEY"),
-        host=env.text("WEBHOOK_HOST", "127.0.0.1"),
-        port=env.port("WEBHOOK_PORT", 8421),
-        processes=env.count("WEBHOOK_PROCESSES", 1),
-        arrival_seconds=env.seconds("WEBHOOK_ARRIVAL_SECONDS", 10.0),
-        bytes_in_flight=env.count("WEBHOOK_BYTES_IN_FLIGHT", 256 * 2**20),
-        ticket_seconds=env.seconds("WEBHOOK_TICKET_SECONDS", 1.0),
-        sweep_seconds=env.seconds("SWEEP_SECONDS", 30.0),
-        runs_per_session=env.count("RUNS_PER_SESSION", 2),
-        log_format=env.one_of("WEBHOOK_LOG_FORMAT", ("console", "json"), "console"),
+        sessiond_url=env.url("SESSIOND_URL", DEFAULT_SESSIOND, "URL of sessiond"),
+        sessiond_key=env.secret("SESSIOND_KEY", "key with the role handler"),
+        host=env.text("WEBHOOK_HOST", "127.0.0.1", "address on which the webhook listens"),
+        port=env.port("WEBHOOK_PORT", 8421, "port on which the webhook listens"),
+        processes=env.count("WEBHOOK_PROCESSES", 1, "processes of this replica"),
+        arrival_seconds=env.seconds(
+            "WEBHOOK_ARRIVAL_SECONDS", 10.0, "time limit of a request's headers, and again of its body"
+        ),
+        bytes_in_flight=env.count(
+            "WEBHOOK_BYTES_IN_FLIGHT", 256 * 2**20, "limit of bodies in memory, in bytes, of each process"
+        ),
+        ticket_seconds=env.seconds("WEBHOOK_TICKET_SECONDS", 1.0, "time limit of the call to sessiond at arrival"),
+        sweep_seconds=env.seconds("SWEEP_SECONDS", 30.0, "time between two sweeps, over all replicas"),
+        runs_per_session=env.count("RUNS_PER_SESSION", 2, "runs of one session at a time; must be the handler's value"),
+        log_format=env.log_format("WEBHOOK_LOG_FORMAT"),
     )
 
 
 def _rules(env: Env) -> Rules:
-    login = env.text("BOT_LOGIN", BOT_LOGIN)
-    kind = Kind(env.one_of("TRIGGER", tuple(one.value for one in Kind), Kind.MENTION.value))
-    associations = _each(env, "ALLOWED_ASSOCIATIONS", authorization.association)
+    login = env.text("BOT_LOGIN", BOT_LOGIN, "login of our account, as GitHub spells it")
+    kinds = tuple(kind.value for kind in Kind)
+    kind = env.one_of("TRIGGER", kinds, Kind.MENTION.value, f"what makes a comment a demand: {', '.join(kinds)}")
+    label = env.text("TRIGGER_LABEL", "sessiond", "label for TRIGGER=label")
+    account = env.read("BOT_ID", _account, 0, "number of our account (GET /users/LOGIN)")
+    associations = env.words(
+        "ALLOWED_ASSOCIATIONS", _association, tuple(DEFAULT_ASSOCIATIONS), "values of author_association that may ask"
+    )
+    users = env.words("ALLOWED_USERS", _user, (), "accounts that may ask: id of a user, or id:Type")
     return Rules(
-        trigger=Trigger(kind, login, env.text("TRIGGER_LABEL", "sessiond")),
+        trigger=Trigger(Kind(kind), login, label),
         people=People(
-            authorization.own_account(login, env.read("BOT_ID", _account, 0)),
-            frozenset(associations) or DEFAULT_ASSOCIATIONS,
-            _each(env, "ALLOWED_USERS", authorization.listed),
+            authorization.own_account(login, account), frozenset(associations) or DEFAULT_ASSOCIATIONS, users
         ),
-        task_label=env.text("TASK_LABEL", "sessiond-task"),
+        task_label=env.text("TASK_LABEL", "sessiond-task", "label that makes an issue a task"),
     )
 
 
-def _each(env: Env, name: str, parse: Callable[[str], _T]) -> tuple[_T, ...]:
-    """Each of the words, parsed. Raises SettingsError."""
+def _association(word: str) -> str:
     try:
-        return tuple(parse(word) for word in env.words(name))
+        return authorization.association(word)
     except ValueError as error:
-        raise SettingsError(f"{name}: {error}") from error
+        raise ValueError(f"is none of {', '.join(sorted(ASSOCIATIONS))}") from error
+
+
+def _user(word: str) -> Person:
+    try:
+        return authorization.listed(word)
+    except ValueError as error:
+        raise ValueError("is not the number of an account, or number:Type") from error
 
 
 def _account(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**63:
-        raise ValueError("must be an account's number")
-    return int(text)
+    reason = "must be the number of an account"
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(reason)
+    return whole(text, 2**63 - 1, reason)

@@ -242,4 +242,4 @@ def main() -> int:
         print(f"webhook.poster: no GITHUB_TOKEN or GITHUB_APP_ID: answers go to {settings.outbox}", file=sys.stderr)
     for name in settings.secrets.unsearched:
         print(f"webhook.poster: {name} is too short to be searched for in answers", file=sys.stderr)
-    return serve(POSTS, settings.redis_url, log_format=settings.log_format, scheduler=True)
+    return serve(POSTS, settings.redis_url, log_format=settings.log_format, scheduler=True, metrics=settings.metrics)

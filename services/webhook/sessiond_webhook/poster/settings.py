@@ -1,11 +1,12 @@
-"""Settings of what is posted: GitHub, the outbox without it, the poster's times."""
+"""Settings of the poster, from the environment: GitHub, the outbox that replaces it, times."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from sessiond_common.env import Env, SettingsError
+from sessiond_common.env import Env, file_text, load, whole
+from sessiond_common.metrics.settings import OFF, MetricsSettings, read_metrics
 from sessiond_webhook.poster.secret_scan import Secrets, named_secrets, secrets
 
 DEFAULT_API: Final = "https://api.github.com"
@@ -13,7 +14,7 @@ DEFAULT_API: Final = "https://api.github.com"
 
 @dataclass(frozen=True, slots=True)
 class GithubSettings:
-    """How to reach GitHub: with a token, or as an app; with neither there is only the outbox."""
+    """How to reach GitHub: with a token or as an app. With neither, answers go to the outbox."""
 
     api_url: str = DEFAULT_API
     token: str = field(default="", repr=False)
@@ -21,42 +22,42 @@ class GithubSettings:
     app_key: str = field(default="", repr=False)
     """The app's private key, PEM."""
     installation: int | None = None
-    """Of comments whose delivery named none."""
+    """The installation of comments whose delivery names none."""
     bot_id: int | None = None
-    """Our account's id; GitHub is asked once when it is not set."""
+    """The id of our account; without it, the poster asks GitHub once."""
 
     @property
     def configured(self) -> bool:
-        """Whether there is anything to log in with."""
+        """Whether there is a token or an app."""
         return bool(self.token) or self.app_id is not None
 
 
 @dataclass(frozen=True, slots=True)
 class PostTimes:
-    """Seconds."""
+    """Times of the poster, in seconds."""
 
     deadline: int = 15
-    """Of one HTTP call (to connect, and between two reads)."""
+    """Time limit of one HTTP call: to connect, and between two reads."""
     lag: float = 10.0
-    """How long after a call's deadline what it did may still not be listed."""
+    """How long after a call's deadline GitHub may not list its effect yet."""
     pace: float = 1.0
-    """Between two writes of one run, as GitHub asks for."""
+    """Pause between two writes of one run, as GitHub asks for."""
     backoff: float = 2.0
-    """The first pause after a failure; each one after it is twice as long."""
+    """First pause after a failure; each further pause is twice as long."""
     longest: float = 300.0
-    """The longest pause."""
+    """Longest pause."""
     claim: int = 60
-    """How long a thread is one run's without a sign of life of it; far above `deadline`."""
+    """How long a silent run keeps the lock of its thread; far above `deadline`."""
 
     @property
     def settle(self) -> float:
-        """After a write began whose outcome is not known: until the listing is believed."""
+        """Time from the start of a write of unknown outcome until the list of comments is complete."""
         return self.deadline + self.lag
 
 
 @dataclass(frozen=True, slots=True)
 class PosterSettings:
-    """All that a poster needs."""
+    """How one poster runs."""
 
     redis_url: str
     github: GithubSettings
@@ -64,80 +65,81 @@ class PosterSettings:
     times: PostTimes = PostTimes()
     secrets: Secrets = field(default_factory=Secrets)
     log_format: str = "console"
-
-
-def github_settings(environ: Mapping[str, str]) -> GithubSettings:
-    """Raises SettingsError."""
-    env = Env(environ)
-    token, app_id = env.secret("GITHUB_TOKEN"), env.read("GITHUB_APP_ID", _id, None)
-    key = env.read("GITHUB_APP_KEY_FILE", _private_key, "")
-    if token and app_id is not None:
-        raise SettingsError("GITHUB_TOKEN and GITHUB_APP_ID: one of them, not both")
-    if (app_id is None) != (not key):
-        raise SettingsError("GITHUB_APP_ID and GITHUB_APP_KEY_FILE: both or neither")
-    return GithubSettings(
-        env.url("GITHUB_API_URL", DEFAULT_API), token, app_id, key,
-        env.read("GITHUB_INSTALLATION_ID", _id, None), env.read("BOT_ID", _id, None),
-    )  # fmt: skip
+    metrics: MetricsSettings = OFF
 
 
 def poster_settings(environ: Mapping[str, str]) -> PosterSettings:
-    """Raises SettingsError."""
-    env = Env(environ)
-    times = PostTimes()
-    claim = env.count("POSTER_CLAIM", times.claim)
+    """Return the settings of this environment. Raises SettingsError."""
+    settings = load(read, environ)
+    return replace(settings, secrets=all_secrets(environ))
+
+
+def read(env: Env) -> PosterSettings:
+    """Read all variables of the poster. `secrets` stays empty: those are in variables of every program."""
     return PosterSettings(
         redis_url=env.redis_url(),
-        github=github_settings(environ),
-        outbox=env.path("OUTBOX_DIR", env.path("SESSIOND_STATE_DIR", Path(".state")) / "outbox"),
-        times=PostTimes(
-            deadline=_within(env.count("POSTER_DEADLINE", times.deadline), claim // 3),
-            lag=env.seconds("POSTER_LAG", times.lag),
-            pace=env.seconds("POSTER_PACE", times.pace),
-            backoff=env.seconds("POSTER_BACKOFF", times.backoff),
-            claim=claim,
-        ),
-        secrets=all_secrets(environ),
-        log_format=env.one_of("POSTER_LOG_FORMAT", ("console", "json"), "console"),
+        github=_github(env),
+        outbox=env.path("OUTBOX_DIR", env.state_dir() / "outbox", "directory of answers, without a login at GitHub"),
+        times=_times(env),
+        log_format=env.log_format("POSTER_LOG_FORMAT"),
+        metrics=read_metrics(env),
+    )
+
+
+def _github(env: Env) -> GithubSettings:
+    token = env.secret("GITHUB_TOKEN", "token that posts answers")
+    app_id = env.read("GITHUB_APP_ID", _id, None, "id of the app that posts answers")
+    key = env.read("GITHUB_APP_KEY_FILE", _private_key, "", "file of the app's private key (PEM, RSA)")
+    if token and app_id is not None:
+        env.refuse(("GITHUB_TOKEN", "GITHUB_APP_ID"), "set one of them, not both")
+    if (app_id is None) != (not key):
+        env.refuse(("GITHUB_APP_ID", "GITHUB_APP_KEY_FILE"), "set both or neither")
+    return GithubSettings(
+        api_url=env.url("GITHUB_API_URL", DEFAULT_API, "GitHub's API; https://HOST/api/v3 for an Enterprise Server"),
+        token=token,
+        app_id=app_id,
+        app_key=key,
+        installation=env.read("GITHUB_INSTALLATION_ID", _id, None, "installation, for deliveries that name none"),
+        bot_id=env.read("BOT_ID", _id, None, "number of our account, for an app its bot user's; GitHub is asked once"),
+    )
+
+
+def _times(env: Env) -> PostTimes:
+    times = PostTimes()
+    claim = env.count("POSTER_CLAIM", times.claim, "seconds that a silent run keeps the lock of its thread")
+    deadline = env.count("POSTER_DEADLINE", times.deadline, "seconds of one HTTP call; at most a third of POSTER_CLAIM")
+    if deadline > claim // 3:  # a call must not outlive the claim under which it began
+        env.refuse(
+            ("POSTER_DEADLINE", "POSTER_CLAIM"), f"the deadline must be a third of the claim or less: {claim // 3}"
+        )
+    return PostTimes(
+        deadline=deadline,
+        lag=env.seconds("POSTER_LAG", times.lag, "time for which GitHub may not list what was posted"),
+        pace=env.seconds("POSTER_PACE", times.pace, "pause between two writes of one run"),
+        backoff=env.seconds("POSTER_BACKOFF", times.backoff, "first pause after a failure"),
+        claim=claim,
     )
 
 
 def all_secrets(environ: Mapping[str, str]) -> Secrets:
-    """Every secret that this process is configured with, from variables and from the files that they name."""
-    env = Env(environ)
-    whole = dict(environ)
-    for name in environ:
+    """Return every secret of this process, from variables and from the files that variables name."""
+    found = dict(environ)
+    for name, path in environ.items():
         if name.endswith("_FILE"):
-            whole.setdefault(name.removesuffix("_FILE"), env.read(name, _text_if_any, ""))
-    return secrets(named_secrets(whole))
+            found.setdefault(name.removesuffix("_FILE"), _text_or_empty(path) if path else "")
+    return secrets(named_secrets(found))
 
 
-def _within(seconds: int, most: int) -> int:
-    if seconds > most:  # a call must not outlive the claim under which it began
-        raise SettingsError(f"POSTER_DEADLINE: must be {most} or less, a third of POSTER_CLAIM")
-    return seconds
-
-
-def _id(text: str) -> int | None:
-    number = int(text)
-    if number < 1:
-        raise ValueError("must be an id, 1 or more")
-    return number
-
-
-def _text(path: str) -> str:
+def _text_or_empty(path: str) -> str:
+    """Other variables end in _FILE too. What they name may be missing, or no text."""
     try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _text_if_any(path: str) -> str:
-    """Other variables may end in _FILE too, and name what is no text or not there."""
-    try:
-        return _text(path)
+        return file_text(path)
     except ValueError:
         return ""
+
+
+def _id(text: str) -> int:
+    return whole(text, None, "must be an id, a whole number of 1 or more")
 
 
 def _private_key(path: str) -> str:
@@ -145,10 +147,10 @@ def _private_key(path: str) -> str:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    text = _text(path)
+    text = file_text(path)
     try:
         if not isinstance(load_pem_private_key(text.encode(), password=None), RSAPrivateKey):
             raise ValueError("not an RSA key")
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a private RSA key in PEM") from error
+        raise ValueError("the file is not a private RSA key in PEM") from error
     return text

@@ -14,11 +14,13 @@ from support.servers import PYTHONPATH, SERVICES, eventually, free_port
 
 COUNTS = """
 import os, sys, time
-from sessiond_common.metrics.job_metrics import Count, Spread
+from sessiond_common.env import load
 from sessiond_common.metrics.exporter import served
+from sessiond_common.metrics.job_metrics import Count, Spread
+from sessiond_common.metrics.settings import read_metrics
 jobs = Count("test_jobs_total", "Jobs", "outcome")
 times = Spread("test_seconds", "Times", buckets=(1, 5))
-with served("test"):
+with served("test", load(read_metrics, os.environ)):
     for number in range(int(sys.argv[1])):
         pid = os.fork()
         if not pid:
