@@ -2,8 +2,8 @@
 
 Up; walls; a worker in a long turn, preempted by a flurry through the proxy at three replicas with one killed in the
 middle; Prometheus's own numbers against the ledger's; every service restarted in turn; down and up again; back-up,
-rotation of keys and upgrade as docs/operations.md has them. What is said is read from the ledger, from Prometheus, and
-from what GitHub was asked to post.
+rotation of keys and upgrade as docs/operate/maintain.md has them. What is said is read from the ledger, from
+Prometheus, and from what GitHub was asked to post.
 """
 
 import json

@@ -1,11 +1,12 @@
-"""What docs/operations.md tells an operator to type, typed as it stands there."""
+"""Types the commands of docs/connect-github.md and docs/operate/maintain.md as they stand there."""
 
 import re
 import subprocess
 
 from stack import SESSION, Stack, comment, say
 
-PAGE = "docs/operations.md"
+CONNECT = "docs/connect-github.md"
+MAINTAIN = "docs/operate/maintain.md"
 KNOCK = """
 import sys, urllib.request
 from urllib.error import HTTPError
@@ -26,9 +27,9 @@ except redis.AuthenticationError:
 """
 
 
-def written(stack: Stack, heading: str) -> list[str]:
+def written(stack: Stack, heading: str, page_name: str = MAINTAIN) -> list[str]:
     """The blocks of commands below this heading, in the clone's own page."""
-    page = (stack.place / PAGE).read_text()
+    page = (stack.place / page_name).read_text()
     text = re.split(rf"^#+ {re.escape(heading)}$", page, flags=re.M)[1]
     text = re.split(r"^#", text, flags=re.M)[0]
     return [
@@ -55,7 +56,7 @@ def checkout(stack: Stack) -> None:
     """The agent reads and changes what the operator put there."""
     (stack.place / "checkout").mkdir()
     (stack.place / "checkout" / "CLAUDE.md").write_text("Answer in one sentence.\n")
-    block = written(stack, "A real repository, step by step")[-1]
+    block = written(stack, "2. Give the agent a checkout", CONNECT)[-1]
     typed(stack, f"REPO={SESSION}\n{block}")
     place = f"/var/lib/sessiond/work/{SESSION}"
     seen = stack.compose(
@@ -66,7 +67,7 @@ def checkout(stack: Stack) -> None:
 
 
 def back_up_and_restore(stack: Stack) -> None:
-    save, load = written(stack, "Back-up")
+    save, load = written(stack, "Back up")
     before = stack.ordered()
     typed(stack, save)
     answered(stack, "saved-", "backed up")
@@ -104,7 +105,7 @@ def rotate(stack: Stack) -> None:
 
 def upgrade(stack: Stack) -> None:
     """A release that changes every image, while comments come."""
-    (place,) = stack.origin.glob("services/base/__init__.py")
+    (place,) = stack.origin.glob("services/common/sessiond_common/__init__.py")
     place.write_text(place.read_text().replace('VERSION = "', 'VERSION = "9.'))
     who = ["-c", "user.name=compose-test", "-c", "user.email=compose-test@localhost"]
     subprocess.run(["git", *who, "commit", "-qam", "A release"], cwd=stack.origin, check=True)

@@ -139,11 +139,11 @@ def test_the_rules_are_rules_and_do_what_their_tests_say() -> None:
 
 
 def test_every_alert_and_panel_is_explained() -> None:
-    panels = (ROOT / "docs" / "panels.md").read_text()
+    panels = (ROOT / "docs" / "operate" / "alerts.md").read_text()
     anchors = {title.lower() for title in re.findall(r"^#+ (\w+)$", panels, re.M)}
     for group in yaml.safe_load((RULES / "sessiond.yml").read_text())["groups"]:
         for rule in group["rules"]:
-            assert rule["annotations"]["runbook"] == f"docs/panels.md#{rule['alert'].lower()}"
+            assert rule["annotations"]["runbook"] == f"docs/operate/alerts.md#{rule['alert'].lower()}"
             assert rule["alert"].lower() in anchors
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text())["panels"]:
@@ -152,7 +152,8 @@ def test_every_alert_and_panel_is_explained() -> None:
 
 
 def test_every_metric_is_in_the_table_and_every_query_names_metrics_of_it() -> None:
-    known = set(re.findall(r"`((?:sessiond|webhook|worker)_\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    known = set(re.findall(r"`((?:sessiond|webhook|worker)_\w+)`", page))
     rules = re.findall(r"expr: (.*(?:\n {10}.*)*)", (RULES / "sessiond.yml").read_text())
     for expression in [*rules, *(expression for _, expression in queries())]:
         for name in re.findall(r"\b(?:sessiond|webhook|worker)_\w+", expression):

@@ -362,5 +362,6 @@ def trimmed(entries: Entries) -> None:
 
 
 def test_every_invariant_has_its_doctor() -> None:
-    listed = (TESTS.parent / "docs" / "architecture.md").read_text().partition("## Invariants")[2].partition("##")[0]
+    page = (TESTS.parent / "docs" / "concepts" / "invariants.md").read_text()
+    listed = page.partition("## Invariants")[2].partition("##")[0]
     assert {doctor.__name__ for doctor in DOCTORS} == set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", listed))

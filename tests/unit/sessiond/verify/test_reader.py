@@ -164,8 +164,9 @@ def test_a_doctored_ledger_is_objected_to_by_name_and_entry(doctored: Doctored) 
 
 
 def test_every_invariant_has_a_doctored_ledger() -> None:
-    """Those that docs/architecture.md lists: 13 of the lock, 8 of the agent."""
-    listed = (TESTS.parent / "docs" / "architecture.md").read_text().partition("## Invariants")[2].partition("##")[0]
+    """Those that docs/concepts/invariants.md lists: 13 of the lock, 8 of the agent."""
+    page = (TESTS.parent / "docs" / "concepts" / "invariants.md").read_text()
+    listed = page.partition("## Invariants")[2].partition("##")[0]
     assert {name for name, *_ in DOCTORED} == set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", listed))
 
 
