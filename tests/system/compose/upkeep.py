@@ -104,7 +104,7 @@ def rotate(stack: Stack) -> None:
 
 def upgrade(stack: Stack) -> None:
     """A release that changes every image, while comments come."""
-    (place,) = stack.origin.glob("services/base/__init__.py")
+    (place,) = stack.origin.glob("services/common/sessiond_common/__init__.py")
     place.write_text(place.read_text().replace('VERSION = "', 'VERSION = "9.'))
     who = ["-c", "user.name=compose-test", "-c", "user.email=compose-test@localhost"]
     subprocess.run(["git", *who, "commit", "-qam", "A release"], cwd=stack.origin, check=True)
