@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sessiond_common import VERSION
-from support.servers import PYTHONPATH, eventually, free_port
+from support.servers import eventually, free_port
 
 COUNTS = """
 import os, sys, time
@@ -33,7 +33,7 @@ with served("test"):
 
 
 def begin(port: int | None) -> tuple["subprocess.Popen[str]", str]:
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    env = dict(os.environ)
     env |= {"METRICS_PORT": str(port)} if port else {}
     command = [sys.executable, "-c", COUNTS, "20"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
