@@ -1,68 +1,95 @@
-# Everything this project does; each target sets up what it needs first.
+# Everything this project does. Each target sets up what it needs first; `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP) --require-hashes --only-binary :all:
+# `make lock LOCK_FLAGS=--upgrade` takes new releases, `LOCK_FLAGS="--upgrade-package flask"` those of one package.
+LOCK_FLAGS ?=
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(LOCK_FLAGS)
+EXTRAS := server services embedded
 
-.PHONY: setup up demo test check-lock check-agent check-answers check-see compose-test lint clean
+.PHONY: help setup lock up demo lint unit package test check-lock check-agent check-answers check-see compose-test clean
+.DEFAULT_GOAL := help
 
-setup: $(VENV)/ready
+help:  ## this list
+	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z-]*:.*  ## / { name = $$1; sub(":.*", "", name); sub(/.*  ## /, ""); printf "  make %-14s %s\n", name, $$0 }' \
+	  $(firstword $(MAKEFILE_LIST))
 
-$(VENV)/ready: requirements-dev.txt requirements-agent.txt
+##@ Set up
+setup: $(VENV)/installed  ## make .venv: the locked packages and this project, editable
+
+$(VENV)/ready: requirements/dev.txt requirements/agent.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements-dev.txt
-	$(PIP) --no-deps -r requirements-agent.txt
-	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sessiond-services.pth").write_text("".join(str(pathlib.Path("services", name).resolve()) + "\n" for name in ("common", "ops", "sessiond", "webhook", "worker")))'
-	for name in sessiond:sessiond.main sessionctl:sessiond_ops.sessionctl; do \
-	  printf '#!/bin/sh\nexec "%s" -m %s "$$@"\n' "$(CURDIR)/$(BIN)/python" "$${name#*:}" > "$(BIN)/$${name%:*}" && chmod +x "$(BIN)/$${name%:*}"; done
+	$(LOCKED) -r requirements/dev.txt
+	$(LOCKED) --no-deps -r requirements/agent.txt
 	touch $@
 
-up: setup
+$(VENV)/installed: $(VENV)/ready pyproject.toml services/common/sessiond_common/__init__.py
+	$(PIP) --no-index --no-build-isolation --check-build-dependencies --no-deps --editable .
+	touch $@
+
+# The largest lock first; the others take its versions. The agent's has no dependencies: only its binary is used.
+lock: $(VENV)/ready  ## write requirements/*.txt anew from pyproject.toml; locked versions stay
+	$(LOCKED) -r requirements/lock.txt
+	$(COMPILE) pyproject.toml $(EXTRAS:%=--extra %) --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/base.txt
+	for extra in $(EXTRAS); do $(COMPILE) pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt || exit; done
+	$(COMPILE) pyproject.toml --extra agent --no-deps -c requirements/dev.txt -o requirements/agent.txt
+	$(COMPILE) --group build -c requirements/dev.txt -o requirements/build.txt
+	$(COMPILE) --group lock -o requirements/lock.txt
+
+clean:  ## remove .venv, .state, dist and the caches
+	rm -rf $(VENV) .state dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+##@ Run
+up: setup  ## run everything in the foreground with an embedded Redis; Ctrl-C ends it
 	exec $(BIN)/python -m sessiond_ops.up
 
-demo: setup
+demo: setup  ## show a worker that three review comments preempt; needs no key
 	@exec $(BIN)/python tests/system/demo.py
 
-lint: setup
+##@ Test
+lint: setup  ## ruff, format, strict mypy, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+unit: setup  ## the unit tests, in one process
+	$(BIN)/pytest tests/unit
+
+package: setup  ## build wheel and sdist, install them in clean environments of each Python found
+	$(BIN)/pytest tests/system/test_package.py
+
 # Most of a test's time is waiting: five processes keep two cores busy.
-test: lint
+test: lint  ## lint and every test
 	$(BIN)/pytest -n 5 --dist worksteal -m "not alone"
 	$(BIN)/pytest -m alone
 
-# The lock, its store and its owner under everything that can go wrong; tables, then one line. What has no larger form
-# is left to `make test`, which tries it all the same: this shall take five minutes at most.
-check-lock: setup
+##@ Test one part with its largest tables
+# What has no larger form is left to `make test`: this takes five minutes at most.
+check-lock: setup  ## the lock, its store and its owner under everything that can go wrong
 	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/system/sessiond/session tests/unit/sessiond/lock \
 	  tests/unit/sessiond/verify tests/integration/sessiond/cli tests/integration/sessiond/store/test_ledger.py \
 	  tests/integration/sessiond/store/test_store.py tests/integration/sessiond/session/pipeline
 
-# The same for the agent: the fault table with the scripted one, then the real binary.
-check-agent: setup
+check-agent: setup  ## the agent: the fault table with a scripted agent, then the real binary
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/sessiond/agent tests/integration/sessiond/agent \
 	  tests/integration/sessiond/session/agent tests/system/sessiond/agent tests/system/claude
 
-# What a comment and a task come to, whatever dies: every row, printed.
-check-answers: setup
+check-answers: setup  ## comments and tasks, with every process killed at every step
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/webhook tests/unit/worker tests/integration/common \
 	  tests/integration/webhook tests/integration/worker tests/system/webhook tests/system/worker \
 	  tests/system/test_deliveries.py tests/system/test_log_story.py tests/system/test_metrics.py
 
-# All of it in containers, from a fresh clone; needs an engine with compose v2, and says so where there is none.
-compose-test: setup
-	$(BIN)/python tests/system/compose/run.py
-
-# What one sees, without an engine: metrics, rules and every panel in a real Prometheus, the board in a real Chromium,
-# the logs; what is not installed (Debian's prometheus, chromium) is skipped and named.
-check-see: setup
+# Debian's prometheus and chromium; without them, pytest skips and names their tests.
+check-see: setup  ## metrics, rules, panels, the board and the logs in a real Prometheus and Chromium
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/grafana tests/system/grafana tests/system/test_metrics.py \
 	  tests/system/test_log_story.py tests/system/sessiond/http tests/integration/sessiond/http/board \
 	  tests/integration/common/log
 
-clean:
-	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+compose-test: setup  ## all of it in containers from a fresh clone; needs an engine with compose v2
+	$(BIN)/python tests/system/compose/run.py

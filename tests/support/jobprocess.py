@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from support.servers import PYTHONPATH, eventually, kill_left, tree
+from support.servers import eventually, kill_left, tree
 
 QUICK = {"RUN_TTL": "3", "SWEEP_SECONDS": "0.5", "WORKER_SWEEP_SECONDS": "0.5", "TASK_CLAIM_TTL": "3"}
 """Times for tests: a death is seen soon."""
@@ -30,7 +30,7 @@ class JobProcess:
         kept = {
             k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE", "GITHUB_"))
         }
-        env = {**kept, "PYTHONPATH": PYTHONPATH, "HOOKS_DIR": str(self.hooks), **self._env}
+        env = {**kept, "HOOKS_DIR": str(self.hooks), **self._env}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self.module], env=env, stdout=log, stderr=log, start_new_session=True

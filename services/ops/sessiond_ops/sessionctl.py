@@ -6,12 +6,27 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
 
 from sessiond.cli import commands as sessions
 from sessiond.client import BadName, SessiondError
-from sessiond_webhook import cli as deliveries
-from sessiond_worker import cli as tasks
+from sessiond_common.extras import ExtraMissing, import_with_extra
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCommand:
+    """A command of the extra `services`: its module is imported only when the command is called."""
+
+    name: str
+    module: str
+    what: str
+
+
+SERVICE_COMMANDS: Final = (
+    ServiceCommand("task", "sessiond_worker.cli", "what the worker has to do"),
+    ServiceCommand("send", "sessiond_webhook.cli", "signs a payload and posts it to the webhook"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,7 +38,12 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """0 done, 1 refused or not completed, 2 bad input, 130 Ctrl-C."""
     faulthandler.register(signal.SIGUSR1)
-    options = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        options = _parser(words[0] if words else "").parse_args(words)
+    except ExtraMissing as error:
+        print(f"sessionctl: {words[0]}: {error}", file=sys.stderr)
+        return 2
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -40,12 +60,25 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(called: str) -> argparse.ArgumentParser:
     parser = _Parser(prog="sessionctl", description="Looks at sessiond's sessions and operates them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    for service in (sessions, tasks, deliveries):
-        service.add_commands(commands)
+    sessions.add_commands(commands)
+    for command in SERVICE_COMMANDS:
+        _add(command, called, commands)
     return parser
+
+
+def _add(command: ServiceCommand, called: str, commands: Any) -> None:
+    """Adds the whole command if it is the called one, else its line in the help.
+
+    Raises:
+        ExtraMissing: The called command needs the extra `services`, which is not installed.
+    """
+    if command.name == called:
+        import_with_extra(command.module, "services").add_commands(commands)
+    else:
+        commands.add_parser(command.name, help=command.what)
 
 
 if __name__ == "__main__":

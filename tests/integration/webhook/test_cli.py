@@ -13,7 +13,7 @@ import pytest
 
 from sessiond_webhook import cli
 from support import payloads
-from support.servers import PYTHONPATH, Webhook, free_port
+from support.servers import Webhook, free_port
 
 PING = str(payloads.DATA / "ping.json")
 COMMENT = str(payloads.DATA / "issue_comment.created.json")
@@ -23,7 +23,7 @@ def send(*words: str, input: bytes = b"", **env: str) -> "subprocess.CompletedPr
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WEBHOOK_", "SESSIOND_"))}
     done = subprocess.run(
         [sys.executable, "-m", "sessiond_ops.sessionctl", "send", *words],
-        env={**kept, "PYTHONPATH": PYTHONPATH, **env}, input=input, capture_output=True, timeout=30,
+        env={**kept, **env}, input=input, capture_output=True, timeout=30,
     )  # fmt: skip
     return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
 

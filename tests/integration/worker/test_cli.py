@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from sessiond_worker.sweep import LOCK, sweep
-from support.servers import PYTHONPATH, Redis, eventually
+from support.servers import Redis, eventually
 from support.worker_crew import SESSION, Scene, line
 
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "WORKER_", "TASK_", "REDIS_"))}
@@ -22,7 +22,7 @@ Done = subprocess.CompletedProcess[str]
 
 def ctl(url: str | None, *words: str, stdin: str = "", **env: str) -> Done:
     command = [sys.executable, "-m", "sessiond_ops.sessionctl", "task", *words]
-    full = {**ENV, "PYTHONPATH": PYTHONPATH, **({"REDIS_URL": url} if url else {}), **env}
+    full = {**ENV, **({"REDIS_URL": url} if url else {}), **env}
     return subprocess.run(command, env=full, input=stdin, capture_output=True, text=True, timeout=20)
 
 
@@ -90,7 +90,7 @@ def test_what_is_not_there_is_one_line_and_exit_1(redis_server: Redis) -> None:
 )  # fmt: skip
 def test_bad_settings_are_one_line_and_exit_2(env: dict[str, str]) -> None:
     command = [sys.executable, "-m", "sessiond_worker"]
-    full = {**ENV, "PYTHONPATH": PYTHONPATH, **env}
+    full = {**ENV, **env}
     done = subprocess.run(command, env=full, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 

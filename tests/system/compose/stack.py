@@ -62,7 +62,7 @@ class Stack:
         }
         self.env = {
             **kept, "STANDINS": str(standins), "PROXY_PORT": "18080", "GRAFANA_PORT": "13000",
-            "COMPOSE_PROJECT_NAME": PROJECT, "COMPOSE_FILE": "docker-compose.yml:tests/compose/compose.test.yml",
+            "COMPOSE_PROJECT_NAME": PROJECT, "COMPOSE_FILE": "docker-compose.yml:tests/system/compose/compose.test.yml",
         }  # fmt: skip
         self.secret = ""
         self.statuses: list[int] = []

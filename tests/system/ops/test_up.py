@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from support import payloads
-from support.servers import PYTHONPATH, alive, eventually, free_port, scripted_env
+from support.servers import alive, eventually, free_port, scripted_env
 
 SESSION = "octo/hello"
 DROPPED = ("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL", "GITHUB_", "WEBHOOK_", "BOT_", "OUTBOX_DIR")
@@ -32,7 +32,7 @@ class Up:
         self.url = f"http://127.0.0.1:{self.port}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
         self.env = {
-            **kept, "PYTHONPATH": PYTHONPATH, "SESSIOND_STATE_DIR": str(self.state),
+            **kept, "SESSIOND_STATE_DIR": str(self.state),
             "SESSIOND_PORT": str(self.port), "WEBHOOK_PORT": str(free_port()), "SWEEP_SECONDS": "1", **env,
         }  # fmt: skip
         self.log = place / "log"

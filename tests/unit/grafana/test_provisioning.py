@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -146,11 +147,29 @@ def test_a_stop_leaves_sessiond_the_time_of_a_drain() -> None:
     assert float(SERVICES["sessiond"]["stop_grace_period"].removesuffix("s")) > 2 * float(drain)
 
 
-@pytest.mark.parametrize("service", ["sessiond", "webhook", "worker"])
+IMAGES = {"sessiond": "server", "webhook": "services", "worker": "services"}
+"""The extra that each image installs."""
+
+
+@pytest.mark.parametrize("service", IMAGES)
 def test_an_image_copies_what_is_there(service: str) -> None:
-    """A module that moved would only be missed by the next build."""
-    text = (ROOT / "services" / service / "Dockerfile").read_text().replace("\\\n", " ")
-    copies = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ") and "--from" not in line]
+    """A path that moved, or that the context leaves out, would otherwise fail only at the next build."""
+    context = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = [line.split()[1:-1] for line in dockerfile(service) if line.startswith("COPY ") and "--from" not in line]
     named = [path for words in copies for path in words if not path.startswith("--")]
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
+    assert [path for path in named if path.split("/")[0] not in context] == []
+
+
+@pytest.mark.parametrize(("service", "extra"), IMAGES.items())
+def test_an_image_installs_the_wheel_and_the_lock_file_of_its_extra(service: str, extra: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = "\n".join(dockerfile(service))
+    assert extra in project["optional-dependencies"]
+    assert f"requirements/{extra}.txt" in text and f"--require-hashes --only-binary :all: -r /tmp/{extra}.txt" in text
+    assert re.findall(r"pip install .*--no-index .*\[(\w+)\]", text) == [extra]
+
+
+def dockerfile(service: str) -> list[str]:
+    return (ROOT / "services" / service / "Dockerfile").read_text().replace("\\\n", " ").splitlines()

@@ -20,7 +20,7 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 
 from sessiond_common.jobs.queue import STALE_SECONDS, Jobs, connect
-from support.servers import PYTHONPATH, TESTS, Redis, eventually, kill_left
+from support.servers import TESTS, Redis, eventually, kill_left
 
 QUEUE = "chores"
 CODE = (
@@ -33,7 +33,7 @@ class Parent:
     """rq's parent as this project runs it."""
 
     def __init__(self, url: str, place: Path, *words: str) -> None:
-        env = {**os.environ, "PYTHONPATH": f"{PYTHONPATH}:{TESTS / 'support' / 'standins'}"}
+        env = {**os.environ, "PYTHONPATH": str(TESTS / "support" / "standins")}
         self.log = place / "parent.log"
         with self.log.open("ab") as log:
             command = [sys.executable, "-c", CODE, QUEUE, url, *words]

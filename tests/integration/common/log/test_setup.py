@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sessiond_common.log.redact import HIDDEN
-from support.servers import PYTHONPATH, SERVICES
+from support.servers import SERVICES
 
 SAYS = """
 import logging, sys, structlog
@@ -26,9 +26,7 @@ logging.getLogger("theirs").warning("other", extra={"token": "s3cr3t"})
 @pytest.mark.parametrize("fmt", ["console", "json"])
 def test_hidden_keys_are_never_rendered(fmt: str) -> None:
     keys = [*HIDDEN, "Authorization", "webhook_secret", "api-token"]
-    done = subprocess.run(
-        [sys.executable, "-c", SAYS, fmt, *keys], env={"PYTHONPATH": PYTHONPATH}, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", SAYS, fmt, *keys], env={}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 2 * len(keys) + 1

@@ -13,7 +13,7 @@ import pytest
 from sessiond_ops import sessionctl
 from support.lock.histories import random_history
 from support.lock.ledgers import long_ledger
-from support.servers import PYTHONPATH, Sessiond, scripted_env
+from support.servers import Sessiond, scripted_env
 from support.size import FULL
 
 SESSION = "octo/hello"
@@ -23,7 +23,7 @@ Done = subprocess.CompletedProcess[bytes]
 
 def verify(*words: str, given: bytes = b"", **env: str) -> Done:
     command = [sys.executable, "-m", "sessiond_ops.sessionctl", "verify", *words]
-    full = {**ENV, "PYTHONPATH": PYTHONPATH, **env}
+    full = {**ENV, **env}
     return subprocess.run(command, env=full, input=given, capture_output=True, timeout=120)
 
 
@@ -58,7 +58,7 @@ def test_a_sessions_ledger_and_the_same_one_saved(sessiond: Callable[..., Sessio
         with service.client().lease(SESSION, key=key) as lease:
             lease.turn("#say x").result()
     command = [sys.executable, "-m", "sessiond_ops.sessionctl", "ledger", SESSION, "--json"]
-    full = {**ENV, "PYTHONPATH": PYTHONPATH, **where}
+    full = {**ENV, **where}
     saved = subprocess.run(command, env=full, capture_output=True, timeout=60, check=True).stdout
     (tmp_path / "saved.jsonl").write_bytes(saved)
     entries = [json.loads(line) for line in saved.splitlines()]
@@ -146,8 +146,7 @@ def test_a_long_ledger_is_read_without_keeping_it(tmp_path: Path, figures: Calla
     took = []
     for path in ("/dev/null", str(tmp_path / "long.jsonl")):
         command = [sys.executable, "-c", script, "verify", "--file", path]
-        full = {**ENV, "PYTHONPATH": PYTHONPATH}
-        done = subprocess.run(command, env=full, capture_output=True, text=True, timeout=200, check=True)
+        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=200, check=True)
         told, peak = done.stdout.splitlines()
         took.append(int(peak) / 1024)
     figures(f"{told}, {queued} queued: {took[1] - took[0]:.1f} MB over the {took[0]:.0f} MB for an empty ledger")

@@ -1,7 +1,6 @@
 """The client against a real sessiond, and what it knows when the service does not answer."""
 
 import contextvars
-import os
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from sessiond.client import (
     connect,
 )
 from sessiond.client.lease import Lease
-from support.servers import PYTHONPATH, Redis, Sessiond, eventually, scripted_env
+from support.servers import Redis, Sessiond, eventually, scripted_env
 
 SESSION = "octo/hello"
 Start = Callable[..., Sessiond]
@@ -35,8 +34,7 @@ Start = Callable[..., Sessiond]
 
 def test_it_is_light() -> None:
     code = "import sys, sessiond.client; print([m for m in ('flask','gevent','redis','gunicorn') if m in sys.modules])"
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -108,8 +106,7 @@ with connect({service.url!r}, {service.keys["admin"]!r}).lease({SESSION!r}) as l
         sys.exit(7)
     print(os.waitstatus_to_exitcode(os.wait()[1]), lease.turn("#say still held").result().text)
 """
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "7 still held"
 
 

@@ -17,7 +17,7 @@ from sessiond_webhook.deliveries.signature import sign
 from sessiond_webhook.ingress.body import LIMIT
 from sessiond_webhook.ingress.problems import KINDS
 from support import payloads
-from support.servers import PYTHONPATH, Redis, Webhook, eventually
+from support.servers import Redis, Webhook, eventually
 
 PREVIOUS = "the secret before"
 
@@ -215,7 +215,7 @@ def test_a_body_that_breaks_off_is_400_and_never_taken_for_a_whole_one(service: 
     ],
 )
 def test_bad_settings_are_one_line_and_exit_2(env: dict[str, str], named: str) -> None:
-    full = {"PATH": os.environ["PATH"], "PYTHONPATH": PYTHONPATH, **env}
+    full = {"PATH": os.environ["PATH"], **env}
     done = subprocess.run(
         [sys.executable, "-m", "sessiond_webhook"], env=full, capture_output=True, text=True, timeout=20
     )

@@ -19,7 +19,7 @@ from sessiond_webhook.poster.github import refusal
 from sessiond_webhook.poster.settings import GithubSettings, PostTimes
 from sessiond_webhook.poster.threads import Away, Later, Never, Unknown
 from support.posting import a_comment
-from support.servers import PYTHONPATH, Github
+from support.servers import Github
 
 TIMES = PostTimes(deadline=1, pace=0.001)
 MARK = notes.marker("IC_1")
@@ -254,7 +254,7 @@ def test_other_refusals_are_for_good(status: int) -> None:
 
 
 def test_bad_settings_end_the_poster_with_one_line() -> None:
-    env = {"PYTHONPATH": PYTHONPATH, "GITHUB_TOKEN": "ghp_12345678", "GITHUB_APP_ID": "x"}
+    env = {"GITHUB_TOKEN": "ghp_12345678", "GITHUB_APP_ID": "x"}
     done = subprocess.run([sys.executable, "-m", "sessiond_webhook.poster"], env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "GITHUB_APP_ID" in done.stderr

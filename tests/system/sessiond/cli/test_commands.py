@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.servers import PYTHONPATH, TESTS, Sessiond, scripted_env
+from support.servers import TESTS, Sessiond, scripted_env
 
 SESSION = "octo/hello"
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL"))}
@@ -21,7 +21,7 @@ Done = subprocess.CompletedProcess[str]
 def ctl(service: Sessiond | None, *words: str, **env: str) -> Done:
     where = {"SESSIOND_URL": service.url, "SESSIOND_KEY": service.keys["admin"]} if service else {}
     command = [sys.executable, "-m", "sessiond_ops.sessionctl", *words]
-    full = {**ENV, "PYTHONPATH": PYTHONPATH, **where, **env}
+    full = {**ENV, **where, **env}
     return subprocess.run(command, env=full, capture_output=True, text=True, timeout=40)
 
 
@@ -44,7 +44,7 @@ def test_following_and_forcing(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     command = [sys.executable, "-m", "sessiond_ops.sessionctl", "ledger", SESSION, "--follow", "--json"]
-    env = {**ENV, "PYTHONPATH": PYTHONPATH, "SESSIOND_URL": service.url, "SESSIOND_KEY": "admin-key"}
+    env = {**ENV, "SESSIOND_URL": service.url, "SESSIOND_KEY": "admin-key"}
     follower = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     with client.lease(SESSION, key="k") as lease:
         released = ctl(service, "release", SESSION, "--force", "--reason", "the test's")
@@ -97,7 +97,7 @@ def test_nobody_there_is_one_line_and_exit_1() -> None:
     ],
 )
 def test_sessiond_refuses_bad_settings_in_one_line(env: dict[str, str], tmp_path: Path) -> None:
-    full = {**ENV, "PYTHONPATH": PYTHONPATH, "SESSIOND_STATE_DIR": str(tmp_path), **env}
+    full = {**ENV, "SESSIOND_STATE_DIR": str(tmp_path), **env}
     command = [sys.executable, "-m", "sessiond.main"]
     done = subprocess.run(command, env=full, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -105,7 +105,7 @@ def test_sessiond_refuses_bad_settings_in_one_line(env: dict[str, str], tmp_path
 
 @pytest.mark.alone
 def test_the_demo_tells_its_story(figures: Callable[[str], None]) -> None:
-    env = {**ENV, "PYTHONPATH": f"{PYTHONPATH}:{TESTS}"}
+    env = {**ENV, "PYTHONPATH": str(TESTS)}
     done = subprocess.run(
         [sys.executable, str(TESTS / "system" / "demo.py")], env=env, capture_output=True, text=True, timeout=100
     )

@@ -1,7 +1,6 @@
 """Handoffs by the thousand: no place lost, nobody overtaken, and nothing in the service or in Redis grows for ever."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sessiond.client import Client
 from sessiond.verify import Reader
-from support.servers import PYTHONPATH, TESTS, Redis, Sessiond, eventually, scripted_env
+from support.servers import TESTS, Redis, Sessiond, eventually, scripted_env
 from support.size import FULL
 
 SESSIONS = tuple(f"octo/soak-{n}" for n in range(4))
@@ -133,10 +132,9 @@ def soaked(
     """Lets the crowd run, reads on meanwhile, measures at each quarter of the handoffs; what the crowd told."""
     command = [sys.executable, str(TESTS / "support" / "standins" / "crowd.py"), service.url, service.keys["admin"]]
     command += [",".join(SESSIONS), str(HANDLERS), str(ROUNDS), str(GRANTS)]
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     points: list[Measured] = []
     ends = time.monotonic() + PATIENCE
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as crowd:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
         try:
             while crowd.poll() is None and time.monotonic() < ends:
                 reading.on()

@@ -31,7 +31,9 @@ def find_claude() -> Path:
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     path = Path(places[0]) / "_bundled" / "claude" if places else None
     if path is None or not path.is_file():
-        raise NoClaude("the agent's binary is not installed: run `make setup` (package claude-agent-sdk)")
+        raise NoClaude(
+            "the agent's binary is not installed: install the extra \"agent\" (pip install 'sessiond[agent]')"
+        )
     return path
 
 
