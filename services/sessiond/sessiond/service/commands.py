@@ -15,11 +15,12 @@ from sessiond.lock.state import Lease
 from sessiond.problems import Problem, away, no_lease, no_turn, superseded
 from sessiond.service.queries import SessionLook
 from sessiond.session import views
-from sessiond.session.callers.turns import digest, now_text
+from sessiond.session.callers.turns import digest
 from sessiond.session.callers.waiters import Parked, TurnStream
 from sessiond.session.fault_points import hold
 from sessiond.session.state import conversation_of
 from sessiond.store import codec
+from sessiond_common.clock import now_text
 
 
 @dataclass(frozen=True, slots=True)

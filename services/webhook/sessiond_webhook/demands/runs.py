@@ -14,10 +14,11 @@ from typing import Any, Final
 import redis
 import structlog
 
+from sessiond_common.clock import now_text
 from sessiond_webhook.demands import codec
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.machine import Demand, State
-from sessiond_webhook.demands.store import SESSIONS, Demands, demand_key, now_text, open_key, text
+from sessiond_webhook.demands.store import SESSIONS, Demands, demand_key, open_key, text
 
 log = structlog.get_logger("webhook.runs")
 LOOK_AT: Final = 64

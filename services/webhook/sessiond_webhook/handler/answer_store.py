@@ -6,9 +6,10 @@ So the task is there before the sentence that promises it can be read by anybody
 from dataclasses import dataclass
 from typing import Any
 
+from sessiond_common.clock import now_text
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.machine import Demand, State
-from sessiond_webhook.demands.store import Demands, demand_key, now_text
+from sessiond_webhook.demands.store import Demands, demand_key
 from sessiond_webhook.handler.prompts import Promise
 from sessiond_webhook.handler.turns import Answer
 from sessiond_worker.tasks.machine import New, Source

@@ -18,6 +18,7 @@ import redis
 import structlog
 
 from sessiond import client as sessiond
+from sessiond_common.clock import now_text
 from sessiond_common.env import SettingsError
 from sessiond_common.fault_points import hold
 from sessiond_common.jobs.queue import DEMANDS, Jobs, connect
@@ -26,7 +27,7 @@ from sessiond_webhook import job_metrics
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.machine import Demand
 from sessiond_webhook.demands.runs import Runs
-from sessiond_webhook.demands.store import Demands, now_text
+from sessiond_webhook.demands.store import Demands
 from sessiond_webhook.demands.tickets import Tickets
 from sessiond_webhook.handler.answer_store import Answers
 from sessiond_webhook.handler.settings import HandlerSettings, from_env

@@ -15,11 +15,12 @@ from typing import Any, Final, TypeVar, cast
 import redis
 import structlog
 
+from sessiond_common.clock import now_text
 from sessiond_webhook.demands import codec
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.machine import Demand, Note, State
 from sessiond_webhook.demands.outbox_queue import Posts, claim_key, stage_forget, wait_key
-from sessiond_webhook.demands.store import demand_key, now_text, posts_key, text, texts
+from sessiond_webhook.demands.store import demand_key, posts_key, text, texts
 from sessiond_webhook.poster import notes
 
 log = structlog.get_logger("webhook.claims")

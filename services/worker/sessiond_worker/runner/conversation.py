@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from sessiond.client import AgentEvent, Lease, LeaseLost, ProblemError, TurnResult, Unavailable
 from sessiond.client.patience import Backoff
+from sessiond_common.clock import parse_time
 from sessiond_common.jobs.worker import Stopped, broken_off, stopping
 from sessiond_worker.fault_points import hold
 from sessiond_worker.runner import job_metrics, judge, ledger_gap, prompts
@@ -225,4 +225,4 @@ class Conversation:
 
 def _ledger_id(at: str) -> str:
     """The ledger's ids begin with milliseconds: one that lies surely before this time."""
-    return f"{int((datetime.fromisoformat(at).timestamp() - LEDGER_SLACK) * 1000)}-0"
+    return f"{int((parse_time(at).timestamp() - LEDGER_SLACK) * 1000)}-0"

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, Final
 
+from sessiond_common.clock import seconds_between
 from sessiond_worker.runner import prompts
 from sessiond_worker.runner.reply import outcome_of
 from sessiond_worker.tasks import machine as tk
@@ -48,10 +48,9 @@ class Ended:
 
 def ended_of(turn: Mapping[str, Any]) -> Ended:
     """From a closed turn's record (`GET /turns?key=`)."""
-    begun, closed = (datetime.fromisoformat(turn[name]) for name in ("accepted_at", "closed_at"))
     return Ended(
         str(turn["outcome"]), str(turn.get("text") or ""), turn.get("reason"),
-        max(0.0, (closed - begun).total_seconds()), max(0.0, float(turn.get("cost_usd") or 0.0)),
+        seconds_between(turn["accepted_at"], turn["closed_at"]), max(0.0, float(turn.get("cost_usd") or 0.0)),
         began=turn.get("started_at") is not None,
     )  # fmt: skip
 

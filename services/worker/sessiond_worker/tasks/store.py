@@ -25,11 +25,11 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
 
+from sessiond_common.clock import now_text
 from sessiond_common.jobs.queue import TASKS, Jobs
 from sessiond_worker.tasks import machine as tk
 from sessiond_worker.tasks.machine import New, Refused, State, Task
@@ -48,11 +48,6 @@ class NoTask(LookupError):
 
 class ClaimLost(Exception):
     """The task belongs to another run by now: this one may write no more."""
-
-
-def now_text() -> str:
-    """RFC 3339 UTC; shown, never decided by."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def task_key(task_id: str) -> str:
