@@ -9,8 +9,8 @@ import structlog
 from sessiond.client import AgentEvent, Lease, LeaseLost, ProblemError, TurnResult, Unavailable
 from sessiond.client.patience import Backoff
 from sessiond_common.clock import parse_time
+from sessiond_common.fault_points import hold_in
 from sessiond_common.jobs.worker import Stopped, broken_off, stopping
-from sessiond_worker.fault_points import hold
 from sessiond_worker.runner import job_metrics, judge, ledger_gap, prompts
 from sessiond_worker.runner.judge import Ended
 from sessiond_worker.tasks import machine as tk
@@ -50,7 +50,7 @@ class Conversation:
         """Turns until the task is over (True), or the lease is lost (False). Raises Stopped, Unavailable, Refused."""
         lease = self._held
         self._granted(lease)
-        hold(self._run.settings.hooks_dir, "lease-granted")
+        hold_in(self._run.settings.hooks_dir, "lease-granted")
         if self.settle():
             return True
         while not lease.lost.is_set():
@@ -97,11 +97,11 @@ class Conversation:
             return True
         turn = tk.next_turn(self._task)
         self._run.change(tk.Send(turn))
-        hold(self._run.settings.hooks_dir, "turn-recorded")
+        hold_in(self._run.settings.hooks_dir, "turn-recorded")
         ended = self._sent(lease, turn)
         if ended is None:
             return False
-        hold(self._run.settings.hooks_dir, "result-received")
+        hold_in(self._run.settings.hooks_dir, "result-received")
         return self._take(turn, ended)
 
     def _take(self, turn: Turn, ended: Ended) -> bool:
@@ -165,7 +165,7 @@ class Conversation:
             if isinstance(event, TurnResult):
                 result = event
             elif isinstance(event, AgentEvent) and event.line.get("subtype") == "init":
-                hold(self._run.settings.hooks_dir, "in-turn")
+                hold_in(self._run.settings.hooks_dir, "in-turn")
         if result is None:
             raise Unavailable("unreachable", "the turn's stream ended without a result")
         return Ended(result.outcome, result.text, result.reason, time.monotonic() - began, result.cost_usd or 0.0)

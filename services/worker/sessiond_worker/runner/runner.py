@@ -19,9 +19,9 @@ import redis
 import structlog
 
 from sessiond.client import Client, Lease, LeaseLost, ProblemError, Superseded, TicketEnded, Unavailable, connect
+from sessiond_common.fault_points import append_in, hold_in
 from sessiond_common.jobs.queue import connect as redis_connect
 from sessiond_common.jobs.worker import TOLD, Stopped, broken_off, stopping
-from sessiond_worker.fault_points import hold, note
 from sessiond_worker.runner import judge
 from sessiond_worker.runner.conversation import Conversation
 from sessiond_worker.settings import Settings, from_env
@@ -36,6 +36,9 @@ REDIS_PATIENCE: Final = 60.0
 """Seconds that a record is tried to be written while Redis is away; then the run ends, and the task stands."""
 BROKEN_RUNS: Final = 5
 STOPPED: Final = "the worker was stopped"
+FAULT_POINTS: Final = ("before-lease", "lease-granted", "turn-recorded", "in-turn", "result-received", "recorded")
+"""before-lease: the run has its run lease; turn-recorded: the prompt is not sent yet; result-received: the result is
+not recorded yet; recorded: the task has ended, its ticket is not given back yet."""
 
 
 def run(task_id: str) -> None:
@@ -67,12 +70,12 @@ class Run:
         if not self.claim.take():
             log.info("another run has the task")
             return
-        note(self.settings.hooks_dir, "begin", self.id, os.getpid(), time.monotonic())
+        append_in(self.settings.hooks_dir, "runs", "begin", self.id, os.getpid(), time.monotonic())
         self.claim.watch(self._rung, self._claim_lost)
         try:
             self._guarded()
         finally:
-            note(self.settings.hooks_dir, "end", self.id, os.getpid(), time.monotonic())
+            append_in(self.settings.hooks_dir, "runs", "end", self.id, os.getpid(), time.monotonic())
             self.claim.release()
         # A job that came for it while this run was still ending has found the claim, and is gone.
         self.tasks.revive_queued(self.id)
@@ -107,7 +110,7 @@ class Run:
         if self._known_already():
             self._give_back()
             return
-        hold(self.settings.hooks_dir, "before-lease")
+        hold_in(self.settings.hooks_dir, "before-lease")
         while not self._one_lease():
             log.info("waiting for the lease again", interruptions=self.task.interruptions.count)
 
@@ -189,7 +192,7 @@ class Run:
                 lease.abandon()
             raise
         if over:
-            hold(self.settings.hooks_dir, "recorded")
+            hold_in(self.settings.hooks_dir, "recorded")
             return True
         lease.abandon()
         why = judge.in_words(lease.lost_reason)

@@ -12,7 +12,7 @@ from support.servers import PYTHONPATH, SERVICES
 
 SAYS = """
 import logging, sys, structlog
-from base import log
+from sessiond_common.log import setup as log
 log.configure(sys.argv[1])
 ours = structlog.get_logger("test")
 structlog.contextvars.bind_contextvars(session="octo/hello", lease_secret="s3cr3t")

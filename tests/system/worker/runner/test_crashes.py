@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from sessiond.verify import verify
-from sessiond_worker.fault_points import POINTS
+from sessiond_worker.runner.runner import FAULT_POINTS
 from sessiond_worker.tasks.machine import State
 from support.worker_crew import Scene, line, untold
 
@@ -17,7 +17,7 @@ FULL = os.environ.get("FULL") == "1"
 VICTIMS = ("work-horse", "parent", "both", "sessiond", "redis")
 ROWS = [
     (step, victim)
-    for at, step in enumerate(POINTS)
+    for at, step in enumerate(FAULT_POINTS)
     for number, victim in enumerate(VICTIMS)
     if FULL or (at + number) % 2 == 0
 ]
