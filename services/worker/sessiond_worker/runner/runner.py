@@ -27,8 +27,8 @@ from sessiond_worker.runner.conversation import Conversation
 from sessiond_worker.settings import Settings, from_env
 from sessiond_worker.tasks import machine as tk
 from sessiond_worker.tasks.machine import Task
-from sessiond_worker.tasks.run_lease import Claim
-from sessiond_worker.tasks.store import ClaimLost, NoTask, Tasks
+from sessiond_worker.tasks.run_lease import RunLease
+from sessiond_worker.tasks.store import NoTask, RunLeaseLost, Tasks
 
 log = structlog.get_logger("worker.runner")
 
@@ -59,7 +59,7 @@ class Run:
         self.tasks = Tasks(connection)
         self.client = client
         self.token = f"run-{os.getpid()}-{secrets.token_hex(6)}"
-        self.claim = Claim(connection, task_id, self.token, settings.claim_ttl)
+        self.run_lease = RunLease(connection, task_id, self.token, settings.claim_ttl)
         self.task: Task
         self.ticket: str | None = None
 
@@ -67,16 +67,16 @@ class Run:
 
     def live(self) -> None:
         """Everything. Raises what is a fault of ours, after it is recorded."""
-        if not self.claim.take():
+        if not self.run_lease.acquire():
             log.info("another run has the task")
             return
         append_in(self.settings.hooks_dir, "runs", "begin", self.id, os.getpid(), time.monotonic())
-        self.claim.watch(self._rung, self._claim_lost)
+        self.run_lease.keep(self._rung, self._run_lease_lost)
         try:
             self._guarded()
         finally:
             append_in(self.settings.hooks_dir, "runs", "end", self.id, os.getpid(), time.monotonic())
-            self.claim.release()
+            self.run_lease.release()
         # A job that came for it while this run was still ending has found the claim, and is gone.
         self.tasks.revive_queued(self.id)
 
@@ -85,7 +85,7 @@ class Run:
             self._begin()
         except NoTask:
             log.warning("there is no such task")
-        except (Stopped, ClaimLost) as reason:
+        except (Stopped, RunLeaseLost) as reason:
             log.info("the run ends early", why=type(reason).__name__)
         except Superseded:
             log.warning("another run waits on the task's ticket")
@@ -119,11 +119,11 @@ class Run:
         name, ends = uuid.uuid4().hex, time.monotonic() + REDIS_PATIENCE
         while True:
             try:
-                self.task = self.tasks.change(self.id, *events, claim=self.token, wake=wake, change=name)
+                self.task = self.tasks.change(self.id, *events, run=self.token, wake=wake, change=name)
                 return
-            except ClaimLost:
+            except RunLeaseLost:
                 # It may only have run out while Redis was away; its thread takes it again if nobody has.
-                if not self.claim.take():
+                if not self.run_lease.acquire():
                     raise
             except (redis.ConnectionError, redis.TimeoutError):
                 if time.monotonic() > ends or stopping().is_set():
@@ -181,7 +181,7 @@ class Run:
             lease.abandon()
             self.change(tk.Interrupt(STOPPED, self._stop_notice()), wake=True)
             raise
-        except ClaimLost:
+        except RunLeaseLost:
             lease.abandon()
             raise
         except (Unavailable, redis.ConnectionError, redis.TimeoutError) as failure:
@@ -238,7 +238,7 @@ class Run:
     def _broke(self, error: Exception) -> None:
         """A fault of ours: the sweep tries again, but not for ever."""
         log.error("the run broke", error=str(error), exc_info=error)
-        with contextlib.suppress(tk.Refused, ClaimLost, NoTask, redis.RedisError):
+        with contextlib.suppress(tk.Refused, RunLeaseLost, NoTask, redis.RedisError):
             self.change(tk.Broke(f"{type(error).__name__}: {error}"[:500]))
             if self.task.broken >= BROKEN_RUNS:
                 self.change(tk.Fail(f"{BROKEN_RUNS} runs in a row broke: {self.task.reason}"))
@@ -255,6 +255,6 @@ class Run:
                     side.withdraw(task.session, task.ticket)
                 side.close()
 
-    def _claim_lost(self) -> None:
+    def _run_lease_lost(self) -> None:
         stopping().set()
         os.kill(os.getpid(), TOLD)

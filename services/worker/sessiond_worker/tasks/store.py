@@ -46,7 +46,7 @@ class NoTask(LookupError):
     """There is no task with this id."""
 
 
-class ClaimLost(Exception):
+class RunLeaseLost(Exception):
     """The task belongs to another run by now: this one may write no more."""
 
 
@@ -55,7 +55,7 @@ def task_key(task_id: str) -> str:
     return f"worker:task:{task_id}"
 
 
-def claim_key(task_id: str) -> str:
+def run_lease_key(task_id: str) -> str:
     """Where a run's claim lies: its token, with a ttl."""
     return f"worker:claim:{task_id}"
 
@@ -187,36 +187,36 @@ class Tasks:
             if (session is None or t.session == session.lower()) and (state is None or t.state is state)
         ]
 
-    def claimed(self, task_id: str) -> bool:
+    def has_run(self, task_id: str) -> bool:
         """Whether a run has this task now."""
-        return bool(self._redis.exists(claim_key(task_id)))
+        return bool(self._redis.exists(run_lease_key(task_id)))
 
     # ---- changing ----------------------------------------------------------------------------
 
     def change(
-        self, task_id: str, *events: tk.Event, claim: str | None = None, wake: bool = False, change: str | None = None
+        self, task_id: str, *events: tk.Event, run: str | None = None, wake: bool = False, change: str | None = None
     ) -> Task:
         """The task after these events, as one step; `wake` makes a job for it in the same transaction.
 
-        With `claim` (a run's token) only while that run has the task. `change` names the step: asked again under the
-        same name right after Redis was away, it is not done twice. Raises NoTask, ClaimLost, task.Refused.
+        With `run` (a run's token) only while that run has the task. `change` names the step: asked again under the
+        same name right after Redis was away, it is not done twice. Raises NoTask, RunLeaseLost, task.Refused.
         """
-        return self._change(task_id, lambda task: events, claim, wake=wake, change=change)
+        return self._change(task_id, lambda task: events, run, wake=wake, change=change)
 
     def _change(
-        self, task_id: str, events: Callable[[Task], tuple[tk.Event, ...]], claim: str | None = None, *,
+        self, task_id: str, events: Callable[[Task], tuple[tk.Event, ...]], run: str | None = None, *,
         wake: bool = False, ring: bool = False, change: str | None = None,
     ) -> Task:  # fmt: skip
         mine = change or uuid.uuid4().hex
         while True:
             with self._pipeline() as pipe:
                 try:
-                    pipe.watch(task_key(task_id), claim_key(task_id))
+                    pipe.watch(task_key(task_id), run_lease_key(task_id))
                     task = self._stored(pipe, task_id)
                     if task.change == mine:
                         return task  # its EXEC was done, only the answer was lost
-                    if claim is not None and pipe.get(claim_key(task_id)) != claim.encode():
-                        raise ClaimLost(task_id)
+                    if run is not None and pipe.get(run_lease_key(task_id)) != run.encode():
+                        raise RunLeaseLost(task_id)
                     pipe.watch(index_key(task.key))
                     newest = pipe.get(index_key(task.key)) in (None, task_id.encode())
                     after = self._after(task, events(task), mine)
@@ -286,7 +286,7 @@ class Tasks:
             except NoTask:
                 self._redis.srem(OPEN, task_id)
                 continue
-            if task.wants_run and not self.claimed(task_id) and not self._jobs.waiting(task.job):
+            if task.wants_run and not self.has_run(task_id) and not self._jobs.waiting(task.job):
                 self._change(task_id, lambda task: (), wake=True)
                 revived.append(task_id)
         return tuple(revived)
@@ -295,5 +295,5 @@ class Tasks:
         """The same for one task, if it is queued: anything else is left to the sweep and its pace."""
         with contextlib.suppress(NoTask):
             task = self.get(task_id)
-            if task.state is State.QUEUED and not self.claimed(task_id) and not self._jobs.waiting(task.job):
+            if task.state is State.QUEUED and not self.has_run(task_id) and not self._jobs.waiting(task.job):
                 self._change(task_id, lambda task: (), wake=True)

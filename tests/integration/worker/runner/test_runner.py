@@ -124,7 +124,7 @@ def test_cancelled_in_a_turn_stops_it_at_once(scene: Start) -> None:
     print(f"cancelled to closed: {(time.monotonic() - begun) * 1000:.0f} ms")
     assert (closed[0]["outcome"], closed[0]["reason"]) == ("cancelled", "withdrawn")
     s.settled(task, 10)
-    eventually(lambda: not s.tasks.claimed(task.id), 5)
+    eventually(lambda: not s.tasks.has_run(task.id), 5)
     with pytest.raises(Refused):
         s.tasks.cancel(task.id)
 

@@ -9,7 +9,7 @@ import redis
 from sessiond_common.jobs.queue import TASKS, Jobs, connect
 from sessiond_worker.tasks import machine as tk
 from sessiond_worker.tasks.machine import Budget, New, Refused, Source, State
-from sessiond_worker.tasks.store import ClaimLost, NoTask, Tasks, claim_key, index_key
+from sessiond_worker.tasks.store import NoTask, RunLeaseLost, Tasks, index_key, run_lease_key
 from support.servers import Redis
 
 NEW = New("IC_1", "Octo/Hello", "A title", "Do it.", Source("demand", 7, demand="IC_1"), "ann")
@@ -88,11 +88,11 @@ def test_only_the_run_that_has_the_task_writes(tasks: Tasks) -> None:
     task = tasks.add(NEW)
     for holder in (None, "another run"):
         if holder is not None:
-            tasks.connection.set(claim_key(task.id), holder, px=60_000)
-        with pytest.raises(ClaimLost):
-            tasks.change(task.id, tk.Start(Budget(1, 1.0)), claim="this run")
-    tasks.connection.set(claim_key(task.id), "this run", px=60_000)
-    assert tasks.change(task.id, tk.Start(Budget(1, 1.0)), claim="this run").state is State.RUNNING
+            tasks.connection.set(run_lease_key(task.id), holder, px=60_000)
+        with pytest.raises(RunLeaseLost):
+            tasks.change(task.id, tk.Start(Budget(1, 1.0)), run="this run")
+    tasks.connection.set(run_lease_key(task.id), "this run", px=60_000)
+    assert tasks.change(task.id, tk.Start(Budget(1, 1.0)), run="this run").state is State.RUNNING
 
 
 def test_a_refused_change_leaves_no_trace(tasks: Tasks) -> None:

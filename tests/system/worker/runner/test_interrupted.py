@@ -131,7 +131,7 @@ def test_stopped_in_a_turn(scene: Start) -> None:
     assert time.monotonic() - begun < 5
     found = s.tasks.get(task.id)
     assert (found.state, found.interruptions.last, found.turn.open) == ("interrupted", "the worker was stopped", False)
-    assert not s.tasks.claimed(task.id) and s.jobs.live(found.job)
+    assert not s.tasks.has_run(task.id) and s.jobs.live(found.job)
     s.worker.start()
     found = s.settled(task)
     assert (found.state, found.turn.attempt) == ("done", 2)
