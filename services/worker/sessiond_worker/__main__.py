@@ -26,6 +26,7 @@ from sessiond_common.jobs.queue import TASKS, connect
 from sessiond_common.jobs.worker import fail, serve
 from sessiond_common.log import setup as logs
 from sessiond_common.parent_death import die_with_parent
+from sessiond_common.restart import RestartBackoff
 from sessiond_worker.settings import Settings, from_env
 from sessiond_worker.sweep import sweep
 from sessiond_worker.tasks.store import Tasks
@@ -35,7 +36,7 @@ log = structlog.get_logger("worker")
 STOP_SECONDS: Final = 30.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 10.0
-SOUND_SECONDS: Final = 3.0
+STEADY_SECONDS: Final = 3.0
 """A child that lived so long had begun well: its end is no crash loop."""
 
 
@@ -70,10 +71,11 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
         signal.signal(signal.SIGCHLD, lambda *_: self._called.set())
-        child, started, pause, next_sweep = self._start(), time.monotonic(), FIRST_PAUSE, time.monotonic()
+        backoff = RestartBackoff(FIRST_PAUSE, LONGEST_PAUSE, STEADY_SECONDS)
+        child, started, next_sweep = self._start(), time.monotonic(), time.monotonic()
         while not self._asked:
             if child.poll() is not None:
-                pause = FIRST_PAUSE if time.monotonic() - started > SOUND_SECONDS else min(LONGEST_PAUSE, pause * 2)
+                pause = backoff.pause_after(time.monotonic() - started)
                 log.warning("the rq worker ended by itself", status=child.returncode, again_in=pause)
                 self._wait(pause)
                 child, started = self._start(), time.monotonic()

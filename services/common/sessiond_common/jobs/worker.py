@@ -31,12 +31,15 @@ from sessiond_common.env import SettingsError
 from sessiond_common.jobs.queue import MONITORING_SECONDS, TASKS, Jobs, connect
 from sessiond_common.log import setup as logs
 from sessiond_common.metrics.exporter import served
+from sessiond_common.restart import RestartBackoff
 
 log = structlog.get_logger("base.process")
 
 MAINTENANCE_SECONDS: Final = 30
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
+STEADY_SECONDS: Final = 10.0
+"""An rq loop that ran longer begins with the first pause again."""
 TOLD: Final = signal.SIGUSR2
 """What a parent sends its work-horse when it shall stop; a terminal never sends it."""
 
@@ -143,24 +146,23 @@ def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler:
 
 def _until_ended(queue: str, redis_url: str, scheduler: bool) -> int:
     ended = _Ended()
-    pause = FIRST_PAUSE
+    backoff = RestartBackoff(FIRST_PAUSE, LONGEST_PAUSE, STEADY_SECONDS)
     while not ended.asked:
         began = time.monotonic()
         try:
             if _work(queue, redis_url, scheduler, ended):
                 return 0
             ended.listen()
+            pause = backoff.pause_after(time.monotonic() - began)
             log.warning("rq's loop ended by itself", queue=queue, again_in=pause)
             ended.wait(pause)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if _stopping.is_set():
                 return 0
             ended.listen()
-            if time.monotonic() - began > LONGEST_PAUSE:
-                pause = FIRST_PAUSE
+            pause = backoff.pause_after(time.monotonic() - began)
             log.warning("Redis is away", queue=queue, error=str(error), again_in=pause)
             ended.wait(pause)
-            pause = min(LONGEST_PAUSE, pause * 2)
     return 0
 
 
