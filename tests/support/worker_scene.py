@@ -1,0 +1,207 @@
+"""Real workers for tests: `python -m sessiond_worker`, tasks, scripts, and what the agent was told."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+
+from sessiond_common.jobs.queue import Jobs, connect
+from sessiond_worker.tasks.model import ENDS, NewTask, Task, TaskSource, TaskState
+from sessiond_worker.tasks.store import Tasks
+from support.servers import PYTHONPATH, Redis, Sessiond, eventually, kill_left, scripted_env
+
+SESSION = "octo/hello"
+QUICK = {
+    "WORKER_SWEEP_SECONDS": "0.5",
+    "WORKER_CLAIM_SECONDS": "1.5",
+    "SESSIOND_LEASE_TTL": "3",
+    "WORKER_RETRY_SECONDS": "0.1",
+    "WORKER_BROKEN_SECONDS": "1",
+}
+SETTLED = (*ENDS, TaskState.STUCK)
+TOLD = re.compile(r"Turn (\d+) \(attempt (\d+)\) was sent to you before")
+SENT = re.compile(r"turn (\d+)(?:, attempt (\d+))? of task (\S+?)\.")
+
+
+def untold(prompts: list[str]) -> list[str]:
+    """Prompts of a turn that the agent had seen before and whose text does not say so. Read from what the agent got."""
+    seen: dict[tuple[str, str], list[int]] = {}
+    found = []
+    for prompt in prompts:
+        sent = SENT.search(prompt)
+        if sent is None:
+            continue
+        number, attempt, task = sent[1], int(sent[2] or 1), sent[3]
+        before = seen.setdefault((task, number), [])
+        told = {int(a) for n, a in TOLD.findall(prompt) if n == number}
+        if not set(before) <= told:
+            found.append(prompt)
+        before.append(attempt)
+    return found
+
+
+def service_env(*faults: str, **times: float) -> dict[str, str]:
+    """A sessiond whose times fit QUICK."""
+    return scripted_env(*faults, **{"lease_ttl": 3, "head_wait": 0.3, "claim_window": 2, **times})
+
+
+def line(outcome: str, note: str = "", **steering: str) -> str:
+    """One turn of a script: it says this outcome."""
+    said = {**steering, "say": json.dumps({"outcome": outcome, "note": note})}
+    return ";".join(f"{name}={value}" for name, value in said.items())
+
+
+class Worker:
+    """`python -m sessiond_worker`: the supervisor, rq's parent below it, the work-horse below that."""
+
+    def __init__(self, redis_url: str, service: Sessiond, place: Path, env: Mapping[str, str] | None = None) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        self.hooks = place / "hooks"
+        self.hooks.mkdir(exist_ok=True)
+        self._log = place / "worker.log"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "WORKER_", "TASK_", "REDIS_"))}
+        self.env = {
+            **kept, "PYTHONPATH": PYTHONPATH, "REDIS_URL": redis_url, "SESSIOND_URL": service.url,
+            "SESSIOND_KEY": service.keys["worker"], "WORKER_HOOKS_DIR": str(self.hooks), **QUICK, **(env or {}),
+        }  # fmt: skip
+        self._seen: dict[int, psutil.Process] = {}
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sessiond_worker"], env=self.env, stdout=log, stderr=log
+            )
+
+    def log_text(self) -> str:
+        return self._log.read_text(errors="replace")[-6000:]
+
+    def remember(self) -> None:
+        """Notes the processes as they are, so that orphans are found later."""
+        if self.process.poll() is None:
+            top = psutil.Process(self.process.pid)
+            self._seen |= {p.pid: p for p in [top, *top.children(recursive=True)]}
+
+    def parent(self) -> psutil.Process:
+        """rq's parent."""
+
+        def look() -> psutil.Process | None:
+            self.remember()
+            found = [p for p in psutil.Process(self.process.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+            return found[0] if found and "jobs" in found[0].cmdline() else None
+
+        return eventually(look, 10, self.log_text())
+
+    def horse(self) -> psutil.Process:
+        """The work-horse."""
+
+        def look() -> psutil.Process | None:
+            found = [p for p in self.parent().children() if p.status() != psutil.STATUS_ZOMBIE]
+            return found[0] if found else None
+
+        return eventually(look, 10, self.log_text())
+
+    # ---- hold points
+
+    def hold(self, point: str) -> None:
+        (self.hooks / f"{point}.hold").touch()
+
+    def reached(self, point: str, seconds: float = 20) -> int:
+        """The pid of the run that stands there."""
+        found = self.hooks / f"{point}.reached"
+        eventually(lambda: found.exists() and found.read_text(), seconds, f"{point}: {self.log_text()}")
+        return int(found.read_text())
+
+    def go_on(self, point: str) -> None:
+        (self.hooks / f"{point}.hold").unlink(missing_ok=True)
+        (self.hooks / f"{point}.reached").unlink(missing_ok=True)
+
+    def runs(self) -> list[tuple[str, str, int]]:
+        """(begin or end, task, pid) of every run so far."""
+        try:
+            words = [text.split() for text in (self.hooks / "runs").read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+        return [(word, task, int(pid)) for word, task, pid, _ in words]
+
+    # ---- ends
+
+    def terminate(self, seconds: float = 20) -> int:
+        self.remember()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.terminate(40)
+        kill_left(self._seen.values())
+
+
+class Scene:
+    """Redis, sessiond, a worker, and the tasks that one asks of it."""
+
+    def __init__(self, redis_server: Redis, service: Sessiond, worker: Worker, place: Path) -> None:
+        self.redis_server, self.service, self.worker, self.place = redis_server, service, worker, place
+        self.connection: redis.Redis = connect(redis_server.url)
+        self.jobs = Jobs(self.connection)
+        self.tasks = Tasks(self.connection, self.jobs)
+        self.client = service.client()
+        self._scripts = 0
+
+    def script(self, *lines: str) -> str:
+        """Instructions whose turns follow these lines."""
+        self._scripts += 1
+        path = self.place / f"script-{self._scripts}"
+        path.write_text("\n".join(lines) + "\n")
+        return f"Do what the script says.\n#script {path}"
+
+    def add(self, *lines: str, key: str = "k1", **more: Any) -> Task:
+        given: dict[str, Any] = {"session": SESSION, "title": "A task", "source": TaskSource("cli"), **more}
+        return self.tasks.add(NewTask(key=key, instructions=self.script(*lines), **given))
+
+    def settled(self, task: Task | str, seconds: float = 30, states: tuple[TaskState, ...] = SETTLED) -> Task:
+        """The task as it is when it has ended or is stuck, and its ticket is given back."""
+        task_id = task if isinstance(task, str) else task.id
+
+        def look() -> Task | None:
+            found = self.tasks.get(task_id)
+            return found if found.state in states and found.ticket is None else None
+
+        return eventually(look, seconds, f"{task_id} settled: {self.tasks.get(task_id)}\n{self.worker.log_text()}")
+
+    def entries(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while page := self.client.ledger(SESSION, found[-1]["id"] if found else None):
+            found += page
+        return found
+
+    def prompts(self) -> list[str]:
+        """Every prompt that the agent began with, in order."""
+        found = []
+        for path in sorted(self.service.state.glob("claude/projects/scripted/*.jsonl")):
+            found += [json.loads(text) for text in path.read_text().splitlines()]
+        return found
+
+    def handler(self, key: str, prompt: str = "A comment.\n#say the answer") -> None:
+        """A person's comment, answered."""
+        with self.client.lease(SESSION, kind="handler", key=key, lease_ttl=3) as lease:
+            assert lease.turn(prompt).result().completed
+
+    def in_turn(self, number: int = 1) -> None:
+        """Waits until the worker's turn with this number has begun."""
+
+        def begun() -> bool:
+            entries = self.entries()
+            keys = {e["turn"]: str(e["key"]) for e in entries if e["event"] == "turn-accepted"}
+            started = [keys[e["turn"]] for e in entries if e["event"] == "turn-started"]
+            return any(key.split(":")[1:2] == [str(number)] for key in started)
+
+        eventually(begun, 20, f"turn {number} started: {self.worker.log_text()}")
