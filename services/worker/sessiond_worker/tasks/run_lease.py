@@ -28,7 +28,7 @@ class RunLease:
 
     def __init__(self, connection: "redis.Redis", task_id: str, token: str, ttl: float) -> None:
         self._redis: Any = connection
-        self._task_id, self._token, self._ttl_ms = task_id, token, int(ttl * 1000)
+        self.task_id, self.token, self._ttl_ms = task_id, token, int(ttl * 1000)
         self._key = run_lease_key(task_id)
         self._listen_seconds = min(MAX_LISTEN_SECONDS, ttl / 3)
         self._heartbeat: Heartbeat | None = None
@@ -39,7 +39,7 @@ class RunLease:
         Raises:
             redis.ConnectionError, redis.TimeoutError: Redis is away.
         """
-        return bool(self._redis.set(self._key, self._token, nx=True, px=self._ttl_ms)) or self._held()
+        return bool(self._redis.set(self._key, self.token, nx=True, px=self._ttl_ms)) or self._held()
 
     def keep(self, on_bell: Callable[[], None], on_lost: Callable[[], None]) -> None:
         """Renew the lease and listen to the bell, in a thread, until `release`.
@@ -48,9 +48,9 @@ class RunLease:
         """
 
         def beat() -> bool:
-            rung = self._redis.blpop([bell_key(self._task_id)], timeout=self._listen_seconds) is not None
+            rung = self._redis.blpop([bell_key(self.task_id)], timeout=self._listen_seconds) is not None
             if not self._renew():
-                log.warning("the run lease is lost to another run", task=self._task_id)
+                log.warning("the run lease is lost to another run", task=self.task_id)
                 on_lost()
                 return False
             if rung and not heartbeat.stopped:
@@ -58,7 +58,7 @@ class RunLease:
             return True
 
         def on_error(error: Exception) -> None:
-            log.warning("cannot reach Redis to renew the run lease; retrying", task=self._task_id, error=str(error))
+            log.warning("cannot reach Redis to renew the run lease; retrying", task=self.task_id, error=str(error))
 
         # Each beat takes its own time, in BLPOP: so no pause between two of them.
         heartbeat = Heartbeat("run-lease", 0.0, beat, on_error, retry=min(RETRY_SECONDS, self._listen_seconds))
@@ -76,7 +76,7 @@ class RunLease:
         with self._redis.pipeline() as pipe:
             try:
                 pipe.watch(self._key)
-                if pipe.get(self._key) == self._token.encode():
+                if pipe.get(self._key) == self.token.encode():
                     pipe.multi()
                     pipe.delete(self._key)
                     pipe.execute()
@@ -84,17 +84,17 @@ class RunLease:
                 return
 
     def _held(self) -> bool:
-        return bool(self._redis.get(self._key) == self._token.encode())
+        return bool(self._redis.get(self._key) == self.token.encode())
 
     def _renew(self) -> bool:
         """Give the lease its whole time to live again, also after it expired and no run acquired it."""
         with self._redis.pipeline() as pipe:
             try:
                 pipe.watch(self._key)
-                if pipe.get(self._key) not in (None, self._token.encode()):
+                if pipe.get(self._key) not in (None, self.token.encode()):
                     return False
                 pipe.multi()
-                pipe.set(self._key, self._token, px=self._ttl_ms)
+                pipe.set(self._key, self.token, px=self._ttl_ms)
                 pipe.execute()
             except redis.WatchError:
                 return self._held()

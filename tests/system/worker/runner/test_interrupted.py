@@ -10,10 +10,10 @@ import pytest
 
 from sessiond.verify import verify
 from sessiond_common.jobs.queue import TASKS
-from sessiond_worker.tasks.machine import State, Task
+from sessiond_worker.tasks.model import Task, TaskState
 from sessiond_worker.tasks.store import RUN
 from support.servers import Redis, Sessiond, eventually
-from support.worker_crew import SENT, SESSION, Scene, Worker, line, untold
+from support.worker_scene import SENT, SESSION, Scene, Worker, line, untold
 
 Start = Callable[..., Scene]
 FULL = os.environ.get("FULL") == "1"
@@ -155,7 +155,7 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     request.addfinalizer(other.close)
     words = line("done", tokens="30", pace="10ms")
     tasks = [s.add(words, key=f"k{n}", session=f"octo/r{n % 3}") for n in range(6)]
-    assert {s.settled(t).state for t in tasks} == {State.DONE}
+    assert {s.settled(t).state for t in tasks} == {TaskState.DONE}
 
     def all_ended() -> bool:
         told = [(word, task_id) for word, task_id, _ in (*s.worker.runs(), *other.runs())]
