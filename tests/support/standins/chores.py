@@ -1,4 +1,4 @@
-"""Jobs for the tests of rq. Each tells in a file what happens to it."""
+"""Jobs for the tests of rq. Each records in a file what happens to it."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What is counted in forks is there once, whoever is dead by then; and nobody's directory is left."""
+"""The numbers of forks are scraped once, also after the forks have ended, and no directory is left."""
 
 import os
 import signal
