@@ -15,13 +15,13 @@ from typing import Any, Final
 
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names the directory. prometheus-client reads it when it is imported."""
-Kind = Callable[[str, str, tuple[str, ...]], Any]
+Make = Callable[[str, str, tuple[str, ...]], Any]
 
 
-class Counted:
+class Metric:
     """A metric that each process makes when it uses it first."""
 
-    def __init__(self, name: str, text: str, labels: tuple[str, ...], make: Kind) -> None:
+    def __init__(self, name: str, text: str, labels: tuple[str, ...], make: Make) -> None:
         self.name, self.text, self.labels = name, text, labels
         self._make = make
         self._made: Any = None
@@ -33,7 +33,7 @@ class Counted:
         return self._made.labels(**labels) if self.labels else self._made
 
 
-class Count(Counted):
+class Counter(Metric):
     """A counter."""
 
     def __init__(self, name: str, text: str, *labels: str) -> None:
@@ -46,7 +46,7 @@ class Count(Counted):
                 self.one(labels).inc(amount)
 
 
-class Spread(Counted):
+class Histogram(Metric):
     """A histogram of seconds."""
 
     def __init__(self, name: str, text: str, *labels: str, buckets: tuple[float, ...]) -> None:
@@ -60,12 +60,12 @@ class Spread(Counted):
 
 
 def _counter(name: str, text: str, labels: tuple[str, ...]) -> Any:
-    from prometheus_client import CollectorRegistry, Counter
+    import prometheus_client as client
 
-    return Counter(name, text, labels, registry=CollectorRegistry())
+    return client.Counter(name, text, labels, registry=client.CollectorRegistry())
 
 
 def _histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Any:
-    from prometheus_client import CollectorRegistry, Histogram
+    import prometheus_client as client
 
-    return Histogram(name, text, labels, registry=CollectorRegistry(), buckets=buckets)
+    return client.Histogram(name, text, labels, registry=client.CollectorRegistry(), buckets=buckets)
