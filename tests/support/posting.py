@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sessiond_common.clock import now_text
 from sessiond_common.jobs.queue import Jobs, connect
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.comment import Comment, Person, Source
 from sessiond_webhook.demands.machine import Demand, State
 from sessiond_webhook.demands.outbox_queue import Posts, sweep_posts
-from sessiond_webhook.demands.store import Demands, now_text
+from sessiond_webhook.demands.store import Demands
 from support.jobprocess import JobProcess
 from support.servers import Github, eventually
 

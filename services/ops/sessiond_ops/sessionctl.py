@@ -1,4 +1,4 @@
-"""`sessionctl`: every service's commands in one program. Bad input: one line, exit 2."""
+"""`sessionctl`: the commands of every service in one program."""
 
 import argparse
 import faulthandler
@@ -24,7 +24,7 @@ class ServiceCommand:
 
 
 SERVICE_COMMANDS: Final = (
-    ServiceCommand("task", "sessiond_worker.cli", "what the worker has to do"),
+    ServiceCommand("task", "sessiond_worker.cli", "list and operate the worker's tasks"),
     ServiceCommand("send", "sessiond_webhook.cli", "signs a payload and posts it to the webhook"),
 )
 
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 done, 1 refused or not completed, 2 bad input, 130 Ctrl-C."""
+    """Run one command. Returns 0 done, 1 refused or not completed, 2 bad input, 130 Ctrl-C. Each error is one line."""
     faulthandler.register(signal.SIGUSR1)
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser(called: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog="sessionctl", description="Looks at sessiond's sessions and operates them.")
+    parser = _Parser(prog="sessionctl", description="Show and operate sessions, tasks and deliveries.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     sessions.add_commands(commands)
     for command in SERVICE_COMMANDS:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sessiond_common.env import Env, load
 from sessiond_common.metrics.settings import MetricsSettings, read_metrics
-from sessiond_worker.tasks.machine import Budget
+from sessiond_worker.tasks.model import TaskBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Settings:
     sessiond_url: str
     sessiond_key: str
     redis_url: str
-    budget: Budget
+    budget: TaskBudget
     sweep_seconds: float
     claim_ttl: float
     lease_ttl: float
@@ -59,8 +59,8 @@ def read(env: Env) -> Settings:
     )
 
 
-def _budget(env: Env) -> Budget:
-    return Budget(
+def _budget(env: Env) -> TaskBudget:
+    return TaskBudget(
         turns=env.count("TASK_TURNS", 20, "turns of a task that brings no budget of its own"),
         minutes=env.seconds("TASK_MINUTES", 120.0, "minutes of turns of such a task"),
         usd=env.money("TASK_USD", None, "US dollars of such a task; no limit by default"),

@@ -7,7 +7,7 @@ import pytest
 from sessiond_common.env import listed
 from sessiond_worker.__main__ import main
 from sessiond_worker.settings import from_env, read
-from sessiond_worker.tasks.machine import Budget
+from sessiond_worker.tasks.model import TaskBudget
 from support.settings import (
     COUNT,
     LOGS,
@@ -29,9 +29,9 @@ GOOD = [
     ("SESSIOND_URL", "https://s/", "sessiond_url", "https://s"),
     ("SESSIOND_KEY", " key ", "sessiond_key", "key"),
     ("SESSIOND_LEASE_TTL", "12", "lease_ttl", 12.0),
-    ("TASK_TURNS", "3", "budget", Budget(3, 120.0, None)),
-    ("TASK_MINUTES", "4.5", "budget", Budget(20, 4.5, None)),
-    ("TASK_USD", "0.75", "budget", Budget(20, 120.0, 0.75)),
+    ("TASK_TURNS", "3", "budget", TaskBudget(3, 120.0, None)),
+    ("TASK_MINUTES", "4.5", "budget", TaskBudget(20, 4.5, None)),
+    ("TASK_USD", "0.75", "budget", TaskBudget(20, 120.0, 0.75)),
     ("WORKER_SWEEP_SECONDS", "5", "sweep_seconds", 5.0),
     ("WORKER_CLAIM_SECONDS", "6", "claim_ttl", 6.0),
     ("WORKER_RETRY_SECONDS", "7", "retry_seconds", 7.0),
@@ -99,3 +99,8 @@ def test_no_error_shows_a_value() -> None:
 def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"worker: METRICS_PORT: {PORT}; {NO_KEY}"
     assert_exit_2(lambda: main([]), line, {"METRICS_PORT": "0"}, monkeypatch)
+
+
+def test_defaults_stay_beside_what_is_set() -> None:
+    found = from_env({"SESSIOND_KEY": "k", "TASK_USD": "2.5"})
+    assert (found.budget, found.sweep_seconds, found.claim_ttl) == (TaskBudget(20, 120.0, 2.5), 30.0, 15.0)

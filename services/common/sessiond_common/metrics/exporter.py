@@ -1,8 +1,8 @@
-"""`/metrics` of a process that takes jobs: served by a small process of its own, off unless METRICS_PORT is set.
+"""`/metrics` of a process that takes jobs, served by a small process of its own. Off unless METRICS_PORT is set.
 
-Not a thread in rq's parent: a fork copies whatever another thread holds at that moment. The parent makes the directory
-into which it and its work-horses count (see counting.py) and starts this module by exec; when the parent ends, however
-it does, so does this, and the directory goes with it.
+It is no thread of rq's parent, because a fork copies the locks that another thread holds at that moment. The parent
+makes the directory into which it and its work-horses count (`job_metrics`), and starts this module. When the parent
+ends, also by SIGKILL, this process removes the directory and ends.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from sessiond_common.metrics.settings import MetricsSettings
 from sessiond_common.parent_death import die_with_parent
 
 BIND_PATIENCE: Final = 10.0
-"""Seconds for the one that was there before to be gone."""
+"""Seconds to wait until the exporter of the process before has left the port."""
 ANSWER_SECONDS: Final = 5.0
 
 
 @contextlib.contextmanager
 def served(name: str, settings: MetricsSettings) -> Iterator[None]:
-    """Serve what is counted here and in forks while inside. Without a port in the settings, do nothing.
+    """Serve the metrics of this process and its forks while inside. Does nothing without a port in the settings.
 
     `name` is the first word of the metrics' names.
     """
@@ -41,9 +41,9 @@ def served(name: str, settings: MetricsSettings) -> Iterator[None]:
         return
     directory = tempfile.mkdtemp(prefix=f"{name}-metrics-")
     os.environ[DIRECTORY] = directory
-    # Now, once, and not in each work-horse.
+    # Import it once here, not in each work-horse.
     __import__("prometheus_client")
-    # A session of its own: a terminal's Ctrl-C is for the parent, and the last scrape may want to see its end.
+    # In a session of its own: a terminal's Ctrl-C reaches only the parent, and a last scrape sees its end.
     child = subprocess.Popen(
         [sys.executable, "-m", "sessiond_common.metrics.exporter", name, directory, settings.host, str(settings.port)],
         stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent,
@@ -58,7 +58,7 @@ def served(name: str, settings: MetricsSettings) -> Iterator[None]:
 
 
 def main(name: str, directory: str, host: str, port: str) -> int:
-    """Serves until SIGTERM, then removes the directory."""
+    """Serve until SIGTERM, then remove the directory. Returns 0."""
     signal.signal(signal.SIGTERM, _end)
     with contextlib.suppress(KeyboardInterrupt), _listening(host, int(port), _handler(name, Path(directory))) as server:
         server.serve_forever()
@@ -85,12 +85,12 @@ def _handler(name: str, directory: Path) -> type[BaseHTTPRequestHandler]:
     from prometheus_client.core import InfoMetricFamily, Metric
     from prometheus_client.registry import Collector
 
-    from sessiond_common.metrics.multiprocess import exposition, tidy
+    from sessiond_common.metrics.multiprocess import exposition, merge_dead
 
     class Build(Collector):
         def collect(self) -> Iterable[Metric]:
-            said = {"version": VERSION, "python": platform.python_version()}
-            yield InfoMetricFamily(f"{name}_build", "What runs here", value=said)
+            build = {"version": VERSION, "python": platform.python_version()}
+            yield InfoMetricFamily(f"{name}_build", "What runs here", value=build)
 
     class Handler(BaseHTTPRequestHandler):
         timeout = ANSWER_SECONDS
@@ -99,7 +99,7 @@ def _handler(name: str, directory: Path) -> type[BaseHTTPRequestHandler]:
             if self.path.partition("?")[0] not in ("/metrics", "/healthz"):
                 self.send_error(404)
                 return
-            tidy(directory)
+            merge_dead(directory)
             body = exposition(directory, Build()) if self.path.startswith("/metrics") else b"alive\n"
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -108,7 +108,7 @@ def _handler(name: str, directory: Path) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """A scrape is no event."""
+            """Scrapes are not logged."""
 
     return Handler
 

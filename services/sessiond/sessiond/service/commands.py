@@ -15,11 +15,12 @@ from sessiond.lock.state import Lease
 from sessiond.problems import Problem, away, no_lease, no_turn, superseded
 from sessiond.service.queries import SessionLook
 from sessiond.session import views
-from sessiond.session.callers.turns import digest, now_text
+from sessiond.session.callers.turns import digest
 from sessiond.session.callers.waiters import Parked, TurnStream
-from sessiond.session.fault_points import hold
 from sessiond.session.state import conversation_of
 from sessiond.store import codec
+from sessiond_common.clock import now_text
+from sessiond_common.fault_points import hold_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class SessionDoor(SessionLook):
 
     def start_turn(self, secret: str, request: TurnRequest) -> TurnStream:
         """One turn of the lease's holder: its events. `turn` of what is returned is the turn's id."""
-        hold(self._s.settings, "before-turn")
+        hold_in(self._s.settings.hooks_dir, "before-turn")
         # Without a key it runs once more when it is asked for once more.
         stream: TurnStream = self._s.ask(lambda: self._start_turn(secret, request), patient=request.key is None)
         return stream

@@ -10,9 +10,9 @@ from typing import Any
 from sessiond.agent import state as st
 from sessiond.lock import events as ev
 from sessiond.lock.state import Lease, Lock
-from sessiond.session.callers.turns import now_text
 from sessiond.session.timers import Deadlines
 from sessiond.store import codec
+from sessiond_common.clock import now_text
 
 
 @dataclass(slots=True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import orjson
 
+from sessiond_common.clock import format_time
+
 
 def at_of(entry_id: str) -> str:
     """The moment of a stream id (Redis's own clock), RFC 3339 UTC."""
-    moment = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return format_time(datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC))
 
 
 def entry_of(entry_id: str, fields: Any) -> dict[str, Any]:

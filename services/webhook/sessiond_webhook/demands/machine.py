@@ -10,10 +10,10 @@ holds it (`holder`) may answer it, so that a run that was given up for dead chan
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from sessiond_common import clock
 from sessiond_webhook.demands.comment import Comment
 
 
@@ -196,8 +196,7 @@ def posted(demand: Demand, now: str) -> Demand:
 
 def seconds_between(at: Mapping[str, str], first: State, second: State) -> float:
     """By the record's own times: from one state to another."""
-    begun, ended = (datetime.fromisoformat(at[state.value]) for state in (first, second))
-    return max(0.0, (ended - begun).total_seconds())
+    return clock.seconds_between(at[first.value], at[second.value])
 
 
 def edited(demand: Demand, comment: Comment, now: str) -> Demand:

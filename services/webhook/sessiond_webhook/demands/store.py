@@ -17,11 +17,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, cast
 
 import redis
 
+from sessiond_common.clock import now_text
 from sessiond_common.jobs.queue import DEMANDS, POSTS, Jobs
 from sessiond_webhook.demands import codec
 from sessiond_webhook.demands import machine as d
@@ -38,11 +38,6 @@ ARRIVALS: Final = "webhook:arrivals"
 ANSWER_JOB: Final = "sessiond_webhook.handler.run"
 POST_JOB: Final = "sessiond_webhook.poster.run"
 _T = TypeVar("_T")
-
-
-def now_text() -> str:
-    """RFC 3339 UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ they are there as long as anything is accepted.
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import structlog
 
+from sessiond_common.clock import now_text, seconds_since
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.machine import Demand, State
 from sessiond_webhook.demands.runs import Runs
-from sessiond_webhook.demands.store import SESSIONS, Demands, now_text, open_key
+from sessiond_webhook.demands.store import SESSIONS, Demands, open_key
 
 log = structlog.get_logger("webhook.sweeper")
 
@@ -111,8 +111,7 @@ class Sweeper:
         return counts
 
     def _too_old(self, demand: Demand, live: set[str]) -> bool:
-        opened = datetime.fromisoformat(demand.at[State.OPEN.value])
-        if (datetime.now(UTC) - opened).total_seconds() < MAX_AGE or demand.holder in live:
+        if seconds_since(demand.at[State.OPEN.value]) < MAX_AGE or demand.holder in live:
             return False
         try:
             move: Callable[[Demand], Demand] = lambda known: d.failed(known, "too-old", now_text())  # noqa: E731

@@ -18,15 +18,16 @@ import redis
 import structlog
 
 from sessiond import client as sessiond
+from sessiond_common.clock import now_text
 from sessiond_common.env import SettingsError
 from sessiond_common.fault_points import hold
 from sessiond_common.jobs.queue import DEMANDS, Jobs, connect
-from sessiond_common.jobs.worker import Stopped, broken_off, fail, serve
+from sessiond_common.jobs.worker import Stopped, fail, interruptible, serve
 from sessiond_webhook import job_metrics
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.machine import Demand
 from sessiond_webhook.demands.runs import Runs
-from sessiond_webhook.demands.store import Demands, now_text
+from sessiond_webhook.demands.store import Demands
 from sessiond_webhook.demands.tickets import Tickets
 from sessiond_webhook.handler.answer_store import Answers
 from sessiond_webhook.handler.settings import HandlerSettings, from_env
@@ -106,7 +107,7 @@ class Run:
         if known is None or known.ticket is None:
             return
         try:
-            with broken_off():
+            with interruptible():
                 self._patiently(partial(self._client.ticket, demand.session, known.ticket))
         except sessiond.TicketEnded as ended:
             if ended.reason in FINAL or ended.reason == "withdrawn":
@@ -131,7 +132,7 @@ class Run:
     def _under_lease(self, demand: Demand) -> bool:
         """One lease. True when the demand is answered; False when the lease was lost and the place stands."""
         with ExitStack() as stack:
-            with broken_off():
+            with interruptible():
                 lease = stack.enter_context(self._client.lease(
                     demand.session, kind="handler", key=demand.key, holder=self.holder,
                     lease_ttl=self._settings.lease_ttl,

@@ -7,15 +7,15 @@ nothing else of the scrape is.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 
 import redis
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sessiond_common.clock import seconds_since
 from sessiond_webhook.demands.machine import State
 from sessiond_webhook.demands.store import Demands
-from sessiond_worker.tasks.machine import State as TaskState
+from sessiond_worker.tasks.model import TaskState
 from sessiond_worker.tasks.store import Tasks
 
 
@@ -49,7 +49,7 @@ class Gauges(Collector):
         for state in State:
             by_state.add_metric([state.value], states[state])
         oldest = GaugeMetricFamily("webhook_oldest_demand_seconds", "Age of the oldest demand without a posted answer")
-        oldest.add_metric([], max(map(_age, opened), default=0.0))
+        oldest.add_metric([], max(map(seconds_since, opened), default=0.0))
         posts = GaugeMetricFamily("webhook_pending_posts", "Notes that are to be brought up to date")
         posts.add_metric([], len(pending))
         return [by_state, oldest, posts]
@@ -60,7 +60,3 @@ class Gauges(Collector):
         for state in TaskState:
             found.add_metric([state.value], states[state])
         return found
-
-
-def _age(at: str) -> float:
-    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds())

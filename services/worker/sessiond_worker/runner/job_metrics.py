@@ -1,7 +1,7 @@
-"""What a run counts, in the work-horse of its job. docs: the table in docs/metrics.md."""
+"""The metrics of a run, counted in the work-horse of its job. docs/metrics.md lists them."""
 
 from typing import Final
 
-from sessiond_common.metrics.job_metrics import Count
+from sessiond_common.metrics.job_metrics import Counter
 
-TURNS: Final = Count("worker_turns_total", "Turns whose end a run recorded", "outcome")
+TURNS: Final = Counter("worker_turns_total", "Turns whose end a run recorded", "outcome")

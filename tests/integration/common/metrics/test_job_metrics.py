@@ -1,4 +1,4 @@
-"""What is counted in forks is there once, whoever is dead by then; and nobody's directory is left."""
+"""The numbers of forks are scraped once, also after the forks have ended, and no directory is left."""
 
 import importlib.metadata
 import os
@@ -17,10 +17,10 @@ COUNTS = """
 import os, sys, time
 from sessiond_common.env import load
 from sessiond_common.metrics.exporter import served
-from sessiond_common.metrics.job_metrics import Count, Spread
+from sessiond_common.metrics.job_metrics import Counter, Histogram
 from sessiond_common.metrics.settings import read_metrics
-jobs = Count("test_jobs_total", "Jobs", "outcome")
-times = Spread("test_seconds", "Times", buckets=(1, 5))
+jobs = Counter("test_jobs_total", "Jobs", "outcome")
+times = Histogram("test_seconds", "Times", buckets=(1, 5))
 with served("test", load(read_metrics, os.environ)):
     for number in range(int(sys.argv[1])):
         pid = os.fork()

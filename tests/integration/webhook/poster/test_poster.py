@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from sessiond_common.clock import now_text
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.comment import Source
 from sessiond_webhook.demands.machine import State
 from sessiond_webhook.demands.outbox_queue import sweep_posts
-from sessiond_webhook.demands.store import now_text, posts_key, texts
+from sessiond_webhook.demands.store import posts_key, texts
 from sessiond_webhook.poster import notes
 from support.posting import Bench, Poster, a_comment
 from support.servers import Github, eventually

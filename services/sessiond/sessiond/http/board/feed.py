@@ -17,7 +17,7 @@ from gevent.event import Event
 
 from sessiond.http.board.ledger_tail import Follower, Ledger
 from sessiond.problems import Problem
-from sessiond.session.callers.turns import now_text
+from sessiond_common.clock import now_text
 
 log = structlog.get_logger("sessiond.board")
 TICK: Final = 0.2

@@ -14,11 +14,11 @@ from sessiond.agent import state as st
 from sessiond.agent.transitions import ALIVE
 from sessiond.session.agent.link import AgentLink, FromAgent
 from sessiond.session.callers.turns import TurnBook
-from sessiond.session.fault_points import hold
 from sessiond.session.inbox import Answered, Inbox
 from sessiond.session.pipeline.steps import Steps
 from sessiond.session.state import Standing
 from sessiond.settings import Settings
+from sessiond_common.fault_points import hold_in
 
 YIELD_EVERY = 64
 HISTORY_LOST: Final = "history-lost"
@@ -93,7 +93,7 @@ class AgentLines:
         """Answers the question at once; only a test's hook keeps it open, outside of the loop."""
 
         def held() -> None:
-            hold(self._settings, "question")
+            hold_in(self._settings.hooks_dir, "question")
             self._inbox.post(lambda: self._steps.step(st.Answer(request)))
 
         if self._settings.hooks_dir is None:

@@ -7,7 +7,6 @@ dropped leaves no trace. Results are told to a holder only after they are stored
 import hashlib
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -20,11 +19,7 @@ from sessiond.session.callers.waiters import TurnStream
 from sessiond.store import codec
 from sessiond.store.connection import Away
 from sessiond.store.store import Behind, Store
-
-
-def now_text(ahead: float = 0.0) -> str:
-    """The wall clock, `ahead` seconds from now, RFC 3339 UTC; shown, never decided by."""
-    return (datetime.now(UTC) + timedelta(seconds=ahead)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+from sessiond_common.clock import now_text
 
 
 def digest(text: str) -> str:

@@ -10,12 +10,13 @@ from sessiond.lock import events as ev
 from sessiond.lock.rules import Kind
 from sessiond.lock.state import Lock
 from sessiond.session import views
-from sessiond.session.callers.turns import TurnBook, now_text
+from sessiond.session.callers.turns import TurnBook
 from sessiond.session.pipeline.plan import Plan
 from sessiond.session.state import LeaseTime, Standing, conversation_of
 from sessiond.settings import Settings
 from sessiond.store import codec, diff
 from sessiond.store.store import Store
+from sessiond_common.clock import now_text
 
 
 @dataclass(frozen=True, slots=True)

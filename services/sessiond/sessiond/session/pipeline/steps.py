@@ -96,7 +96,7 @@ class Steps:
             self.back()
 
     def _hold(self, point: str, plan: Plan) -> None:
-        hold_step(self._settings, self._commits.session, point, plan.ledger)
+        hold_step(self._settings.hooks_dir, self._commits.session, point, plan.ledger)
 
     def _still_owner(self) -> bool:
         """Only an owner acts: a process that stood still may have been replaced, and a step that changes nothing tells.
