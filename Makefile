@@ -83,12 +83,12 @@ check-agent: setup  ## the agent: the fault table with a scripted agent, then th
 check-answers: setup  ## comments and tasks, with every process killed at every step
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/webhook tests/unit/worker tests/integration/common \
 	  tests/integration/webhook tests/integration/worker tests/system/webhook tests/system/worker \
-	  tests/system/test_deliveries.py tests/system/test_log_story.py tests/system/test_metrics.py
+	  tests/system/test_deliveries.py tests/system/test_log_correlation.py tests/system/test_metrics.py
 
 # Debian's prometheus and chromium; without them, pytest skips and names their tests.
 check-see: setup  ## metrics, rules, panels, the board and the logs in a real Prometheus and Chromium
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/grafana tests/system/grafana tests/system/test_metrics.py \
-	  tests/system/test_log_story.py tests/system/sessiond/http tests/integration/sessiond/http/board \
+	  tests/system/test_log_correlation.py tests/system/sessiond/http tests/integration/sessiond/http/board \
 	  tests/integration/common/log
 
 compose-test: setup  ## all of it in containers from a fresh clone; needs an engine with compose v2

@@ -11,7 +11,7 @@ import pytest
 
 from sessiond.verify import verify
 from sessiond_common import VERSION
-from support.flurry import BUSY, QUIET, TIMES, Scrape, Stack
+from support.scaled_stack import BUSY, QUIET, TIMES, Scrape, Stack
 from support.servers import Redis, Sessiond, eventually, scripted_env
 
 COMMENTS = 12

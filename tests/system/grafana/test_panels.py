@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.flurry import TIMES, Stack
+from support.scaled_stack import TIMES, Stack
 from support.servers import Redis, Sessiond, eventually, free_port, scripted_env
 
 ROOT = Path(__file__).parents[3]
