@@ -1,4 +1,4 @@
-"""Fixtures: real servers, ended after each test, with a check that nothing of them is left."""
+"""Fixtures that start servers, end them after each test, and check that no process is left."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from support.servers import Caller, Github, Model, Redis, Sessiond, Webhook  # n
 pytest_plugins = ["support.summary", "support.webhook_fixtures", "support.worker_fixtures"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Run in a shell's background: every process started here would be deaf to Ctrl-C as well.
+    # A shell ignores SIGINT for background jobs, and every process started here would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each of the processes gets its part of the list: the long tests are dealt out, and stand first in each part."""
+    """Share the tests among the processes of pytest-xdist: each gets its part of the long tests first."""
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     long = [item for item in items if item.get_closest_marker("long")]
     short = [item for item in items if not item.get_closest_marker("long")]
@@ -54,7 +54,7 @@ Factory = Callable[..., Sessiond]
 
 @pytest.fixture
 def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Factory]:
-    """Starts sessionds on the test's Redis: sessiond(env, name="a")."""
+    """Start sessionds on the test's Redis: sessiond(env, name="a")."""
     with ExitStack() as stack:
 
         def start(env: Mapping[str, str] | None = None, name: str = "a", under: Sequence[str] = ()) -> Sessiond:
@@ -67,7 +67,7 @@ def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Factory]:
 
 @pytest.fixture
 def webhook(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Webhook]]:
-    """Starts webhooks on the test's Redis: webhook(env, name="webhook")."""
+    """Start webhooks on the test's Redis: webhook(env, name="webhook")."""
     with ExitStack() as stack:
 
         def start(env: Mapping[str, str] | None = None, name: str = "webhook") -> Webhook:
@@ -80,7 +80,7 @@ def webhook(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Webho
 
 @pytest.fixture
 def caller() -> Iterator[Callable[..., Caller]]:
-    """Starts callers: caller(service, role="admin")."""
+    """Start callers: caller(service, role="admin")."""
     with ExitStack() as stack:
 
         def start(service: Sessiond, role: str = "admin") -> Caller:

@@ -5,18 +5,17 @@ import math
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 from urllib.parse import urlencode
 
 import isolation
-from stack import SESSION, Entries, Stack, eventually, say
+from stack import SESSION, Stack, eventually, say
 
 from sessiond.verify import verify
+from support.ledger_checks import Counts, Entries, count_events, count_handoffs
 
 GRAFANA = "http://127.0.0.1:13000"
 RANGE = "15m"
-Counts = Counter[tuple[str, ...]]
 
 
 def query_prometheus(stack: Stack, query: str) -> list[dict[str, Any]]:
@@ -38,20 +37,13 @@ def counts(stack: Stack, metric: str, *labels: str) -> Counts | None:
     return Counter(sums) if found else None
 
 
-def count_events(entries: Entries, event: str, *names: str) -> Counts:
-    return Counter(tuple(str(entry[name]) for name in names) for entry in entries if entry["event"] == event)
-
-
 def check_counts(stack: Stack) -> None:
     """Check that each of Prometheus's counts of the lock equals the ledgers', and print them."""
     ledgers = [stack.ledger(session) for session in (SESSION, isolation.SESSION)]
     entries = sum(ledgers, Entries())
-    handoffs: Counts = Counter()
-    for ledger in ledgers:
-        handoffs += Counter(pairwise(["nobody", *(e["kind"] for e in ledger if e["event"] == "granted")]))
     reports = [verify(ledger) for ledger in ledgers]
     wanted = [
-        ("sessiond_handoffs_total", ("from_kind", "to_kind"), handoffs),
+        ("sessiond_handoffs_total", ("from_kind", "to_kind"), count_handoffs(ledgers)),
         ("sessiond_lock_wait_seconds_count", ("kind",), count_events(entries, "granted", "kind")),
         ("sessiond_leases_ended_total", ("kind", "reason"), count_events(entries, "ended", "kind", "reason")),
         ("sessiond_turns_total", ("kind", "outcome"), count_events(entries, "turn-closed", "kind", "outcome")),

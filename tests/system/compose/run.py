@@ -25,9 +25,10 @@ sys.path[:0] = [str(TESTS)]
 import isolation  # noqa: E402
 import maintenance  # noqa: E402
 import observability  # noqa: E402
-from stack import PROJECT, Entries, Stack, eventually, say  # noqa: E402
+from stack import PROJECT, Stack, eventually, say  # noqa: E402
 
 from sessiond.verify import verify  # noqa: E402
+from support.ledger_checks import Entries  # noqa: E402
 
 SERVICES = ("redis", "sessiond", "webhook", "handler", "poster", "worker", "proxy", "prometheus", "grafana")
 TASK = '#tokens 4000 x1\n#pace 20ms\n#say I have counted.\\n{"outcome": "done", "note": "counted"}'

@@ -15,6 +15,7 @@ from typing import Any
 
 from sessiond.verify import verify
 from support import payloads
+from support.ledger_checks import Entries, check_grant_order
 
 TESTS = Path(__file__).resolve().parents[2]
 ROOT = TESTS.parent
@@ -29,7 +30,6 @@ while more := client.ledger(sys.argv[1], after):
     print(json.dumps(more))
     after = more[-1]["id"]
 """
-Entries = list[dict[str, Any]]
 
 
 def say(text: str) -> None:
@@ -189,11 +189,7 @@ class Stack:
         ledger = self.ledger()
         found = verify(ledger)
         assert (found.inversions, found.misorders, found.violations) == (0, 0, []), found
-        late = {entry["ticket"] for entry in ledger if entry["event"] in ("passed-over", "back")}
-        taken = [entry["ticket"] for entry in ledger if entry["event"] == "taken" and entry["kind"] == "handler"]
-        first = dict.fromkeys(entry["ticket"] for entry in ledger if entry["event"] == "granted")
-        on_time = [ticket for ticket in first if ticket in set(taken) - late]
-        assert on_time == [ticket for ticket in taken if ticket in set(on_time)], on_time
+        check_grant_order(ledger)
         return ledger
 
 
