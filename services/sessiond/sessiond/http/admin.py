@@ -5,13 +5,11 @@ from typing import Final
 from flask import Request, Response
 
 from sessiond.http import auth
-from sessiond.http.bodies import REASON_LIMIT, json_body, number, query_entry, query_number, text
+from sessiond.http.bodies import ForceRelease, LedgerCount, LedgerWait, NoMembers, json_body, query_entry, query_number
 from sessiond.http.keys import Caller
 from sessiond.http.ports import Directory
 from sessiond.http.render import json_response, nothing
 from sessiond.http.sse import ledger_response
-
-_FORCE: Final = {"fence": number(1, 2**53, whole=True), "reason": text(REASON_LIMIT)}
 
 
 def view(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
@@ -22,8 +20,8 @@ def view(sessions: Directory, name: str, caller: Caller, request: Request) -> Re
 def ledger(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
     """GET /ledger?after=&wait=&count="""
     after = query_entry(request, "after")
-    seconds = query_number(request, "wait", 0, 60, 0)
-    count = int(query_number(request, "count", 1, 5_000, 500))
+    seconds = query_number(request, "wait", LedgerWait, 0)
+    count = int(query_number(request, "count", LedgerCount, 500))
     look = sessions.look(name)
     if "text/event-stream" in request.headers.get("Accept", ""):
         return ledger_response(look, after)
@@ -36,15 +34,15 @@ def ledger(sessions: Directory, name: str, caller: Caller, request: Request) -> 
 def force_release(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
     """POST /force-release"""
     auth.require_admin(caller)
-    body = json_body(request, _FORCE, frozenset(_FORCE))
-    sessions.get(name).force_release(body["fence"], body["reason"], caller.name)
+    body = json_body(request, ForceRelease)
+    sessions.get(name).force_release(body.fence, body.reason, caller.name)
     return nothing()
 
 
 def restart(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
     """POST /agent/restart"""
     auth.require_admin(caller)
-    json_body(request, {})
+    json_body(request, NoMembers)
     sessions.get(name).restart_agent(caller.name)
     return nothing()
 
@@ -52,7 +50,7 @@ def restart(sessions: Directory, name: str, caller: Caller, request: Request) ->
 def conversation(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
     """POST /conversation"""
     auth.require_admin(caller)
-    json_body(request, {})
+    json_body(request, NoMembers)
     return json_response(sessions.get(name).new_conversation(caller.name), 201)
 
 

@@ -16,14 +16,13 @@ from typing import Final
 from flask import Request, Response
 
 from sessiond.http.auth import caller_of
-from sessiond.http.bodies import json_body, text
+from sessiond.http.bodies import NoMembers, SignInKey, json_body
 from sessiond.http.keys import Caller, Keys, digest_of
 from sessiond.http.render import nothing
 from sessiond.problems import Problem
 
 COOKIE: Final = "sessiond_board"
 LIFE: Final = 7 * 86_400
-_KEY: Final = {"key": text(500)}
 
 
 def instance_secret(place: Path) -> bytes:
@@ -45,7 +44,7 @@ class SignIn:
 
     def sign_in(self, request: Request) -> Response:
         """POST /v1/board/sign-in. That the body must be JSON keeps other sites' forms out."""
-        key = json_body(request, _KEY, frozenset(_KEY))["key"].strip()
+        key = json_body(request, SignInKey).key.strip()
         if self._keys.find(key) is None:
             raise Problem("unauthorized", 401, "No such key")
         expires = int(time.time()) + LIFE
@@ -58,7 +57,7 @@ class SignIn:
 
     def sign_out(self, request: Request) -> Response:
         """POST /v1/board/sign-out. The browser forgets the cookie; the service never remembered it."""
-        json_body(request, {}, frozenset())
+        json_body(request, NoMembers)
         response = nothing()
         response.delete_cookie(
             COOKIE, secure=_encrypted(request), httponly=True, samesite="Strict", path="/v1/board"
