@@ -5,7 +5,7 @@ import os
 import secrets
 from pathlib import Path
 
-ROLES = ("handler", "worker", "admin", "viewer")
+from sessiond_common.roles import Role
 
 
 def make_keys(keys_file: Path, plain: Path) -> None:
@@ -14,7 +14,7 @@ def make_keys(keys_file: Path, plain: Path) -> None:
         return
     plain.mkdir(parents=True, exist_ok=True, mode=0o700)
     lines = []
-    for role in ROLES:
+    for role in Role:
         key = secrets.token_urlsafe(32)
         _private(plain / role, key + "\n")
         lines.append(f"{role} {role} {hashlib.sha256(key.encode()).hexdigest()}\n")

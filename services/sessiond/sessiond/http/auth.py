@@ -3,9 +3,10 @@
 from flask import Request
 
 from sessiond.http.bodies import bad
-from sessiond.http.keys import Caller, Keys, Role
+from sessiond.http.keys import Caller, Keys
 from sessiond.lock.rules import Kind
 from sessiond.problems import Problem
+from sessiond_common.roles import Role
 
 
 def caller_of(request: Request, keys: Keys) -> Caller:

@@ -7,11 +7,12 @@ from msgspec.structs import asdict
 
 from sessiond.http import auth
 from sessiond.http.bodies import Key, StartTurn, bad, checked, checked_id, json_body
-from sessiond.http.keys import Caller, Role
+from sessiond.http.keys import Caller
 from sessiond.http.ports import Directory
 from sessiond.http.render import json_response, nothing
 from sessiond.http.sse import turn_response
 from sessiond.service.commands import TurnRequest
+from sessiond_common.roles import Role
 
 
 def start(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:

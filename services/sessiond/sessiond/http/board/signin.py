@@ -71,7 +71,9 @@ class SignIn:
             return caller_of(request, self._keys), None
         until, _, mac = cookie.partition(".")
         expires = int(until) if until.isascii() and until.isdigit() and len(until) < 12 else 0
-        caller = self._keys.whose(lambda digest: hmac.compare_digest(self._mac(digest, expires).encode(), mac.encode()))
+        caller = self._keys.find_by(
+            lambda digest: hmac.compare_digest(self._mac(digest, expires).encode(), mac.encode())
+        )
         if caller is None or expires <= time.time():
             raise Problem("unauthorized", 401, "Sign in to the board")
         return caller, float(expires)
