@@ -11,7 +11,7 @@ from sessiond_common.problems import MEDIA_TYPE
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """JSON with `Cache-Control: no-store`."""
+    """A JSON answer with `Cache-Control: no-store`."""
     return Response(
         orjson.dumps(body), status=status, mimetype="application/json",
         headers={"Cache-Control": "no-store", **(headers or {})},
@@ -19,7 +19,7 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 
 def nothing() -> Response:
-    """204."""
+    """An answer without content: 204."""
     return Response(status=204)
 
 
