@@ -136,8 +136,8 @@ def test_the_queue_is_shown_in_order_with_why(sessiond: Start, board: Open) -> N
         )
         queue = client.view(SESSION)["queue"]
         assert [row[2] for row in rows] == [ticket["key"] for ticket in queue] == ["now", "late", "task"]
-        assert rows[0] == ["1", "handler", "now", "nobody waits on it now · a handler holds"]
-        assert rows[2][3] == "nobody waits on it now · a handler holds · handlers go first (2)"
+        assert rows[0] == ["1", "handler", "now", "holder absent · a handler holds the lease"]
+        assert rows[2][3] == "holder absent · a handler holds the lease · handlers first (2)"
     page.wait("document.querySelector('#holder').textContent.includes('free')")
 
 
@@ -182,7 +182,7 @@ def test_signing_in_and_out_with_the_keyboard(sessiond: Start, browser: Browser)
     page.wait("document.activeElement?.id === 'key'")
     page.type("wrong")
     page.press("Enter", 13)
-    page.wait("document.querySelector('#sign-in-problem').textContent === 'No such key'")
+    page.wait("document.querySelector('#sign-in-problem').textContent === 'This key is unknown'")
     page.eval("document.querySelector('#key').value = ''")
     page.sign_in("viewer-key")
     page.wait("location.hash === '#octo/hello' && document.querySelectorAll('#queue-rows tr').length === 1")
@@ -192,7 +192,7 @@ def test_signing_in_and_out_with_the_keyboard(sessiond: Start, browser: Browser)
     for _ in range(6):
         reached.append(page.eval("document.activeElement.id || document.activeElement.textContent"))
         page.press("Tab", 9)
-    assert reached[:2] == ["To the session", "sign-out"] and reached[2].startswith(SESSION)
+    assert reached[:2] == ["Skip to the session", "sign-out"] and reached[2].startswith(SESSION)
     assert reached[3:5] == ["Handoffs as a table", "queue-scroll"]
     page.eval("document.querySelector('#sign-out').focus()")
     page.press("Enter", 13)
@@ -215,9 +215,9 @@ def test_what_a_screen_reader_gets(sessiond: Start, board: Open) -> None:
         ("banner", ""), ("navigation", "Sessions"), ("main", SESSION), ("heading", SESSION), ("heading", "Handoffs"),
         ("heading", "Queue"), ("heading", "Agent"), ("region", "Now"), ("region", "Queue"),
         ("image", "Handoffs the last 1, 1 by handlers, 0 by the worker; 0 preemptions"),
-        ("link", f"{SESSION} handler holds · 1 worker waits"), ("button", "Sign out"),
-        ("region", "Handoffs, the newest first"), ("columnheader", "Why it waits"), ("columnheader", "Ended"),
-        ("cell", "holds now"), ("cell", "nobody waits on it now · a handler holds"), ("status", ""),
+        ("link", f"{SESSION} handler holds · 1 worker waiting"), ("button", "Sign out"),
+        ("region", "Handoffs, newest first"), ("columnheader", "Reason"), ("columnheader", "Ended"),
+        ("cell", "holds now"), ("cell", "holder absent · a handler holds the lease"), ("status", ""),
     ):  # fmt: skip
         assert wanted in tree, (wanted, tree)
     assert page.eval("document.querySelectorAll('[aria-live], [role=status], [role=alert]').length") == 2
@@ -273,7 +273,7 @@ def test_it_says_when_what_it_shows_may_be_old(sessiond: Start, redis_server: An
     finally:
         redis_server.go_on()
     page.wait("document.querySelector('#link').dataset.state === 'live'", 30)
-    assert page.eval("document.querySelector('#announce').textContent") == "Connected again"
+    assert page.eval("document.querySelector('#announce').textContent") == "Reconnected"
 
 
 def test_it_says_when_the_service_stands_still(sessiond: Start, board: Open) -> None:
@@ -284,7 +284,7 @@ def test_it_says_when_the_service_stands_still(sessiond: Start, board: Open) -> 
     [worker] = psutil.Process(service.pid).children()
     worker.suspend()
     try:
-        page.wait("document.querySelector('#link-text').textContent.startsWith('the stream fell silent')", 25)
+        page.wait("document.querySelector('#link-text').textContent.startsWith('no data from sessiond')", 25)
         assert page.eval("document.querySelector('#board').classList.contains('old')")
     finally:
         worker.resume()
