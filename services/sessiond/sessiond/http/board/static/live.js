@@ -10,7 +10,7 @@ export class Stream {
     this.session = null;
     this.source = null;
     this.tries = 0;
-    this.heard = 0;
+    this.lastData = 0;
     this.retry = null;
     this.attempt = 0;
     setInterval(() => this.#check(), 1_000);
@@ -30,7 +30,7 @@ export class Stream {
     clearTimeout(this.retry);
     this.source?.close();
     this.source = null;
-    this.heard = 0;
+    this.lastData = 0;
   }
 
   get path() {
@@ -45,11 +45,11 @@ export class Stream {
   #connect() {
     const source = new EventSource(this.path);
     this.source = source;
-    this.heard = Date.now();
+    this.lastData = Date.now();
     for (const name of ["hello", "session", "gone", "detail", "handoffs", "beat"]) {
       source.addEventListener(name, (event) => {
         if (source !== this.source) return;
-        this.heard = Date.now();
+        this.lastData = Date.now();
         this.tries = 0;
         this.on.event(name, JSON.parse(event.data));
         this.on.state("live");
@@ -87,6 +87,6 @@ export class Stream {
   }
 
   #check() {
-    if (this.source && this.heard && Date.now() - this.heard > STALE) this.#lost({ detail: "no data from sessiond" });
+    if (this.source && this.lastData && Date.now() - this.lastData > STALE) this.#lost({ detail: "no data from sessiond" });
   }
 }
