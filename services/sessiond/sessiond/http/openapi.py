@@ -170,10 +170,13 @@ def _board_post(summary: str, body: type[bodies.Body], *problems: int) -> Docume
     }  # fmt: skip
 
 
-def _service() -> Document:
+def _sessions() -> Document:
     listed = {**_answer(200, "The sessions"), **_problems(401)}
+    return {"get": {"summary": "List the sessions that this instance owns", "responses": listed}}
+
+
+def _service() -> Document:
     return {
-        "/v1/sessions": {"get": {"summary": "List the sessions that this instance owns", "responses": listed}},
         "/healthz": {"get": _open("Whether the process runs", _answer(200, "It runs"))},
         "/readyz": {
             "get": _open(
@@ -211,7 +214,12 @@ def document() -> Document:
         "openapi": "3.1.0",
         "info": {"title": "sessiond", "version": "1"},
         "security": [{"key": []}],
-        "paths": {**{_SESSION + path: calls for path, calls in _session().items()}, **_service(), **_board()},
+        "paths": {
+            **{_SESSION + path: calls for path, calls in _session().items()},
+            "/v1/sessions": _sessions(),
+            **_board(),
+            **_service(),
+        },
         "components": {
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer"},
