@@ -1,4 +1,4 @@
-"""A real headless Chromium, spoken to in its DevTools protocol over two pipes: no port, no library."""
+"""A real headless Chromium, driven by the DevTools protocol over two pipes: no port, no library."""
 
 import base64
 import fcntl
@@ -22,16 +22,16 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """Where the browser is; None where there is none."""
+    """The path of the browser, or None."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 RUN = "import os, sys; [os.dup2(int(a), n) for a, n in zip(sys.argv[1:], (3, 4))]; os.execv(sys.argv[3], sys.argv[3:])"
-"""Chromium reads commands from descriptor 3 and answers on 4."""
+"""Starts Chromium, which reads commands from descriptor 3 and answers on 4."""
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe whose descriptors are above the two that Chromium wants."""
+    """A pipe whose descriptors are above the two that Chromium uses."""
     ends = os.pipe()
     found = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:
@@ -39,12 +39,12 @@ def _pipe() -> tuple[int, int]:
     return found[0], found[1]
 
 
-class Gone(AssertionError):
-    """The browser ended or did not answer."""
+class BrowserError(AssertionError):
+    """The browser has ended, does not answer, or reports an error."""
 
 
 class Browser:
-    """One Chromium with a profile of its own, that ends with `close`."""
+    """One Chromium with its own profile. `close` ends it."""
 
     def __init__(self) -> None:
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
@@ -60,13 +60,13 @@ class Browser:
         self._count = 0
         self._lock = threading.Lock()
         self._answers: dict[int, queue.Queue[dict[str, Any]]] = {}
-        self.heard: dict[str, Callable[[dict[str, Any]], None]] = {}
-        """By session: who hears its events."""
+        self.listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
+        """By DevTools session: called with its events."""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def call(self, method: str, session: str | None = None, seconds: float = 30.0, **params: Any) -> dict[str, Any]:
-        """One command and its answer."""
+        """Sends one command. Returns its result."""
         with self._lock:
             self._count += 1
             number = self._count
@@ -78,9 +78,9 @@ class Browser:
         try:
             found = answer.get(timeout=seconds)
         except queue.Empty:
-            raise Gone(f"{method} was not answered in {seconds} s") from None
+            raise BrowserError(f"{method} was not answered in {seconds} s") from None
         if "error" in found:
-            raise Gone(f"{method}: {found['error']}")
+            raise BrowserError(f"{method}: {found['error']}")
         result: dict[str, Any] = found["result"]
         return result
 
@@ -90,18 +90,18 @@ class Browser:
             while some := pipe.read1(1 << 16):
                 *lines, rest = (rest + some).split(b"\0")
                 for line in lines:
-                    self._take(json.loads(line))
+                    self._handle(json.loads(line))
         for answer in self._answers.values():
             answer.put({"error": "the browser ended"})
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         if "id" in message:
             self._answers.pop(message["id"]).put(message)
-        elif (hear := self.heard.get(message.get("sessionId", ""))) is not None:
-            hear(message)
+        elif (listener := self.listeners.get(message.get("sessionId", ""))) is not None:
+            listener(message)
 
     def page(self, url: str, width: int = 1280, height: int = 900) -> "Page":
-        """A new tab, in a context of its own: no cookie of another's."""
+        """A new tab in its own context, so that tabs share no cookies."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -136,12 +136,12 @@ WATCH = """
 
 
 class Page:
-    """One tab. `problems` are what its console complained of: errors, and what the policy blocked."""
+    """One tab. `problems` has the errors of its console, including what the security policy blocked."""
 
     def __init__(self, browser: Browser, session: str, url: str, width: int, height: int) -> None:
         self._browser, self._session = browser, session
         self.problems: list[str] = []
-        browser.heard[session] = self._hear
+        browser.listeners[session] = self._on_event
         for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
             self.call(f"{domain}.enable")
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -151,7 +151,7 @@ class Page:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._browser.call(method, self._session, **params)
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _on_event(self, message: dict[str, Any]) -> None:
         params = message.get("params", {})
         if message["method"] == "Runtime.exceptionThrown":
             self.problems.append(str(params["exceptionDetails"]))
@@ -159,48 +159,48 @@ class Page:
             self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
     def eval(self, script: str) -> Any:
-        """The value of an expression; a promise's, once it is there."""
+        """The value of an expression. Waits for a promise."""
         found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
-            raise Gone(f"{script[:200]}: {found['exceptionDetails'].get('exception', {}).get('description')}")
+            raise BrowserError(f"{script[:200]}: {found['exceptionDetails'].get('exception', {}).get('description')}")
         return found["result"].get("value")
 
     def wait(self, check: str, seconds: float = 15.0) -> Any:
-        """The first true value of an expression, asked at every change of the document."""
+        """The first true value of an expression, evaluated at every change of the document."""
         try:
             return self.eval(f"({WATCH})(() => ({check}), {seconds})")
-        except Gone as gone:
+        except BrowserError as error:
             text = self.eval("document.body?.innerText ?? ''")
             raise AssertionError(
-                f"{check}: {gone}\n{text[:1500]}\n{[one[:500] for one in self.problems[:3]]}"
+                f"{check}: {error}\n{text[:1500]}\n{[one[:500] for one in self.problems[:3]]}"
             ) from None
 
     def type(self, text: str) -> None:
-        """Into whatever has the focus."""
+        """Types into the element that has the focus."""
         self.call("Input.insertText", text=text)
 
     def press(self, key: str, code: int) -> None:
-        """One key, as a person presses it."""
+        """Presses and releases one key."""
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     def sign_in(self, key: str) -> None:
-        """Types the key, and Enter."""
+        """Types the key, then Enter."""
         self.wait("document.activeElement?.id === 'key'")
         self.type(key)
         self.press("Enter", 13)
         self.wait("!document.querySelector('#board').hidden")
 
     def shot(self, path: Path, **emulated: str) -> None:
-        """A screenshot, with these media features (underscores are hyphens)."""
+        """Writes a screenshot, with these media features (with underscores for hyphens)."""
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in emulated.items()]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def tree(self) -> list[tuple[str, str]]:
-        """The accessibility tree as a screen reader gets it: (role, name) of what is not ignored, in order."""
+        """The accessibility tree as screen readers receive it: (role, name) of each node that is not ignored."""
         nodes = self.call("Accessibility.getFullAXTree")["nodes"]
         return [
             (node["role"]["value"], str(node.get("name", {}).get("value", "")))
