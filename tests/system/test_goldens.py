@@ -1112,7 +1112,7 @@ def worked(crew: Crew, golden: Golden, mask: Mask) -> None:
 
 # ---- commands, environment, OpenAPI ----------------------------------------------------------------
 
-FLAG = re.compile(r"--?[a-z][a-z-]*")
+FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
 def commanded(module: str, *words: str, given: str = "", cwd: Path | None = None, **env: str) -> Any:
@@ -1143,6 +1143,18 @@ def here(*words: str, given: str = "", **env: str) -> Any:
         out.seek(0)
         err.seek(0)
         return status, out.read(), err.read()
+
+
+def followed(session: str, **env: str) -> Any:
+    """`sessionctl ledger --follow`: its first entries, then Ctrl-C."""
+    command = [sys.executable, "-m", MODULES["sessionctl"], "ledger", session, "--follow", "--json"]
+    full = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SERVICES), **env}
+    with subprocess.Popen(command, env=full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        first = "".join(follower.stdout.readline() for _ in range(3))
+        follower.send_signal(signal.SIGINT)
+        follower.stdout.read()
+        return follower.wait(20), first, follower.stderr.read() if follower.stderr else ""
 
 
 def _status_of(words: tuple[str, ...]) -> int:
@@ -1176,18 +1188,27 @@ class Commands:
 
     def _json(self, line: str) -> Any:
         found = decoded(line)
+        if isinstance(found, dict) and "invariant" in found:
+            found["text"] = SENTENCE
         return None if isinstance(found, str) else self.mask.value(found)
 
     def _columns(self, line: str) -> str:
-        named = re.sub(r"(?<=fence=)\d+", lambda f: self.mask.fence(int(f[0])), self.mask.text(line))
-        named = re.sub(
-            r"(?<= v)\d+(?= )|(?<=_ms=)[\d.]+|(?<=pid\":)\d+|(?<=time\":)\d+|(?<=chars=)\d+", "<number>", named
-        )
-        return re.sub(r"((?:why|note|reason)[= ]\s*)[a-z-]*[^a-z-].*? .*", rf"\1{SENTENCE}", named)
+        named = re.sub(r"(?<=fence=)\d+", lambda found: self.mask.fence(int(found[0])), self.mask.text(line))
+        named = CHANGING.sub("<number>", named)
+        return re.sub(r"\([^()]* [^()]*\)", f"({SENTENCE})", PROSE_OF_LINE.sub(SENTENCE, named))
 
     def _sentence(self, line: str) -> str:
-        program = re.match(r"[a-z.]+(?: [a-z]+)*: ", line)
-        return f"{program[0] if program else ''}{SENTENCE}"
+        program, colon, _ = line.partition(": ")
+        return f"{program if program in PROGRAMS else '<program>'}: {SENTENCE}" if colon else SENTENCE
+
+
+SESSIONCTL = ("status", "queue", "ledger", "verify", "ask", "release", "send", "task")
+CHANGING = re.compile(r"(?<= v)\d+(?= )|(?<=_ms=)[\d.]+|(?<=pid\":)\d+|(?<=time\":)\d+|(?<=chars=)\d+")
+PROSE_OF_LINE = re.compile(r"(?:(?<= why=)|(?<= note=)|(?<= reason=))(?![a-z-]+(?: [a-z_]+=|$)).+?(?= [a-z_]+=|$)")
+"""A value that is a sentence, up to the next name."""
+PROGRAMS = frozenset(
+    {"sessiond", "sessionctl", "webhook", "handler", "worker", *(f"sessionctl {n}" for n in SESSIONCTL)}
+)
 
 
 def test_commands(redis_server: Redis, tmp_path: Path) -> None:
@@ -1213,7 +1234,6 @@ def test_commands(redis_server: Redis, tmp_path: Path) -> None:
     golden.check()
 
 
-SESSIONCTL = ("status", "queue", "ledger", "verify", "ask", "release", "send", "task")
 HELPED = (
     (), *((name,) for name in SESSIONCTL), *(("task", name) for name in ("add", "list", "show", "cancel", "retry"))
 )  # fmt: skip
@@ -1245,6 +1265,8 @@ def look(golden: Golden, mask: Mask, service: Sessiond, place: Path) -> None:
     run(here, "ledger", session, **env)
     saved = place / "saved.jsonl"
     saved.write_text(run(here, "ledger", session, "--json", **env))
+    run(followed, session, **env)
+    run.facts[-1]["command"] = "ledger --follow --json"
     run(here, "verify", session, **env)
     run(here, "verify", "--file", str(saved), "--json", **env)
     wrong = re.sub(r'"fence":\d+', '"fence":7', saved.read_text())
@@ -1371,6 +1393,9 @@ WITHOUT_ARGUMENT: Mapping[str, Callable[[], Any]] = {
     "metrics": lambda: scrape.served("x").__enter__(),
     "hooks": lambda: hooks.hold("x"),
     "client": lambda: client_module.connect(),
+    "sessionctl send": lambda: sessionctl.main(["send", str(payloads.DATA / "ping.json"), "--event", "ping"]),
+    "sessionctl status": lambda: sessionctl.main(["status", "--url", "http://127.0.0.1:1"]),
+    "sessionctl task add": lambda: sessionctl.main(["task", "add", "octo/hello", "A title"]),
 }
 """The same of functions that read the process's own environment."""
 
@@ -1386,11 +1411,11 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             names |= seen.names
         found[name] = sorted(names)
     for name, work in WITHOUT_ARGUMENT.items():
-        seen = Seen()
+        seen = Seen(REDIS_URL="redis://127.0.0.1:1/0")
         with monkeypatch.context() as patched:
             patched.setattr(os, "environ", seen)
             work()
-        found[name] = sorted(seen.names)
+        found[name] = sorted(name for name in seen.names if not name.startswith(("LANG", "LC_", "COLUMNS", "LINES")))
     golden.put("variables", found)
     golden.check()
 
