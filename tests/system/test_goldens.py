@@ -268,7 +268,7 @@ def cancelled(stage: Service) -> None:
     s.call("DELETE", f"~/turns/{turn}", "h")
     over()
     s.call("DELETE", f"~/turns/{turn}", "h")
-    s.turn("h", LONG, key="t", timeout=1)
+    s.turn("h", LONG, key="t", timeout=2)
     turn, over = s.begun("h", LONG)
     s.http("DELETE", f"~/turns/{turn}")
     over()
@@ -565,14 +565,8 @@ def lost_thrice(stage: Service) -> None:
 def passed_over(stage: Service) -> None:
     """An absent head, for which the lock waits only so long."""
     s = stage.scene("passed-over")
-    s.lease("z")
     ahead, behind = s.take("a"), s.take("b")
-    s.wait(ahead, "absent", 0)
-    s.happened("absent")
-    s.happened("back")
-    s.call("DELETE", "~/lease", "z")
     s.wait(behind, "h")
-    s.happened("back", 2)
     s.http("GET", f"~/tickets/{ahead}")
     s.call("DELETE", "~/lease", "h")
     s.http("DELETE", f"~/tickets/{ahead}")
@@ -580,15 +574,22 @@ def passed_over(stage: Service) -> None:
 
 
 def too_old(stage: Service) -> None:
-    """A ticket on which nobody ever waits: lapsed, then ended."""
-    s = stage.scene("too-old")
+    """Tickets on which nobody waits any more: absent, lapsed, ended."""
+    s, t = stage.scene("too-old"), stage.scene("absent")
     handler = s.take("a")
     s.happened("lapsed")
     s.http("GET", f"~/tickets/{handler}")
-    s.happened("ticket-ended")
-    s.http("GET", f"~/tickets/{handler}")
-    s.moment("everything is over")
+    t.lease("z")
+    waits = t.take("w", "worker")
+    t.wait(waits, "w", 0)
+    t.happened("absent")
+    for scene, ticket in ((s, handler), (t, waits)):
+        scene.happened("ticket-ended")
+        scene.http("GET", f"~/tickets/{ticket}")
+        scene.moment("the ticket has ended")
+    t.call("DELETE", "~/lease", "z")
     s.end()
+    t.end()
 
 
 # ---- what the service cannot do
@@ -648,6 +649,10 @@ def internal(stage: Service) -> None:
     s.end()
 
 
+SAID_WHILE_AWAY = {f"error event level logger {session}timestamp" for session in ("session ", "")}
+"""Fields of the lines that are logged now and then while Redis is away."""
+
+
 def redis_away(stage: Service, redis_server: Redis) -> None:
     """Redis goes away and comes back."""
     s = stage.scene("redis-away")
@@ -663,6 +668,9 @@ def redis_away(stage: Service, redis_server: Redis) -> None:
     s.http("GET", "/v1/sessions/octo/never-seen")
     ended = reader.end()[-1]
     s.http.facts.append({"call": "GET ~/ledger", "events": [s.mask.value(ended)], "headers": s.http._headers(stream)})
+    s.until(
+        lambda: {line["fields"] for line in shapes(log_lines(stage.service.log_bytes().decode()))} >= SAID_WHILE_AWAY
+    )
     redis_server.start()
     s.until(lambda: s.http.ask("GET", "/readyz").status == 200)
     s.until(lambda: s.http.ask("POST", "~/lease/renew", secret=s.secrets["h"]).status == 200)
@@ -736,20 +744,22 @@ def _sessiond(golden: Golden, redis_server: Redis, place: Path, stack: ExitStack
         without = {name: value for name, value in common.items() if name != "Content-Type"}
         return Service(service, Records(redis.url), golden, without)
 
-    calm, hasty, limited, absent, mute, doomed = all_of(
+    calm, hasty, limited, slow, absent, mute, doomed = all_of(
         lambda: start("calm"),
-        lambda: start("hasty", lease_ttl=0.5),
-        lambda: start("limited", max_hold=3, drain_deadline=0.3),
-        lambda: start("absent", claim_window=0.3, absence=0.4, ticket_ttl=2, head_wait=0.3, poll_grace=0.2),
+        lambda: start("hasty", lease_ttl=0.5, head_wait=0.3),
+        lambda: start("limited", max_hold=5, drain_deadline=0.3),
+        lambda: start("slow", claim_window=0.3),
+        lambda: start("absent", absence=0.4, ticket_ttl=4, poll_grace=0.2),
         lambda: start("mute", "exit-start=3"),
-        lambda: start("doomed", redis=doomed_redis, owner_ttl=3, owner_renew=0.5, owner_doubt=2),
+        lambda: start("doomed", redis=doomed_redis, owner_ttl=6, owner_renew=0.5, owner_doubt=4),
     )
     beats = Beats(calm)
     all_of(
         lambda: [scene(calm) for scene in SCENES],
-        lambda: expired(hasty),
+        lambda: [scene(hasty) for scene in (expired, passed_over)],
         lambda: held_too_long(limited),
-        lambda: [scene(absent) for scene in (lost_thrice, passed_over, too_old)],
+        lambda: lost_thrice(slow),
+        lambda: too_old(absent),
         lambda: broken(mute),
         lambda: [killed(doomed), internal(doomed), redis_away(doomed, doomed_redis), stopping(doomed)],
     )
@@ -950,7 +960,7 @@ class Crew:
 
     def __init__(self, redis_server: Redis, place: Path, stack: ExitStack) -> None:
         self.place, self.stack, self.records = place, stack, Records(redis_server.url)
-        times = {**CALM, "head_wait": 0.2, "poll_grace": 0.2, "claim_window": 20, "lease_ttl": 20}
+        times = {**CALM, "claim_window": 20, "lease_ttl": 20}
         self.service = Sessiond(redis_server.url, place / "sessiond", scripted_env(**times))
         self.github = Github()
         stack.callback(self.github.close)
@@ -989,8 +999,13 @@ class Crew:
         return eventually(check, 60, lambda: "".join(p.log()[-1500:] for p in self.processes.values()))
 
     def states(self, **wanted: str) -> None:
-        """Waits until these demands have these states, and nothing is pending or runs."""
+        """Waits until these demands have these states."""
         self.until(lambda: all(self.demand(key).get("state") == state for key, state in wanted.items()))
+
+    def free(self, session: str) -> None:
+        """Waits until nobody holds the session and nobody waits."""
+        client = self.service.client()
+        self.until(lambda: not (view := client.view(session))["queue"] and view["holder"] is None)
 
 
 def test_callers(redis_server: Redis, tmp_path: Path) -> None:
@@ -1036,9 +1051,13 @@ def answered(crew: Crew, golden: Golden, mask: Mask) -> None:
     golden.put("github", [written(mask, one) for one in crew.github.log()])
     calls = {f"{one['method']} {re.sub('[0-9]{2,}', '<id>', one['path'])}" for one in crew.github.requests()}
     golden.put("github.calls", sorted(mask.text(re.sub("since=[^&]*", "since=<time>", call)) for call in calls))
-    send("line", "pull_request_review_comment", payloads.review_comment(body="@helper why?\n#say because"))
-    send("review", "pull_request_review", payloads.review(body="@helper and?\n#say so"))
-    crew.until(lambda: {crew.demand(key).get("state") for key in ("PRRC_1", "PRR_1")} == {"answered"})
+    for key, event, payload in (
+        ("PRRC_1", "pull_request_review_comment", payloads.review_comment(body="@helper why?\n#say because")),
+        ("PRR_1", "pull_request_review", payloads.review(body="@helper and?\n#say so")),
+    ):
+        send(key, event, payload)
+        crew.states(**{key: "answered"})
+        crew.free(CODERTOCAT)
     third = crew.start("poster-3")
     crew.states(PRRC_1="posted", PRR_1="posted")
     crew.until(lambda: not crew.records.redis.exists("webhook:threads"))
