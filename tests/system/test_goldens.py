@@ -83,6 +83,7 @@ PASSED = {
 }  # fmt: skip
 """Variables of the service, of which the agent gets some."""
 LONG = "#tokens 100000\n#pace 20ms"
+"""A turn that goes on until it is cut."""
 CALM = {
     "lease_ttl": 300,
     "claim_window": 100,
@@ -91,6 +92,7 @@ CALM = {
     "drain_deadline": 60,
     "absence": 300,
 }
+"""Times that no scene comes to; a scene of a deadline has a service with that one short."""
 
 # ---- sessiond ----------------------------------------------------------------------------------
 
@@ -753,6 +755,7 @@ def _sessiond(golden: Golden, redis_server: Redis, place: Path, stack: ExitStack
         lambda: start("mute", "exit-start=3"),
         lambda: start("doomed", redis=doomed_redis, owner_ttl=6, owner_renew=0.5, owner_doubt=4),
     )
+    golden.put("every-answer.headers", calm.common)
     beats = Beats(calm)
     all_of(
         lambda: [scene(calm) for scene in SCENES],
@@ -865,6 +868,7 @@ def test_webhook(redis_server: Redis, tmp_path: Path) -> None:
         mask = Mask()
         send = Deliveries(webhook, mask)
         arrive(send)
+        golden.put("every-answer.headers", send.common)
         golden.put("deliveries.http", send.facts)
         golden.put("deliveries.ledger", told(mask, records.ledger(CODERTOCAT)))
         golden.put("deliveries.redis", records.dump(mask, "webhook:*", "worker:*", "rq:job:*", "rq:queue*"))
