@@ -62,7 +62,7 @@ class WaitTicket(Body, frozen=True):
     """POST /tickets/{id}/wait. `wait` in seconds."""
 
     holder: Holder
-    wait: Annotated[float, Meta(ge=0, le=300)] = 30.0
+    wait: Annotated[float, Meta(ge=0, le=300.0)] = 30.0
 
 
 class WithdrawTicket(Body, frozen=True):
