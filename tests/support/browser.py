@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the DevTools protocol over two pipes. It needs no port and no library."""
+"""A real headless Chromium, driven by the DevTools protocol over two pipes: no port, no library."""
 
 import base64
 import fcntl
@@ -22,16 +22,16 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """Return the browser's path, or None if there is none."""
+    """The path of the browser, or None."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 RUN = "import os, sys; [os.dup2(int(a), n) for a, n in zip(sys.argv[1:], (3, 4))]; os.execv(sys.argv[3], sys.argv[3:])"
-"""Chromium reads commands from file descriptor 3 and writes answers to 4."""
+"""Starts Chromium, which reads commands from descriptor 3 and answers on 4."""
 
 
 def _pipe() -> tuple[int, int]:
-    """Return a pipe whose file descriptors are above the two that Chromium uses."""
+    """A pipe whose descriptors are above the two that Chromium uses."""
     ends = os.pipe()
     found = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:
@@ -40,7 +40,7 @@ def _pipe() -> tuple[int, int]:
 
 
 class BrowserError(AssertionError):
-    """The browser ended or did not answer."""
+    """The browser has ended, does not answer, or reports an error."""
 
 
 class Browser:
@@ -61,16 +61,12 @@ class Browser:
         self._lock = threading.Lock()
         self._answers: dict[int, queue.Queue[dict[str, Any]]] = {}
         self.listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
-        """The receiver of each session's events, by session id."""
+        """By DevTools session: called with its events."""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def call(self, method: str, session: str | None = None, seconds: float = 30.0, **params: Any) -> dict[str, Any]:
-        """Send one command and return its result.
-
-        Raises:
-            BrowserError: no answer within `seconds`, or the answer is an error.
-        """
+        """Sends one command. Returns its result."""
         with self._lock:
             self._count += 1
             number = self._count
@@ -91,21 +87,21 @@ class Browser:
     def _read(self) -> None:
         with os.fdopen(self._in, "rb") as pipe:
             rest = b""
-            while chunk := pipe.read1(1 << 16):
-                *lines, rest = (rest + chunk).split(b"\0")
+            while some := pipe.read1(1 << 16):
+                *lines, rest = (rest + some).split(b"\0")
                 for line in lines:
-                    self._dispatch(json.loads(line))
+                    self._handle(json.loads(line))
         for answer in self._answers.values():
             answer.put({"error": "the browser ended"})
 
-    def _dispatch(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         if "id" in message:
             self._answers.pop(message["id"]).put(message)
         elif (listener := self.listeners.get(message.get("sessionId", ""))) is not None:
             listener(message)
 
     def page(self, url: str, width: int = 1280, height: int = 900) -> "Page":
-        """Open a new tab in its own context, without the cookies of other tabs."""
+        """A new tab in its own context, so that tabs share no cookies."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -123,29 +119,29 @@ class Browser:
         self._profile.cleanup()
 
 
-WAIT_FOR_CHANGE = """
-(check, seconds) => new Promise((resolve, reject) => {
-  const evaluate = () => { try { return check(); } catch { return null; } };
-  const first = evaluate();
-  if (first) return resolve(first);
-  const timeOut = () => { observer.disconnect(); reject(new Error("not within " + seconds + " s")); };
-  const timer = setTimeout(timeOut, seconds * 1000);
-  const observer = new MutationObserver(() => {
-    const value = evaluate();
-    if (value) { clearTimeout(timer); observer.disconnect(); resolve(value); }
+WATCH = """
+(check, seconds) => new Promise((found, failed) => {
+  const look = () => { try { return check(); } catch { return null; } };
+  const first = look();
+  if (first) return found(first);
+  const late = () => { watch.disconnect(); failed(new Error("not within " + seconds + " s")); };
+  const ends = setTimeout(late, seconds * 1000);
+  const watch = new MutationObserver(() => {
+    const value = look();
+    if (value) { clearTimeout(ends); watch.disconnect(); found(value); }
   });
-  observer.observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+  watch.observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
 })
 """
 
 
 class Page:
-    """One tab. `problems` are the errors of its console, including what the security policy blocked."""
+    """One tab. `problems` has the errors of its console, including what the security policy blocked."""
 
     def __init__(self, browser: Browser, session: str, url: str, width: int, height: int) -> None:
         self._browser, self._session = browser, session
         self.problems: list[str] = []
-        browser.listeners[session] = self._take_event
+        browser.listeners[session] = self._on_event
         for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
             self.call(f"{domain}.enable")
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -155,7 +151,7 @@ class Page:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._browser.call(method, self._session, **params)
 
-    def _take_event(self, message: dict[str, Any]) -> None:
+    def _on_event(self, message: dict[str, Any]) -> None:
         params = message.get("params", {})
         if message["method"] == "Runtime.exceptionThrown":
             self.problems.append(str(params["exceptionDetails"]))
@@ -163,24 +159,16 @@ class Page:
             self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
     def eval(self, script: str) -> Any:
-        """Return the value of an expression. A promise is awaited.
-
-        Raises:
-            BrowserError: the expression threw an exception.
-        """
+        """The value of an expression. Waits for a promise."""
         found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
             raise BrowserError(f"{script[:200]}: {found['exceptionDetails'].get('exception', {}).get('description')}")
         return found["result"].get("value")
 
     def wait(self, check: str, seconds: float = 15.0) -> Any:
-        """Wait until an expression is true, and return its value. It is evaluated at every change of the document.
-
-        Raises:
-            AssertionError: it was not true within `seconds`.
-        """
+        """The first true value of an expression, evaluated at every change of the document."""
         try:
-            return self.eval(f"({WAIT_FOR_CHANGE})(() => ({check}), {seconds})")
+            return self.eval(f"({WATCH})(() => ({check}), {seconds})")
         except BrowserError as error:
             text = self.eval("document.body?.innerText ?? ''")
             raise AssertionError(
@@ -188,31 +176,31 @@ class Page:
             ) from None
 
     def type(self, text: str) -> None:
-        """Insert text into the element that has the focus."""
+        """Types into the element that has the focus."""
         self.call("Input.insertText", text=text)
 
     def press(self, key: str, code: int) -> None:
-        """Press and release one key."""
+        """Presses and releases one key."""
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     def sign_in(self, key: str) -> None:
-        """Enter the key in the sign-in form and submit it."""
+        """Types the key, then Enter."""
         self.wait("document.activeElement?.id === 'key'")
         self.type(key)
         self.press("Enter", 13)
         self.wait("!document.querySelector('#board').hidden")
 
     def shot(self, path: Path, **emulated: str) -> None:
-        """Save a screenshot with these media features. Underscores in their names become hyphens."""
+        """Writes a screenshot, with these media features (with underscores for hyphens)."""
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in emulated.items()]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def tree(self) -> list[tuple[str, str]]:
-        """Return (role, name) of each node that a screen reader gets, in order."""
+        """The accessibility tree as screen readers receive it: (role, name) of each node that is not ignored."""
         nodes = self.call("Accessibility.getFullAXTree")["nodes"]
         return [
             (node["role"]["value"], str(node.get("name", {}).get("value", "")))

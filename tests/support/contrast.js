@@ -1,43 +1,44 @@
+// Measures the contrast of every visible text on the board, and of the colours that carry meaning (WCAG 2).
 (() => {
-  const number = (text) => (text.match(/[\d.]+/g) ?? []).map(Number);
-  const light = ([r, g, b]) => {
+  const channels = (text) => (text.match(/[\d.]+/g) ?? []).map(Number);
+  const luminance = ([r, g, b]) => {
     const [x, y, z] = [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     return 0.2126 * x + 0.7152 * y + 0.0722 * z;
   };
   const ratio = (a, b) => {
-    const [hi, lo] = [light(a), light(b)].sort((x, y) => y - x);
+    const [hi, lo] = [luminance(a), luminance(b)].sort((x, y) => y - x);
     return (hi + 0.05) / (lo + 0.05);
   };
-  const ground = (element) => {
+  const background = (element) => {
     for (let e = element; e; e = e.parentElement) {
-      const color = number(getComputedStyle(e).backgroundColor);
+      const color = channels(getComputedStyle(e).backgroundColor);
       if (color.length === 3 || color[3] > 0.99) return color;
     }
     return [255, 255, 255];
   };
   const low = [];
   let texts = 0;
-  let least = 99;
-  const note = (element, found, wanted, what) => {
-    least = Math.min(least, Math.round(found * 100) / 100);
-    if (found < wanted) low.push(`${what} ${found.toFixed(2)} ${element.className} ${element.textContent.slice(0, 40)}`);
+  let lowest = 99;
+  const check = (element, found, required, label) => {
+    lowest = Math.min(lowest, Math.round(found * 100) / 100);
+    if (found < required) low.push(`${label} ${found.toFixed(2)} ${element.className} ${element.textContent.slice(0, 40)}`);
   };
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
     const element = walk.currentNode.parentElement;
     if (!walk.currentNode.data.trim() || !element.checkVisibility() || element.closest(".unseen, script, style")) continue;
     texts += 1;
-    note(element, ratio(number(getComputedStyle(element).color), ground(element)), 4.5, "text");
+    check(element, ratio(channels(getComputedStyle(element).color), background(element)), 4.5, "text");
   }
   const root = getComputedStyle(document.documentElement);
   const probe = document.createElement("i");
   document.body.append(probe);
-  const card = ground(document.querySelector(".card"));
+  const card = background(document.querySelector(".card"));
   for (const name of ["--handler", "--worker", "--cut", "--good", "--bad"]) {
     probe.setAttribute("hidden", "");
     probe.style.color = root.getPropertyValue(name);
-    note(probe, ratio(number(getComputedStyle(probe).color), card), 3, name);
+    check(probe, ratio(channels(getComputedStyle(probe).color), card), 3, name);
   }
   probe.remove();
-  return JSON.stringify({ texts, low, least });
+  return JSON.stringify({ texts, low, lowest });
 })()

@@ -28,6 +28,8 @@ SENTENCE = "<sentence>"
 WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 PROSE = frozenset({"title", "detail", "description", "summary", "reason", "why", "note", "error", "notices", "message"})
 """Keys whose values are sentences unless they are one word."""
+HEADED = re.compile(r"([a-z]+(?:-[a-z]+)*): ")
+"""A stable word before a sentence."""
 NUMBERS = re.compile(
     r"(?:_ms|_seconds|seconds|^ms|^pid|^size|_mb|_bytes|^beat|pid$|start_time|text_chars|_left|^begun|^until|^last_ms)$"
 )
@@ -41,11 +43,12 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("uuid", UUID),
     ("time", r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|\+00:00)?"),
     ("entry", r"(?<!\d)\d{13}-\d{1,3}(?!\d)"),
-    ("run", rf"{HOST}-\d+-[0-9a-f]{{6,}}"),
+    ("run", rf"(?:{HOST}|run)-\d+-[0-9a-f]{{6,}}"),
     ("past", r"(?<=past:)[0-9a-f]{64}"),
     ("hex", r"(?<![0-9a-f-])[0-9a-f]{32}(?![0-9a-f-])"),
     ("cookie", r"(?<==)\d{10}\.[0-9a-f]{64}"),
     ("date", r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT"),
+    ("etag", r'(?<=")[0-9a-f]{16}(?=")'),
     ("url", r"http://127\.0\.0\.1:\d+"),
     ("unix", r"unix://[^\s\"']+"),
 )
@@ -129,8 +132,10 @@ class Mask:
     def _text(self, text: str, key: str) -> str:
         if key in ("secret", "Lease-Secret"):
             return self.secret(text)
-        if key == "task_id":
-            return "<task>"
+        if key in ("task_id", "shown"):
+            return "<masked>"
+        if key == "reason" and (headed := HEADED.match(text)):
+            return f"{self.text(headed[1])}: {SENTENCE}"
         if text.startswith("{") and isinstance(inner := decoded(text), dict):
             return json.dumps(self.value(inner), sort_keys=True)
         masked = self.text(text)
@@ -380,9 +385,11 @@ class Records:
         raw = {key: self._read(key) for key in keys}
         for key in sorted((k for k in keys if raw[k] is not None), key=lambda k: (mask.blank(k), mask.blank(raw[k]))):
             kind, expires, value = raw[key]
-            name = mask.text(key)
+            plain = name = mask.text(key)
+            count = 1
             while name in found:
-                name += "'"
+                count += 1
+                name = f"{plain} #{count}"
             found[name] = {"type": kind, "expires": expires, "value": _masked(mask, key, kind, value)}
         return found
 
@@ -468,8 +475,9 @@ def metrics_of(text: str, counted: Callable[[str, Mapping[str, str]], bool]) -> 
 
 
 def log_lines(text: str) -> list[dict[str, Any]]:
-    """Every line is a JSON object."""
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    """Every line is a JSON object, but for what is said before logging is set up."""
+    found = [decoded(line) for line in text.splitlines() if line.strip()]
+    return [line if isinstance(line, dict) else {"event": "a plain line"} for line in found]
 
 
 def shapes(lines: Iterable[Mapping[str, Any]]) -> list[Any]:

@@ -19,6 +19,7 @@ from typing import Final
 
 from sessiond_common.env import Env, load
 from sessiond_common.private_files import write_durable
+from sessiond_common.roles import Role
 from sessiond_ops.credentials import make_secret
 
 USERS: Final = ("sessiond", "webhook", "worker")
@@ -30,7 +31,6 @@ GRANTS: Final[Mapping[str, str]] = {
     "worker": f"~worker:* ~rq:* {_RQ}",
 }
 """What each service may do in Redis (ACL rules). rq calls INFO and CLIENT LIST when a worker process starts."""
-ROLES: Final = ("handler", "worker", "admin", "viewer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ def _redis(place: Path, host: str) -> None:
 
 
 def _keys(place: Path) -> None:
-    keys = {role: secrets.token_urlsafe(32) for role in ROLES}
-    for role, name in (("handler", "webhook/key"), ("worker", "worker/key"), ("viewer", "people/keys.d/viewer"),
-                       ("admin", "people/keys.d/admin")):  # fmt: skip
+    keys = {role: secrets.token_urlsafe(32) for role in Role}
+    for role, name in ((Role.HANDLER, "webhook/key"), (Role.WORKER, "worker/key"),
+                       (Role.VIEWER, "people/keys.d/viewer"), (Role.ADMIN, "people/keys.d/admin")):  # fmt: skip
         _write(place / name, keys[role] + "\n")
     hashed = {role: hashlib.sha256(key.encode()).hexdigest() for role, key in keys.items()}
     _write(place / "sessiond/keys", "".join(f"{role} {role} {text}\n" for role, text in hashed.items()))

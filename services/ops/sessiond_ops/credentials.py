@@ -5,8 +5,7 @@ import secrets
 from pathlib import Path
 
 from sessiond_common.private_files import write_durable
-
-ROLES = ("handler", "worker", "admin", "viewer")
+from sessiond_common.roles import Role
 
 
 def make_keys(keys_file: Path, plain: Path) -> None:
@@ -18,7 +17,7 @@ def make_keys(keys_file: Path, plain: Path) -> None:
         return
     plain.mkdir(parents=True, exist_ok=True, mode=0o700)
     lines = []
-    for role in ROLES:
+    for role in Role:
         key = secrets.token_urlsafe(32)
         write_durable(plain / role, key + "\n")
         lines.append(f"{role} {role} {hashlib.sha256(key.encode()).hexdigest()}\n")

@@ -1,129 +1,107 @@
-"""Every refusal of the service, as RFC 9457 problem details with a stable `type`.
+"""The problem types of sessiond, and the problems that several modules raise.
 
-Pure: knows no web framework, so that the owner loop can raise what HTTP renders. `KINDS` is the
-whole list of types; an unknown one, or one with another status, is a mistake in the code and raises
-ValueError where it is made.
+Pure: knows no web framework, so that the owner loop can raise what HTTP renders.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from sessiond.lock import events as ev
-
-
-@dataclass(frozen=True, slots=True)
-class ProblemKind:
-    """A type's fixed parts: HTTP status, title, and the default `Retry-After` in seconds."""
-
-    status: int
-    title: str
-    retry_after: float | None = None
-
+from sessiond_common.problems import BaseProblem, ProblemKind
 
 KINDS: Final[Mapping[str, ProblemKind]] = {
     "bad-request": ProblemKind(400, "The request is not valid"),
-    "unauthorized": ProblemKind(401, "No valid key was shown"),
-    "forbidden": ProblemKind(403, "The key may not do this"),
-    "not-found": ProblemKind(404, "There is no such thing"),
+    "unauthorized": ProblemKind(401, "The key is missing or unknown"),
+    "forbidden": ProblemKind(403, "This key may not do this"),
+    "not-found": ProblemKind(404, "Not found"),
     "method-not-allowed": ProblemKind(405, "The method is not allowed here"),
-    "superseded": ProblemKind(409, "Another holder waits on the ticket"),
+    "superseded": ProblemKind(409, "Another holder waits on this ticket"),
     "lease-lost": ProblemKind(409, "The lease has ended"),
     "turn-open": ProblemKind(409, "A turn is still open"),
     "key-reused": ProblemKind(409, "The key belongs to another prompt"),
-    "not-held": ProblemKind(409, "That fence holds nothing"),
+    "not-held": ProblemKind(409, "No lease has this fence"),
     "kind-mismatch": ProblemKind(409, "The key belongs to a ticket of another kind"),
     "ticket-ended": ProblemKind(410, "The ticket has ended"),
     "too-large": ProblemKind(413, "The body is too large"),
     "unsupported-media-type": ProblemKind(415, "The body must be application/json"),
     "not-owner": ProblemKind(421, "Another instance owns the session"),
     "internal": ProblemKind(500, "The service failed"),
-    "queue-full": ProblemKind(503, "The queue takes no more tickets", 60.0),
-    "board-full": ProblemKind(503, "Too many look at the board", 10.0),
+    "queue-full": ProblemKind(503, "The queue is full", 60.0),
+    "board-full": ProblemKind(503, "Too many viewers of the board", 10.0),
     "agent-broken": ProblemKind(503, "The agent cannot run", 10.0),
     "redis-away": ProblemKind(503, "Redis cannot be reached", 1.0),
     "stopping": ProblemKind(503, "The service is stopping", 2.0),
 }
 
 
-class Problem(Exception):
-    """A refusal that the caller is told.
+class Problem(BaseProblem):
+    """A refusal that the caller receives; see `BaseProblem`.
 
-    `type` is a slug of `KINDS`, `status` its status, `detail` one sentence for people,
-    `retry_after` seconds (503s have a default), `extra` further members of the body such as
-    `reason` or `owner_url`; an `extra` of None is left out. Raises ValueError for a type that is
-    not in `KINDS` or a status that is not that type's.
+    `status` is written out where a problem is raised, so that readers need not look it up.
+
+    Raises:
+        ValueError: `type` is not in `KINDS`, or `status` is not that type's.
     """
+
+    kinds: ClassVar[Mapping[str, ProblemKind]] = KINDS
 
     def __init__(
         self, type: str, status: int, detail: str, *, retry_after: float | None = None, **extra: object
     ) -> None:
-        kind = KINDS.get(type)
-        if kind is None or kind.status != status:
-            raise ValueError(f"no problem type {type!r} with status {status}")
-        super().__init__(f"{type}: {detail}")
-        self.type = type
-        self.status = status
-        self.title = kind.title
-        self.detail = detail
-        self.retry_after = kind.retry_after if retry_after is None else retry_after
-        self.extra = {name: value for name, value in extra.items() if value is not None}
-
-    def body(self) -> dict[str, object]:
-        """The problem document: type, title, status, detail, then the extra members."""
-        fixed = {"type": self.type, "title": self.title, "status": self.status, "detail": self.detail}
-        return {**fixed, **self.extra}
+        super().__init__(type, detail, retry_after=retry_after, **extra)
+        if status != self.kind.status:
+            raise ValueError(f"problem type {type!r} has status {self.kind.status}, not {status}")
 
 
 def ended(reason: str) -> Problem:
-    """410: the ticket is over."""
+    """410: the ticket has ended."""
     return Problem("ticket-ended", 410, f"The ticket has ended: {reason}", reason=reason)
 
 
 def superseded() -> Problem:
     """409: another holder waits on the ticket."""
-    return Problem("superseded", 409, "Another holder waits on this ticket; this one's place is gone for good")
+    return Problem("superseded", 409, "Another holder waits on this ticket; this holder cannot use it again")
 
 
 def no_ticket() -> Problem:
-    """404: never taken here."""
-    return Problem("not-found", 404, "There is no such ticket")
+    """404: the session never had this ticket."""
+    return Problem("not-found", 404, "No such ticket")
 
 
 def no_turn() -> Problem:
-    """404: never accepted here, or longer ago than turns are kept."""
-    return Problem("not-found", 404, "There is no such turn")
+    """404: the session never had this turn, or its record has expired."""
+    return Problem("not-found", 404, "No such turn")
 
 
 def no_lease() -> Problem:
-    """403: never shown here, or longer ago than lost leases are kept."""
-    return Problem("forbidden", 403, "No lease of this session has that secret", reason="no-lease")
+    """403: the session never had this lease, or its record has expired."""
+    return Problem("forbidden", 403, "No lease of this session has this secret", reason="no-lease")
 
 
 def away() -> Problem:
-    """503 for whatever must be committed while Redis cannot be reached."""
-    return Problem("redis-away", 503, "Redis cannot be reached; nothing was lost, ask again")
+    """503: the call needs a commit, and Redis cannot be reached."""
+    return Problem("redis-away", 503, "Redis cannot be reached; nothing is lost, retry later")
 
 
 def stopping() -> Problem:
-    """503 for whatever a service that ends no longer takes."""
-    return Problem("stopping", 503, "The service is stopping; ask again")
+    """503: the service is stopping and takes no such call."""
+    return Problem("stopping", 503, "The service is stopping; retry later")
 
 
 def not_owner(url: str | None) -> Problem:
-    """421: another instance owns the session; `url` is its, if known."""
+    """421: another instance owns the session, at `url` if that is known."""
     return Problem("not-owner", 421, "Another instance owns the session", owner_url=url or None)
 
 
 def problem_of(refused: ev.Refused) -> Problem:
-    """What a refused event's caller is told."""
+    """The problem for an event that the lock machine refused."""
     match refused:
         case ev.Superseded():
             return superseded()
         case ev.TurnOpen():
-            return Problem("turn-open", 409, "The lease's turn is still open", turn=str(refused))
+            return Problem("turn-open", 409, "The turn of this lease is still open", turn=str(refused))
         case ev.KindMismatch():
             return Problem("kind-mismatch", 409, "The key belongs to a ticket of the other kind")
         case ev.NoTicket():
             return no_ticket()
-    return Problem("not-held", 409, "No lease lives under this fence")
+    return Problem("not-held", 409, "No lease has this fence")

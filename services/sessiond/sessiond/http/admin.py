@@ -1,58 +1,56 @@
-"""Looking at a session, and what only operators may do."""
+"""The calls that read a session, and those that only admins may make."""
 
 from typing import Final
 
 from flask import Request, Response
 
 from sessiond.http import auth
-from sessiond.http.bodies import REASON_LIMIT, json_body, number, query_entry, query_number, text
+from sessiond.http.bodies import ForceRelease, LedgerCount, LedgerWait, NoMembers, json_body, query_entry, query_number
 from sessiond.http.keys import Caller
-from sessiond.http.ports import Directory
+from sessiond.http.ports import Registry
 from sessiond.http.render import json_response, nothing
 from sessiond.http.sse import ledger_response
 
-_FORCE: Final = {"fence": number(1, 2**53, whole=True), "reason": text(REASON_LIMIT)}
 
-
-def view(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """GET /"""
+def view(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """GET the session."""
     return json_response(sessions.look(name).view())
 
 
-def ledger(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """GET /ledger?after=&wait=&count="""
+def ledger(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """GET /ledger?after=&wait=&count=, as JSON or, on `Accept: text/event-stream`, as a stream."""
     after = query_entry(request, "after")
-    seconds = query_number(request, "wait", 0, 60, 0)
-    count = int(query_number(request, "count", 1, 5_000, 500))
-    look = sessions.look(name)
+    seconds = query_number(request, "wait", LedgerWait, 0)
+    count = int(query_number(request, "count", LedgerCount, 500))
+    session = sessions.look(name)
     if "text/event-stream" in request.headers.get("Accept", ""):
-        return ledger_response(look, after)
-    entries = look.ledger_after(after, count)
+        return ledger_response(session, after)
+    entries = session.ledger_after(after, count)
     if not entries and seconds:
-        entries = look.wait_ledger(after, seconds)
+        entries = session.wait_ledger(after, seconds)
     return json_response({"entries": entries, "next": entries[-1]["id"] if entries else after})
 
 
-def force_release(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """POST /force-release"""
+def force_release(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """POST /force-release."""
     auth.require_admin(caller)
-    body = json_body(request, _FORCE, frozenset(_FORCE))
-    sessions.get(name).force_release(body["fence"], body["reason"], caller.name)
+    body = json_body(request, ForceRelease)
+    sessions.get(name).force_release(body.fence, body.reason, caller.name)
     return nothing()
 
 
-def restart(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """POST /agent/restart"""
+def restart(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """POST /agent/restart."""
     auth.require_admin(caller)
-    json_body(request, {})
+    json_body(request, NoMembers)
     sessions.get(name).restart_agent(caller.name)
     return nothing()
 
 
-def conversation(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """POST /conversation"""
+def conversation(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """POST /conversation."""
     auth.require_admin(caller)
-    json_body(request, {})
+    json_body(request, NoMembers)
     return json_response(sessions.get(name).new_conversation(caller.name), 201)
 
 

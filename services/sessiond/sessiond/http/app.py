@@ -1,12 +1,12 @@
-"""The HTTP table as a Flask application. It validates, asks the session's door, renders."""
+"""The Flask application: routes, authentication and error answers. Each call validates, asks the service, renders."""
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
-from flask import Flask, Request, Response, g, request
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from sessiond import metrics
@@ -14,46 +14,53 @@ from sessiond.http import admin, auth, bodies, openapi, tickets, turns
 from sessiond.http.board import routes
 from sessiond.http.board.feed import Board
 from sessiond.http.board.signin import SignIn
-from sessiond.http.keys import Caller, Keys
-from sessiond.http.ports import Directory, Door
+from sessiond.http.keys import Keys
+from sessiond.http.ports import Registry
 from sessiond.http.render import json_response, problem_response
 from sessiond.problems import Problem
 
 log = structlog.get_logger("sessiond.http")
-ROOT = "/v1/sessions/<owner>/<repo>"
-View = Callable[[Door, Caller, Request], Response]
+SESSION_PATH: Final = "/v1/sessions/<owner>/<repo>"
+View = Callable[..., Response]
+"""Called with the registry, the session's name, the caller, the request, and the ids of the path by name."""
 
 
-def create_app(sessions: Directory, keys: Keys, secret: bytes) -> Flask:
-    """The application over this directory of sessions; `secret` signs the board's cookies."""
+def create_app(sessions: Registry, keys: Keys, secret: bytes) -> Flask:
+    """The application over these sessions. `secret` signs the board's cookies."""
     app = Flask("sessiond", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT + 1
     app.url_map.strict_slashes = False
-    _service(app, sessions, keys)
+    _add_service(app, sessions, keys)
     for method, path, view in (*tickets.ROUTES, *turns.ROUTES, *admin.ROUTES):
-        _route(app, sessions, keys, method, ROOT + path, view)
+        _add(app, method, SESSION_PATH + path, _authorized(sessions, keys, view))
     routes.add_board(app, Board(sessions), SignIn(keys, secret))
-    _errors(app)
-    app.after_request(_count)
+    _add_errors(app)
+    app.after_request(_finish)
     return app
 
 
-def _route(app: Flask, sessions: Directory, keys: Keys, method: str, path: str, view: Callable[..., Response]) -> None:
+def _add(app: Flask, method: str, path: str, view: View) -> None:
+    app.add_url_rule(
+        path, endpoint=f"{method} {path}", view_func=view, methods=[method], provide_automatic_options=False
+    )
+
+
+def _authorized(sessions: Registry, keys: Keys, view: View) -> View:
+    """The view, for callers whose key is for the session and whose role may use the method."""
+
     @wraps(view)
     def handler(owner: str, repo: str, **ids: str) -> Response:
         caller = auth.caller_of(request, keys)
         name = bodies.session_name(owner, repo)
         auth.require(caller.may_see(name), f"use the session {name}")
-        if method != "GET":
+        if request.method not in ("GET", "HEAD"):
             auth.require_change(caller)
         return view(sessions, name, caller, request, **ids)
 
-    app.add_url_rule(
-        path, endpoint=f"{method} {path}", view_func=handler, methods=[method], provide_automatic_options=False
-    )
+    return handler
 
 
-def _service(app: Flask, sessions: Directory, keys: Keys) -> None:
+def _add_service(app: Flask, sessions: Registry, keys: Keys) -> None:
     document = orjson.dumps(openapi.document())
 
     def healthz() -> Response:
@@ -66,41 +73,43 @@ def _service(app: Flask, sessions: Directory, keys: Keys) -> None:
             raise Problem(kind, 503, detail)
         return json_response({"status": "ready"})
 
-    def served() -> Response:
+    def openapi_document() -> Response:
         return Response(document, mimetype="application/json")
 
-    def scraped() -> Response:
+    def exposition() -> Response:
         return Response(metrics.exposition(), mimetype="text/plain; version=0.0.4")
 
-    def listed() -> Response:
+    def list_sessions() -> Response:
         caller = auth.caller_of(request, keys)
-        return json_response({"sessions": [v for v in sessions.all() if caller.may_see(v["session"])]})
+        return json_response({"sessions": [view for view in sessions.all() if caller.may_see(view["session"])]})
 
     views: dict[str, Callable[[], Response]] = {
-        "/healthz": healthz, "/readyz": readyz, "/openapi.json": served, "/metrics": scraped, "/v1/sessions": listed,
+        "/healthz": healthz, "/readyz": readyz, "/openapi.json": openapi_document, "/metrics": exposition,
+        "/v1/sessions": list_sessions,
     }  # fmt: skip
     for path, view in views.items():
-        app.add_url_rule(path, endpoint=path, view_func=view, methods=["GET"], provide_automatic_options=False)
+        _add(app, "GET", path, view)
 
 
-def _errors(app: Flask) -> None:
+def _add_errors(app: Flask) -> None:
     @app.errorhandler(Problem)
     def problem(error: Problem) -> Response:
         return problem_response(error)
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
-        return problem_response(_of_http(error), _allowed(error))
+        methods = getattr(error, "valid_methods", None)
+        return problem_response(_problem_of(error), {"Allow": ", ".join(sorted(methods))} if methods else {})
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
         log.exception("request failed", path=request.path)
-        return problem_response(Problem("internal", 500, "The service failed; it is in the log"))
+        return problem_response(Problem("internal", 500, "The service failed; its log has the error"))
 
 
-def _of_http(error: HTTPException) -> Problem:
+def _problem_of(error: HTTPException) -> Problem:
     if isinstance(error, NotFound):
-        return Problem("not-found", 404, "There is nothing at this path")
+        return Problem("not-found", 404, "Nothing at this path")
     if isinstance(error, MethodNotAllowed):
         return Problem("method-not-allowed", 405, "The method is not allowed here")
     if isinstance(error, RequestEntityTooLarge):
@@ -108,14 +117,9 @@ def _of_http(error: HTTPException) -> Problem:
     return Problem("bad-request", 400, error.description or "The request is not valid")
 
 
-def _allowed(error: HTTPException) -> dict[str, str]:
-    methods = getattr(error, "valid_methods", None) or ()
-    return {"Allow": ", ".join(sorted(methods))} if methods else {}
-
-
-def _count(response: Response) -> Response:
+def _finish(response: Response) -> Response:
+    """Count the request and add the headers that every answer has."""
     rule: Any = request.url_rule
     metrics.REQUESTS.labels(route=rule.rule if rule else "none", status=str(response.status_code)).inc()
-    g.pop("caller", None)
-    response.headers.update(routes.GUARDS)
+    response.headers.update(routes.SECURITY_HEADERS)
     return response

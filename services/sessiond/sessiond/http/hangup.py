@@ -1,4 +1,4 @@
-"""Seeing that a parked caller is gone: WSGI never says so, the socket does."""
+"""Detect that a waiting caller has disconnected. WSGI does not report it, so this reads the socket."""
 
 import select
 import socket
@@ -10,15 +10,15 @@ import gevent
 from gevent.monkey import get_original
 
 
-def gone(environ: Mapping[str, Any]) -> bool:
-    """Whether the caller's connection is closed already: who asked while this process stood still may have left."""
+def disconnected(environ: Mapping[str, Any]) -> bool:
+    """Whether the caller's connection is closed already, as after a pause of this process."""
     sock = environ.get("gunicorn.socket")
     if sock is None:
         return False
     poll = get_original("select", "poll")()
     poll.register(sock.fileno(), select.POLLIN)
     if not poll.poll(0):
-        return False  # a recv of gevent's would wait here
+        return False  # gevent's recv would block here
     try:
         return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:
@@ -26,10 +26,10 @@ def gone(environ: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def watched(environ: Mapping[str, Any], gone: Callable[[], None]) -> Iterator[None]:
-    """While inside, `gone` is called (from the hub, at most once) when the caller's connection closes.
+def watched(environ: Mapping[str, Any], hang_up: Callable[[], None]) -> Iterator[None]:
+    """Call `hang_up` when the caller's connection closes while the block runs: at most once, in the event loop.
 
-    Data that arrives meanwhile (a pipelined request) is no hang-up and ends the watch.
+    Data from the caller, such as a pipelined request, is no hang-up and ends the watch.
     """
     sock = environ.get("gunicorn.socket")
     if sock is None:
@@ -37,18 +37,18 @@ def watched(environ: Mapping[str, Any], gone: Callable[[], None]) -> Iterator[No
         return
     watcher = gevent.get_hub().loop.io(sock.fileno(), 1)
 
-    def look() -> None:
+    def readable() -> None:
         try:
-            left = sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            data = sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
-            left = b""
+            data = b""
         watcher.stop()
-        if not left:
-            gone()
+        if not data:
+            hang_up()
 
-    watcher.start(look)
+    watcher.start(readable)
     try:
         yield
     finally:

@@ -1,29 +1,20 @@
-"""Who may call: the keys file, lines `name role sha256-of-key [session patterns]`."""
+"""The keys file: who may call, and what. Its lines are `name role sha256-of-key [session patterns]`."""
 
 import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
 from sessiond.lock.rules import Kind
+from sessiond_common.roles import Role
 
 
 class KeysError(ValueError):
-    """The keys file is not valid; the text names the line."""
-
-
-class Role(StrEnum):
-    """What a key may do. Everybody may look; handler and worker take their own kind of ticket."""
-
-    HANDLER = "handler"
-    WORKER = "worker"
-    ADMIN = "admin"
-    VIEWER = "viewer"
+    """The keys file is not valid. The text names the line."""
 
 
 KINDS: Final = {
@@ -37,14 +28,14 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose key was shown."""
+    """The owner of a key."""
 
     name: str
     role: Role
     patterns: tuple[str, ...] = ("*",)
 
     def may_see(self, session: str) -> bool:
-        """Whether the key is for this session (`owner/repo`)."""
+        """Whether the key's patterns include this session (`owner/repo`)."""
         return any(fnmatchcase(session, pattern) for pattern in self.patterns)
 
     def may_take(self, kind: Kind) -> bool:
@@ -53,18 +44,18 @@ class Caller:
 
 
 class Keys:
-    """The callers by their key's SHA-256."""
+    """The callers, each with the SHA-256 of its key."""
 
     def __init__(self, callers: Iterable[tuple[str, Caller]]) -> None:
         self._callers = tuple(callers)
 
     def find(self, key: str) -> Caller | None:
-        """The caller that this key is of."""
-        shown = digest_of(key)
-        return self.whose(lambda digest: hmac.compare_digest(digest, shown))
+        """The caller that owns this key, or None."""
+        wanted = digest_of(key)
+        return self.find_by(lambda digest: hmac.compare_digest(digest, wanted))
 
-    def whose(self, fits: Callable[[str], bool]) -> Caller | None:
-        """The last caller whose key's digest fits. Every one is asked, so that the time tells nothing."""
+    def find_by(self, fits: Callable[[str], bool]) -> Caller | None:
+        """The last caller whose digest `fits`. All are compared, so that timing reveals nothing."""
         found = None
         for digest, caller in self._callers:
             if fits(digest):
@@ -73,33 +64,39 @@ class Keys:
 
 
 def digest_of(key: str) -> str:
-    """What the keys file has of a key."""
+    """The SHA-256 of a key, in hex, as the keys file has it."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def parse(text: str) -> Keys:
-    """The keys in this text; empty lines and `#` comments are passed over. Raises KeysError."""
+    """The keys in this text. Empty lines and `#` comments are skipped.
+
+    Raises:
+        KeysError: a line is not valid.
+    """
     callers: list[tuple[str, Caller]] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         if len(words) < 3:
-            raise KeysError(f"line {number}: needs name, role and sha256-of-key")
+            raise KeysError(f"line {number}: expected: name role sha256-of-key [session patterns]")
         name, role, digest, *patterns = words
         if role not in tuple(Role):
-            raise KeysError(f"line {number}: no role {role!r}; one of {', '.join(Role)}")
+            raise KeysError(f"line {number}: unknown role {role!r}; use one of {', '.join(Role)}")
         if not _DIGEST.fullmatch(digest.lower()):
-            raise KeysError(f"line {number}: the third word must be the key's SHA-256 in hex")
+            raise KeysError(f"line {number}: the third word must be the SHA-256 of the key, as 64 hex digits")
         callers.append((digest.lower(), Caller(name, Role(role), tuple(p.lower() for p in patterns) or ("*",))))
     return Keys(callers)
 
 
 def read(path: Path) -> Keys:
-    """The keys of this file. Raises KeysError, also when it cannot be read."""
+    """The keys of this file.
+
+    Raises:
+        KeysError: the file cannot be read, or a line is not valid.
+    """
     try:
         return parse(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeysError(f"{path}: {error}") from error
-    except KeysError as error:
+    except (OSError, UnicodeDecodeError, KeysError) as error:
         raise KeysError(f"{path}: {error}") from error

@@ -1,6 +1,5 @@
-"""Answers: JSON, and problem details."""
+"""HTTP answers: JSON, no content, and problem details."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,10 +7,11 @@ import orjson
 from flask import Response
 
 from sessiond.problems import Problem
+from sessiond_common.problems import MEDIA_TYPE
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """JSON with `Cache-Control: no-store`."""
+    """A JSON answer with `Cache-Control: no-store`."""
     return Response(
         orjson.dumps(body), status=status, mimetype="application/json",
         headers={"Cache-Control": "no-store", **(headers or {})},
@@ -19,17 +19,13 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 
 def nothing() -> Response:
-    """204."""
+    """An answer without content: 204."""
     return Response(status=204)
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """RFC 9457, with `Retry-After` and `WWW-Authenticate` where they belong."""
-    extra = dict(headers or {})
-    if problem.retry_after is not None:
-        extra["Retry-After"] = str(max(1, math.ceil(problem.retry_after)))
+    """Problem details (RFC 9457), with `WWW-Authenticate` for a 401 and `Retry-After` where it helps."""
+    found = {**(headers or {}), **problem.headers()}
     if problem.status == 401:
-        extra["WWW-Authenticate"] = "Bearer"
-    return Response(
-        orjson.dumps(problem.body()), status=problem.status, mimetype="application/problem+json", headers=extra
-    )
+        found["WWW-Authenticate"] = "Bearer"
+    return Response(orjson.dumps(problem.body()), status=problem.status, mimetype=MEDIA_TYPE, headers=found)

@@ -1,55 +1,56 @@
-"""Server-sent events: a turn's stream, and the ledger's."""
+"""Server-sent events: the stream of a turn, and of the ledger."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from flask import Response
 
-from sessiond.http.ports import Look, Stream
+from sessiond.http.ports import EventStream, Queries
 from sessiond.problems import Problem
 
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-LEDGER_BEAT = 10.0
+HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+LEDGER_BEAT: Final = 10.0
+"""Seconds between two comments on a ledger without new entries."""
 
 
 def event(name: str, data: Any, entry_id: str | None = None) -> bytes:
-    """One event; `data` as one line of JSON."""
+    """One event, with `data` as one line of JSON."""
     head = f"id: {entry_id}\n" if entry_id else ""
     return f"{head}event: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
 
 
-def turn_response(stream: Stream) -> Response:
-    """The turn as events; a reader that goes away changes nothing."""
+def turn_response(stream: EventStream) -> Response:
+    """The turn as events. A reader that disconnects does not change the turn."""
     response = Response(_turn(stream), mimetype="text/event-stream", headers={**HEADERS, "Turn-Id": stream.turn})
     response.call_on_close(stream.close)
     return response
 
 
-def _turn(stream: Stream) -> Iterator[bytes]:
-    # The headers go out with the first bytes: who is to cancel a turn must have its id before the agent says anything.
+def _turn(stream: EventStream) -> Iterator[bytes]:
+    # The first bytes carry the headers: a caller needs the turn's id to cancel it before the agent's first line.
     yield b": accepted\n\n"
     for name, data in stream:
-        yield b": beat\n\n" if name == "beat" else _told(name, data)
+        yield b": beat\n\n" if name == "beat" else _turn_event(name, data)
 
 
-def _told(name: str, data: Any) -> bytes:
-    """A line that is nested too deeply to be written is lost to the reader, the stream is not."""
+def _turn_event(name: str, data: Any) -> bytes:
+    """One event; a `gap` for a line that is nested too deeply to be encoded."""
     try:
         return event(name, data)
     except TypeError:
         return event("gap", {"lost": 1})
 
 
-def ledger_response(look: Look, after: str | None) -> Response:
-    """The ledger from behind `after`, for ever."""
-    return Response(_ledger(look, after), mimetype="text/event-stream", headers=HEADERS)
+def ledger_response(session: Queries, after: str | None) -> Response:
+    """The ledger's entries after `after`, and new ones until the reader disconnects."""
+    return Response(_ledger(session, after), mimetype="text/event-stream", headers=HEADERS)
 
 
-def _ledger(look: Look, after: str | None) -> Iterator[bytes]:
+def _ledger(session: Queries, after: str | None) -> Iterator[bytes]:
     while True:
         try:
-            entries = look.wait_ledger(after, LEDGER_BEAT)
+            entries = session.wait_ledger(after, LEDGER_BEAT)
         except Problem as problem:
             yield event("problem", problem.body())
             return

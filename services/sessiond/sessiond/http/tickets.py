@@ -1,90 +1,75 @@
-"""Tickets and leases over HTTP."""
+"""The calls on tickets and leases."""
 
 from typing import Final
 
 from flask import Request, Response
 
 from sessiond.http import auth
-from sessiond.http.bodies import (
-    HOLDER_LIMIT,
-    KEY_LIMIT,
-    WAIT_LIMIT,
-    choice,
-    json_body,
-    maybe,
-    number,
-    text,
-    thing_id,
-)
-from sessiond.http.hangup import gone, watched
+from sessiond.http.bodies import NoMembers, TakeTicket, WaitTicket, WithdrawTicket, checked_id, json_body
+from sessiond.http.hangup import disconnected, watched
 from sessiond.http.keys import Caller
-from sessiond.http.ports import Directory
+from sessiond.http.ports import Registry
 from sessiond.http.render import json_response, nothing
 from sessiond.lock.rules import DEFAULT_PRIORITY, Kind
 
-DEFAULT_WAIT: Final = 30.0
-_TAKE: Final = {
-    "kind": choice("handler", "worker"),
-    "priority": maybe(number(0, 9, whole=True)),
-    "key": maybe(text(KEY_LIMIT)),
-}
-_WAIT: Final = {"holder": text(HOLDER_LIMIT), "wait": number(0, WAIT_LIMIT)}
-_LEAVE: Final = {"holder": maybe(text(HOLDER_LIMIT))}
 
-
-def take(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """POST /tickets"""
-    body = json_body(request, _TAKE, frozenset({"kind"}))
-    kind = Kind(body["kind"])
+def take(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """POST /tickets. A keyless ticket is not taken for a caller that has gone: it would only block the worker."""
+    body = json_body(request, TakeTicket)
+    kind = Kind(body.kind)
     auth.require_kind(caller, kind)
-    priority, key = body.get("priority"), body.get("key")
-    if key is None and gone(request.environ):
-        return nothing()  # nobody would ever know this place, and it would bar the worker
-    view, new = sessions.get(name).take(kind, DEFAULT_PRIORITY if priority is None else priority, key)
+    if body.key is None and disconnected(request.environ):
+        return nothing()
+    priority = DEFAULT_PRIORITY if body.priority is None else body.priority
+    view, new = sessions.get(name).take(kind, priority, body.key)
     return json_response(view, 201 if new else 200)
 
 
-def wait(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
-    """POST /tickets/{id}/wait"""
-    body = json_body(request, _WAIT, frozenset({"holder"}))
+def wait(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
+    """POST /tickets/{id}/wait. A caller that has gone does not wait: it would be granted a lease nobody uses."""
+    body = json_body(request, WaitTicket)
     ticket = _own_kind(sessions, name, caller, ticket)
-    door = sessions.get(name)
-    if gone(request.environ):
-        return nothing()  # nobody reads it; a lease must not be granted to nobody
-    parked = door.park(ticket, body["holder"])
-    with watched(request.environ, parked.hang_up):
-        return json_response(parked.answer(float(body.get("wait", DEFAULT_WAIT))))
+    session = sessions.get(name)
+    if disconnected(request.environ):
+        return nothing()
+    waiting = session.park(ticket, body.holder)
+    with watched(request.environ, waiting.hang_up):
+        return json_response(waiting.answer(body.wait))
 
 
-def look(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
-    """GET /tickets/{id}"""
-    return json_response(sessions.look(name).ticket(thing_id(ticket, "ticket")))
+def look(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
+    """GET /tickets/{id}."""
+    return json_response(sessions.look(name).ticket(checked_id(ticket, "ticket")))
 
 
-def withdraw(sessions: Directory, name: str, caller: Caller, request: Request, ticket: str) -> Response:
-    """DELETE /tickets/{id}"""
-    body = json_body(request, _LEAVE)
+def withdraw(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
+    """DELETE /tickets/{id}."""
+    body = json_body(request, WithdrawTicket)
     ticket = _own_kind(sessions, name, caller, ticket)
-    sessions.get(name).withdraw(ticket, body.get("holder"))
+    sessions.get(name).withdraw(ticket, body.holder)
     return nothing()
 
 
-def _own_kind(sessions: Directory, name: str, caller: Caller, ticket: str) -> str:
-    """The ticket's id, if there is one and the caller may have that kind. Raises Problem; then nothing was changed."""
-    ticket = thing_id(ticket, "ticket")
+def _own_kind(sessions: Registry, name: str, caller: Caller, ticket: str) -> str:
+    """The ticket's id, after a check that it exists and that the caller may take its kind. Changes nothing.
+
+    Raises:
+        Problem: `not-found`, `ticket-ended`, `forbidden`.
+    """
+    ticket = checked_id(ticket, "ticket")
     auth.require_kind(caller, Kind(sessions.look(name).ticket(ticket)["kind"]))
     return ticket
 
 
-def renew(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """POST /lease/renew"""
+def renew(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """POST /lease/renew."""
     secret = auth.lease_secret(request)
-    json_body(request, {})
+    json_body(request, NoMembers)
     return json_response(sessions.held(name).renew(secret))
 
 
-def release(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """DELETE /lease"""
+def release(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """DELETE /lease."""
     secret = auth.lease_secret(request)
     sessions.held(name).release(secret)
     return nothing()

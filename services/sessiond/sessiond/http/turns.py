@@ -1,54 +1,48 @@
-"""Turns over HTTP."""
+"""The calls on turns."""
 
 from typing import Final
 
 from flask import Request, Response
+from msgspec.structs import asdict
 
 from sessiond.http import auth
-from sessiond.http.bodies import KEY_LIMIT, PROMPT_LIMIT, bad, boolean, json_body, maybe, number, text, thing_id
-from sessiond.http.keys import Caller, Role
-from sessiond.http.ports import Directory
+from sessiond.http.bodies import Key, StartTurn, bad, checked, checked_id, json_body
+from sessiond.http.keys import Caller
+from sessiond.http.ports import Registry
 from sessiond.http.render import json_response, nothing
 from sessiond.http.sse import turn_response
 from sessiond.service.commands import TurnRequest
-
-_START: Final = {
-    "prompt": text(PROMPT_LIMIT, lines=True),
-    "model": maybe(text(200)),
-    "key": maybe(text(KEY_LIMIT)),
-    "timeout": maybe(number(1, 86_400)),
-    "raw": boolean,
-}
+from sessiond_common.roles import Role
 
 
-def start(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """POST /turns"""
+def start(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """POST /turns."""
     secret = auth.lease_secret(request)
-    body = json_body(request, _START, frozenset({"prompt"}))
-    auth.require(not body.get("raw") or caller.role is Role.ADMIN, "send a raw prompt")
-    return turn_response(sessions.held(name).start_turn(secret, TurnRequest(**body)))
+    body = json_body(request, StartTurn)
+    auth.require(not body.raw or caller.role is Role.ADMIN, "send a raw prompt")
+    return turn_response(sessions.held(name).start_turn(secret, TurnRequest(**asdict(body))))
 
 
-def look(sessions: Directory, name: str, caller: Caller, request: Request, turn: str) -> Response:
-    """GET /turns/{id}"""
-    return json_response(sessions.look(name).turn(thing_id(turn, "turn")))
+def look(sessions: Registry, name: str, caller: Caller, request: Request, turn: str) -> Response:
+    """GET /turns/{id}."""
+    return json_response(sessions.look(name).turn(checked_id(turn, "turn")))
 
 
-def find(sessions: Directory, name: str, caller: Caller, request: Request) -> Response:
-    """GET /turns?key="""
+def find(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
+    """GET /turns?key=."""
     key = request.args.get("key")
     if key is None:
         raise bad("key", "is missing")
-    return json_response(sessions.look(name).turn_by_key(text(KEY_LIMIT)("key", key)))
+    return json_response(sessions.look(name).turn_by_key(checked("key", key, Key)))
 
 
-def cancel(sessions: Directory, name: str, caller: Caller, request: Request, turn: str) -> Response:
-    """DELETE /turns/{id}"""
-    operator = caller.role is Role.ADMIN and "Lease-Secret" not in request.headers
-    secret = None if operator else auth.lease_secret(request)
-    turn = thing_id(turn, "turn")
-    if operator:
-        sessions.look(name).turn(turn)  # 404 before a session is made for it
+def cancel(sessions: Registry, name: str, caller: Caller, request: Request, turn: str) -> Response:
+    """DELETE /turns/{id}. The lease's holder shows its secret; an admin needs none."""
+    as_admin = caller.role is Role.ADMIN and "Lease-Secret" not in request.headers
+    secret = None if as_admin else auth.lease_secret(request)
+    turn = checked_id(turn, "turn")
+    if as_admin:
+        sessions.look(name).turn(turn)  # an unknown turn is a 404, and creates no session
     sessions.held(name).cancel_turn(turn, secret)
     return nothing()
 

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from sessiond_common.fault_points import hold
+from sessiond_common.problems import MEDIA_TYPE
 from sessiond_webhook.deliveries import intents, signature
 from sessiond_webhook.deliveries.payload import BadPayload
 from sessiond_webhook.ingress import metrics
@@ -210,14 +211,10 @@ def _json(body: object, status: int = 200) -> Response:
 
 
 def _problem(problem: Problem) -> Response:
-    headers = {"Cache-Control": "no-store"}
-    if problem.kind.retry_after is not None:
-        headers["Retry-After"] = str(problem.kind.retry_after)
-    if problem.kind.status == 401:
+    headers = {"Cache-Control": "no-store", **problem.headers()}
+    if problem.status == 401:
         headers["WWW-Authenticate"] = signature.HEADER
-    return Response(
-        orjson.dumps(problem.body()), status=problem.kind.status, mimetype="application/problem+json", headers=headers
-    )
+    return Response(orjson.dumps(problem.body()), status=problem.status, mimetype=MEDIA_TYPE, headers=headers)
 
 
 def _http_error(error: HTTPException) -> Response:

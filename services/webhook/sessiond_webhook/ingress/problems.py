@@ -1,18 +1,9 @@
-"""Every refusal of the ingress, as RFC 9457 problem details with a stable `type`, like sessiond's. Pure."""
+"""The problem types of the ingress. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
-
-@dataclass(frozen=True, slots=True)
-class ProblemKind:
-    """A type's fixed parts: HTTP status, title, and `Retry-After` in seconds."""
-
-    status: int
-    title: str
-    retry_after: int | None = None
-
+from sessiond_common.problems import BaseProblem, ProblemKind
 
 KINDS: Final[Mapping[str, ProblemKind]] = {
     "bad-request": ProblemKind(400, "The request is not valid"),
@@ -30,15 +21,7 @@ KINDS: Final[Mapping[str, ProblemKind]] = {
 }
 
 
-class Problem(Exception):
-    """A refusal that the sender is told; `detail` is one sentence. Raises ValueError for a type not in `KINDS`."""
+class Problem(BaseProblem):
+    """A refusal that the sender receives. `type` is a slug of `KINDS`, `detail` one sentence."""
 
-    def __init__(self, type: str, detail: str) -> None:
-        if type not in KINDS:
-            raise ValueError(f"no problem type {type!r}")
-        super().__init__(f"{type}: {detail}")
-        self.type, self.detail, self.kind = type, detail, KINDS[type]
-
-    def body(self) -> dict[str, object]:
-        """The problem document."""
-        return {"type": self.type, "title": self.kind.title, "status": self.kind.status, "detail": self.detail}
+    kinds: ClassVar[Mapping[str, ProblemKind]] = KINDS

@@ -1,4 +1,4 @@
-"""Every refusal of the HTTP table, as problem details, over real HTTP."""
+"""Every problem type of the HTTP interface, over real HTTP."""
 
 import contextlib
 import os
@@ -31,10 +31,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessiond]:
 
 @pytest.fixture(scope="module")
 def ask(service: Sessiond) -> Callable[..., Any]:
-    return asker(service)
+    return requester(service)
 
 
-def asker(service: Sessiond) -> Callable[..., Any]:
+def requester(service: Sessiond) -> Callable[..., Any]:
     pool = urllib3.PoolManager(retries=False)
 
     def call(
@@ -69,16 +69,16 @@ BAD = [
 
 
 @pytest.mark.parametrize(("body", "field"), BAD)
-def test_a_bad_body_names_its_field(ask: Callable[..., Any], body: Any, field: str) -> None:
+def test_a_wrong_body_names_its_field(ask: Callable[..., Any], body: Any, field: str) -> None:
     assert problem(ask("POST", f"{S}/tickets", body), "bad-request")["field"] == field
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b"\xff", b'{"kind": NaN}'])
-def test_what_is_no_json_object_is_400(ask: Callable[..., Any], body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_400(ask: Callable[..., Any], body: bytes) -> None:
     problem(ask("POST", f"{S}/tickets", body, Content_Type="application/json"), "bad-request")
 
 
-def test_keys_and_roles(ask: Callable[..., Any]) -> None:
+def test_keys_and_roles_are_checked(ask: Callable[..., Any]) -> None:
     answer = ask("GET", S, role=None)
     problem(answer, "unauthorized")
     assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -88,9 +88,10 @@ def test_keys_and_roles(ask: Callable[..., Any]) -> None:
     problem(ask("POST", f"{S}/tickets", {"kind": "handler"}, role="viewer"), "forbidden")
     problem(ask("POST", f"{S}/force-release", {"fence": 1, "reason": "x"}, role="handler"), "forbidden")
     assert ask("GET", S, role="viewer").status == 200
+    assert ask("HEAD", S, role="viewer").status == 200
 
 
-def test_what_is_not_there(ask: Callable[..., Any]) -> None:
+def test_unknown_paths_tickets_turns_and_methods(ask: Callable[..., Any]) -> None:
     problem(ask("GET", "/nowhere"), "not-found")
     problem(ask("GET", f"{S}/tickets/{GHOST}"), "not-found")
     problem(ask("POST", f"{S}/tickets/{GHOST}/wait", {"holder": "h"}), "not-found")
@@ -102,12 +103,12 @@ def test_what_is_not_there(ask: Callable[..., Any]) -> None:
     problem(ask("GET", "/v1/sessions/oc!to/hello"), "bad-request")
 
 
-def test_bodies_too_large_or_of_another_type(ask: Callable[..., Any]) -> None:
+def test_bodies_that_are_too_large_or_not_json(ask: Callable[..., Any]) -> None:
     problem(ask("POST", f"{S}/tickets", b"kind=handler", Content_Type="text/plain"), "unsupported-media-type")
     problem(ask("POST", f"{S}/tickets", b" " * (5 * 2**20), Content_Type="application/json"), "too-large")
 
 
-def test_leases_and_tickets_that_are_over(ask: Callable[..., Any]) -> None:
+def test_leases_and_tickets_that_have_ended(ask: Callable[..., Any]) -> None:
     problem(ask("POST", f"{S}/lease/renew"), "bad-request")
     problem(ask("POST", f"{S}/lease/renew", Lease_Secret="never-given"), "forbidden")
     ticket = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "e"}).json()["id"]
@@ -124,7 +125,7 @@ def test_leases_and_tickets_that_are_over(ask: Callable[..., Any]) -> None:
     assert over["reason"] == "forced"
 
 
-def test_who_is_superseded_and_turns_that_cannot_be(ask: Callable[..., Any]) -> None:
+def test_superseded_holders_and_refused_turns(ask: Callable[..., Any]) -> None:
     ahead = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "ahead"}).json()["id"]
     held = ask("POST", f"{S}/tickets/{ahead}/wait", {"holder": "h", "wait": 5}).json()["lease"]["secret"]
     ticket = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "turns"}).json()["id"]
@@ -146,13 +147,13 @@ def test_who_is_superseded_and_turns_that_cannot_be(ask: Callable[..., Any]) -> 
     assert ask("DELETE", f"{S}/lease", Lease_Secret=secret).status == 204
 
 
-def test_what_the_service_cannot_do_just_now(tmp_path: Path) -> None:
-    """503 with Retry-After: a broken agent, Redis away; 421 with the owner's url."""
+def test_503_while_the_agent_or_redis_fails_and_421_of_another_owner(tmp_path: Path) -> None:
+    """The 503s have Retry-After; the 421 names the owner's URL."""
     redis = Redis()
     first = Sessiond(redis.url, tmp_path / "a", scripted_env("exit-start=3"))
     second = Sessiond(redis.url, tmp_path / "b", scripted_env())
     try:
-        ask, other = asker(first), asker(second)
+        ask, other = requester(first), requester(second)
         ticket = ask("POST", f"{S}/tickets", {"kind": "handler"}).json()["id"]
         assert problem(other("POST", f"{S}/tickets", {"kind": "handler"}), "not-owner")["owner_url"] == first.url
         lease = ask("POST", f"{S}/tickets/{ticket}/wait", {"holder": "h", "wait": 5}).json()["lease"]
@@ -170,14 +171,14 @@ def test_what_the_service_cannot_do_just_now(tmp_path: Path) -> None:
         redis.close()
 
 
-def test_the_open_paths_need_no_key(ask: Callable[..., Any]) -> None:
+def test_health_document_and_metrics_need_no_key(ask: Callable[..., Any]) -> None:
     for path in ("/healthz", "/readyz", "/openapi.json", "/metrics"):
         assert ask("GET", path, role=None).status == 200
     assert b"sessiond_lock_wait_seconds" in ask("GET", "/metrics", role=None).data
 
 
-def test_the_served_document_holds_what_it_promises(service: Sessiond, figures: Callable[[str], None]) -> None:
-    """A schemathesis run over the served OpenAPI document finds nothing."""
+def test_answers_conform_to_the_openapi_document(service: Sessiond, figures: Callable[[str], None]) -> None:
+    """schemathesis, run on the served document, finds nothing."""
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", f"{service.url}/openapi.json",
         "--header", "Authorization: Bearer admin-key", "--max-examples", "15", "--phases", "examples,coverage,fuzzing",
@@ -196,37 +197,37 @@ def test_the_served_document_holds_what_it_promises(service: Sessiond, figures: 
     "after", ["99999999999999999999-0", "0-99999999999999999999", f"{2**64 - 1}-{2**64 - 1}", "%D9%A3-0", "1", "a-b"]
 )
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-def test_what_is_no_entrys_id_is_400(ask: Callable[..., Any], after: str, accept: str) -> None:
+def test_an_invalid_ledger_id_is_400(ask: Callable[..., Any], after: str, accept: str) -> None:
     problem(ask("GET", f"{S}/ledger?after={after}", Accept=accept), "bad-request")
 
 
-def in_pieces(service: Sessiond, pieces: bytes) -> bytes:
-    """The beginning of the answer to a body of unknown length."""
+def post_chunked(service: Sessiond, chunks: bytes) -> bytes:
+    """Posts a chunked body. Returns the beginning of the answer."""
     head = (
         f"POST {S}/tickets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.keys['admin']}\r\n"
         "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
-        with contextlib.suppress(ConnectionError):  # it may answer before it was told all
-            connection.sendall(head.encode() + pieces)
+        with contextlib.suppress(ConnectionError):  # the service may answer before it has read everything
+            connection.sendall(head.encode() + chunks)
         return connection.recv(100)
 
 
-def test_a_body_in_pieces_that_is_too_large_is_413(service: Sessiond) -> None:
-    piece = b"100000\r\n" + b" " * 2**20 + b"\r\n"
+def test_a_chunked_body_that_is_too_large_is_413(service: Sessiond) -> None:
+    chunk = b"100000\r\n" + b" " * 2**20 + b"\r\n"
     given = b'12\r\n{"kind":"handler"}\r\n'
-    assert in_pieces(service, given + piece * 3 + b"0\r\n\r\n").startswith(b"HTTP/1.1 201")
-    assert in_pieces(service, given + piece * 4 + b"0\r\n\r\n").startswith(b"HTTP/1.1 413")
+    assert post_chunked(service, given + chunk * 3 + b"0\r\n\r\n").startswith(b"HTTP/1.1 201")
+    assert post_chunked(service, given + chunk * 4 + b"0\r\n\r\n").startswith(b"HTTP/1.1 413")
 
 
-@pytest.mark.parametrize("pieces", [b"zz\r\n", b"-5\r\n", b"5;x\r\nabcdeXX", b"5\r\nabcdefgh\r\n0\r\n\r\n"])
-def test_pieces_that_are_none_are_400(service: Sessiond, pieces: bytes) -> None:
-    assert in_pieces(service, pieces).startswith(b"HTTP/1.1 400")
+@pytest.mark.parametrize("chunks", [b"zz\r\n", b"-5\r\n", b"5;x\r\nabcdeXX", b"5\r\nabcdefgh\r\n0\r\n\r\n"])
+def test_malformed_chunks_are_400(service: Sessiond, chunks: bytes) -> None:
+    assert post_chunked(service, chunks).startswith(b"HTTP/1.1 400")
 
 
-def test_an_event_source_that_connects_again_goes_on_where_it_was(ask: Callable[..., Any]) -> None:
-    """It sends what it read last beside the query that it was made with."""
-    ask("POST", f"{S}/tickets", {"kind": "handler", "key": "followed"})
+def test_an_event_source_that_reconnects_continues_where_it_was(ask: Callable[..., Any]) -> None:
+    """It sends Last-Event-ID, beside the query of its first request."""
+    ask("POST", f"{S}/tickets", {"kind": "handler", "key": "reconnect"})
     entries = ask("GET", f"{S}/ledger?count=1000").json()["entries"]
     again = ask("GET", f"{S}/ledger?count=1000&after=0-0", Last_Event_ID=entries[-2]["id"])
     assert [e["id"] for e in again.json()["entries"]] == [entries[-1]["id"]]

@@ -1,4 +1,4 @@
-"""A caller that is gone before it was heard gets no lease, and no place that nobody would know."""
+"""A caller that disconnects before its request is read gets no lease, and takes no keyless ticket."""
 
 import json
 import socket
@@ -13,8 +13,8 @@ from support.session.crash_scenes import Scene
 SESSION = "octo/hello"
 
 
-def sent(service: Sessiond, path: str, given: dict[str, Any]) -> socket.socket:
-    """A connection on which this was posted."""
+def post(service: Sessiond, path: str, given: dict[str, Any]) -> socket.socket:
+    """A connection on which this body was posted."""
     body = json.dumps(given).encode()
     head = (
         f"POST /v1/sessions/{SESSION}{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -25,9 +25,9 @@ def sent(service: Sessiond, path: str, given: dict[str, Any]) -> socket.socket:
     return connection
 
 
-def waiting(service: Sessiond, ticket: str, holder: str) -> socket.socket:
-    """A connection on which this wait was sent."""
-    return sent(service, f"/tickets/{ticket}/wait", {"holder": holder, "wait": 60})
+def post_wait(service: Sessiond, ticket: str, holder: str) -> socket.socket:
+    """A connection on which this wait was posted."""
+    return post(service, f"/tickets/{ticket}/wait", {"holder": holder, "wait": 60})
 
 
 def answer(connection: socket.socket) -> bytes:
@@ -39,13 +39,13 @@ def answer(connection: socket.socket) -> bytes:
     return found
 
 
-def test_who_asks_while_the_service_stands_still_and_leaves(sessiond: Callable[..., Sessiond]) -> None:
+def test_a_caller_that_leaves_while_the_service_is_paused_gets_no_lease(sessiond: Callable[..., Sessiond]) -> None:
     service = sessiond(scripted_env(head_wait=0.5))
     client = service.client()
     first, second = (client.take(SESSION, key=key)["id"] for key in "ab")
     service.pause()
-    waiting(service, first, "gone").close()
-    with waiting(service, second, "stays") as stays:
+    post_wait(service, first, "gone").close()
+    with post_wait(service, second, "stays") as stays:
         time.sleep(0.5)
         service.go_on()
         assert b'"granted"' in answer(stays)
@@ -54,28 +54,28 @@ def test_who_asks_while_the_service_stands_still_and_leaves(sessiond: Callable[.
     eventually(lambda: client.view(SESSION)["holder"] is None)
 
 
-def test_a_place_that_nobody_would_know_is_not_taken(sessiond: Callable[..., Sessiond]) -> None:
-    """It would bar the worker for `absence`."""
+def test_a_keyless_ticket_of_a_caller_that_left_is_not_taken(sessiond: Callable[..., Sessiond]) -> None:
+    """Nobody would know the ticket, and it would block the worker for `absence`."""
     service = sessiond(scripted_env())
     scene = Scene(service, SESSION)
     scene.take("w", "worker")
     service.pause()
-    sent(service, "/tickets", {"kind": "handler"}).close()
+    post(service, "/tickets", {"kind": "handler"}).close()
     service.go_on()
     assert scene.wait("w", 20)["state"] == "granted"
     assert scene.happened("taken") == 1
 
 
-def test_who_has_said_more_already_is_not_gone(sessiond: Callable[..., Sessiond]) -> None:
+def test_a_caller_that_pipelines_a_request_is_still_connected(sessiond: Callable[..., Sessiond]) -> None:
     service = sessiond(scripted_env())
     ticket = service.client().take(SESSION, key="a")["id"]
-    with waiting(service, ticket, "hasty") as hasty:
+    with post_wait(service, ticket, "hasty") as hasty:
         hasty.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b'"granted"' in answer(hasty)
 
 
-def test_a_connection_whose_other_end_vanishes_is_found_out(sessiond: Callable[..., Sessiond]) -> None:
-    """The kernel asks it: nothing else would ever tell of a machine that is gone without a word."""
+def test_keepalive_detects_a_client_that_vanished(sessiond: Callable[..., Sessiond]) -> None:
+    """The kernel probes the client. Nothing else reports a machine that failed without closing its connections."""
     service = sessiond(scripted_env())
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(b"POST /v1/sessions/")
@@ -85,4 +85,4 @@ def test_a_connection_whose_other_end_vanishes_is_found_out(sessiond: Callable[.
             rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
             return next((row[5][:2] for row in rows if row[1:3] == ends), "")
 
-        eventually(lambda: timer() == "02")  # as the kernel numbers them: keepalive
+        eventually(lambda: timer() == "02")  # the kernel's number for a keepalive timer

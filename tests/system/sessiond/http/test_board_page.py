@@ -1,4 +1,4 @@
-"""The board in a real headless Chromium: what a person sees, judged from the ledger."""
+"""The board in a real headless Chromium: what a person sees, compared with the ledger."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def board(browser: Browser) -> Open:
 
 
 def leases(client: Client) -> list[dict[str, Any]]:
-    """What the ledger says, told without the code that the board reads it with."""
+    """The leases in the ledger, read without the board's code."""
     found: dict[int, dict[str, Any]] = {}
     keys: dict[str, str] = {}
     entries: list[dict[str, Any]] = []
@@ -60,19 +60,19 @@ def leases(client: Client) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def agrees(page: Page, client: Client, count: int) -> list[dict[str, Any]]:
-    """Waits until the page shows `count` handoffs of which the last lives; both its forms must be the ledger's."""
+def check_against_ledger(page: Page, client: Client, count: int) -> list[dict[str, Any]]:
+    """Waits until the page shows `count` leases, the last one living. Strip and table must equal the ledger."""
     page.wait(f"{SHOWN} === {count} && document.querySelector('#leases').lastElementChild.matches('.living')")
-    told = leases(client)
-    said = {"released": "released", "preempted": "preempted by a handler", None: "holds now"}
-    assert json.loads(page.eval(ROWS)) == [[v["fence"], v["kind"], v["key"], said[v["why"]]] for v in told]
+    expected = leases(client)
+    reasons = {"released": "released", "preempted": "preempted by a handler", None: "holds now"}
+    assert json.loads(page.eval(ROWS)) == [[v["fence"], v["kind"], v["key"], reasons[v["why"]]] for v in expected]
     marks = {"released": [], "preempted": ["preempted"], None: ["living"]}
-    assert json.loads(page.eval(STRIP)) == [[v["fence"], ["lease", v["kind"], *marks[v["why"]]]] for v in told]
-    return told
+    assert json.loads(page.eval(STRIP)) == [[v["fence"], ["lease", v["kind"], *marks[v["why"]]]] for v in expected]
+    return expected
 
 
 def flurry(worker: Caller, handlers: list[Caller], client: Client, name: str) -> None:
-    """A worker in mid-turn, a flurry, and the worker again, which still holds at the end."""
+    """Handlers arrive during the worker's turn; then the worker holds the lease again, also at the end."""
     for n, handler in enumerate(handlers):
         client.take(SESSION, kind="handler", key=f"{name}{n}")
         handler.do(key=f"{name}{n}", hold=0.02)
@@ -83,7 +83,7 @@ def flurry(worker: Caller, handlers: list[Caller], client: Client, name: str) ->
     worker.hear("granted")
 
 
-def test_a_flurry_is_shown_in_the_ledgers_order_also_over_a_restart(
+def test_a_flurry_is_shown_in_the_order_of_the_ledger_also_after_a_restart(
     sessiond: Start, caller: Callable[..., Caller], board: Open
 ) -> None:
     service = sessiond(scripted_env())
@@ -94,8 +94,8 @@ def test_a_flurry_is_shown_in_the_ledgers_order_also_over_a_restart(
     page = board(service)
     page.wait(f"{SHOWN} === 1")
     flurry(worker, handlers, client, "a")
-    told = agrees(page, client, 5)
-    assert [lease["key"] for lease in told] == ["long", "a0", "a1", "a2", "long"]
+    shown = check_against_ledger(page, client, 5)
+    assert [lease["key"] for lease in shown] == ["long", "a0", "a1", "a2", "long"]
     assert page.eval("document.querySelector('#handoffs-sum').textContent") == (
         "the last 5, 3 by handlers, 2 by the worker; 1 preemption"
     )
@@ -109,18 +109,18 @@ def test_a_flurry_is_shown_in_the_ledgers_order_also_over_a_restart(
     assert page.eval(SHOWN) == 5
     service.start()
     page.wait("document.querySelector('#link').dataset.state === 'live'", 30)
-    eventually(lambda: client.view(SESSION)["agent"]["state"] == "asleep", what="the lost turn is reaped")
+    eventually(lambda: client.view(SESSION)["agent"]["state"] == "asleep", what="the lost turn to be closed")
     worker.hear("done")
     worker.do(kind="worker", key="long", prompt="#tokens 20000\n#pace 5ms", timeout=90)
     worker.hear("granted")
     before = len(leases(client))
     flurry(worker, handlers, client, "b")
-    told = agrees(page, client, before + 4)
-    assert [lease["key"] for lease in told][-5:] == ["long", "b0", "b1", "b2", "long"]
+    shown = check_against_ledger(page, client, before + 4)
+    assert [lease["key"] for lease in shown][-5:] == ["long", "b0", "b1", "b2", "long"]
     assert page.eval("document.body.dataset.same") == "yes"
 
 
-def test_the_queue_is_shown_in_order_with_why(sessiond: Start, board: Open) -> None:
+def test_the_queue_is_shown_in_order_with_reasons(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     page = board(service)
@@ -136,12 +136,12 @@ def test_the_queue_is_shown_in_order_with_why(sessiond: Start, board: Open) -> N
         )
         queue = client.view(SESSION)["queue"]
         assert [row[2] for row in rows] == [ticket["key"] for ticket in queue] == ["now", "late", "task"]
-        assert rows[0] == ["1", "handler", "now", "nobody waits on it now · a handler holds"]
-        assert rows[2][3] == "nobody waits on it now · a handler holds · handlers go first (2)"
+        assert rows[0] == ["1", "handler", "now", "holder absent · a handler holds the lease"]
+        assert rows[2][3] == "holder absent · a handler holds the lease · handlers first (2)"
     page.wait("document.querySelector('#holder').textContent.includes('free')")
 
 
-def test_what_others_wrote_stays_text(sessiond: Start, board: Open) -> None:
+def test_text_of_others_is_not_interpreted_as_markup(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     page = board(service)
@@ -150,14 +150,14 @@ def test_what_others_wrote_stays_text(sessiond: Start, board: Open) -> None:
         page.wait("document.querySelectorAll('#queue-rows tr').length === 1")
         page.wait(f"{SHOWN} === 1")
     page.wait("document.querySelector('#holder').textContent.includes('free')")
-    told = json.dumps(HOSTILE)
+    text = json.dumps(HOSTILE)
     for place in ("#handoffs-rows td:nth-child(3)", "#handoffs-rows td:nth-child(4)", "#leases .name"):
-        assert page.eval(f"document.querySelector({json.dumps(place)}).textContent === {told}"), place
+        assert page.eval(f"document.querySelector({json.dumps(place)}).textContent === {text}"), place
     assert page.eval("document.querySelectorAll('main b, main img, nav img').length") == 0
     assert page.eval("document.title").startswith("free")
 
 
-def test_the_policy_holds_in_the_browser(sessiond: Start, board: Open) -> None:
+def test_the_browser_enforces_the_security_policy(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     page = board(service)
     page.problems.clear()
@@ -175,14 +175,14 @@ def test_the_policy_holds_in_the_browser(sessiond: Start, board: Open) -> None:
     assert refused == 401
 
 
-def test_signing_in_and_out_with_the_keyboard(sessiond: Start, browser: Browser) -> None:
+def test_sign_in_and_sign_out_with_the_keyboard(sessiond: Start, browser: Browser) -> None:
     service = sessiond(scripted_env())
     service.client().take(SESSION, key="k")
     page = browser.page(f"{service.url}/")
     page.wait("document.activeElement?.id === 'key'")
     page.type("wrong")
     page.press("Enter", 13)
-    page.wait("document.querySelector('#sign-in-problem').textContent === 'No such key'")
+    page.wait("document.querySelector('#sign-in-problem').textContent === 'This key is unknown'")
     page.eval("document.querySelector('#key').value = ''")
     page.sign_in("viewer-key")
     page.wait("location.hash === '#octo/hello' && document.querySelectorAll('#queue-rows tr').length === 1")
@@ -192,7 +192,7 @@ def test_signing_in_and_out_with_the_keyboard(sessiond: Start, browser: Browser)
     for _ in range(6):
         reached.append(page.eval("document.activeElement.id || document.activeElement.textContent"))
         page.press("Tab", 9)
-    assert reached[:2] == ["To the session", "sign-out"] and reached[2].startswith(SESSION)
+    assert reached[:2] == ["Skip to the session", "sign-out"] and reached[2].startswith(SESSION)
     assert reached[3:5] == ["Handoffs as a table", "queue-scroll"]
     page.eval("document.querySelector('#sign-out').focus()")
     page.press("Enter", 13)
@@ -202,7 +202,7 @@ def test_signing_in_and_out_with_the_keyboard(sessiond: Start, browser: Browser)
     page.wait("document.activeElement?.id === 'key'")
 
 
-def test_what_a_screen_reader_gets(sessiond: Start, board: Open) -> None:
+def test_the_accessibility_tree(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, kind="handler", key="one"):
@@ -215,9 +215,9 @@ def test_what_a_screen_reader_gets(sessiond: Start, board: Open) -> None:
         ("banner", ""), ("navigation", "Sessions"), ("main", SESSION), ("heading", SESSION), ("heading", "Handoffs"),
         ("heading", "Queue"), ("heading", "Agent"), ("region", "Now"), ("region", "Queue"),
         ("image", "Handoffs the last 1, 1 by handlers, 0 by the worker; 0 preemptions"),
-        ("link", f"{SESSION} handler holds · 1 worker waits"), ("button", "Sign out"),
-        ("region", "Handoffs, the newest first"), ("columnheader", "Why it waits"), ("columnheader", "Ended"),
-        ("cell", "holds now"), ("cell", "nobody waits on it now · a handler holds"), ("status", ""),
+        ("link", f"{SESSION} handler holds · 1 worker waiting"), ("button", "Sign out"),
+        ("region", "Handoffs, newest first"), ("columnheader", "Reason"), ("columnheader", "Ended"),
+        ("cell", "holds now"), ("cell", "holder absent · a handler holds the lease"), ("status", ""),
     ):  # fmt: skip
         assert wanted in tree, (wanted, tree)
     assert page.eval("document.querySelectorAll('[aria-live], [role=status], [role=alert]').length") == 2
@@ -231,8 +231,8 @@ CONTRAST = (TESTS / "support" / "contrast.js").read_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_told_from_its_ground(sessiond: Start, board: Open, scheme: str) -> None:
-    """WCAG AA: 4.5 for text, 3 for what carries meaning without text."""
+def test_text_has_enough_contrast(sessiond: Start, board: Open, scheme: str) -> None:
+    """WCAG AA: a ratio of 4.5 for text, and of 3 for graphics that carry meaning."""
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, kind="worker", key="one"):
@@ -242,11 +242,11 @@ def test_text_is_told_from_its_ground(sessiond: Start, board: Open, scheme: str)
         page.wait(f"{SHOWN} === 1 && document.querySelectorAll('#queue-rows tr').length === 1")
         page.eval("document.querySelector('details').open = true")
         found = json.loads(page.eval(CONTRAST))
-    print(scheme, "least:", found["least"])
+    print(scheme, "lowest:", found["lowest"])
     assert found["texts"] > 30 and found["low"] == []
 
 
-def test_reduced_motion_moves_nothing(sessiond: Start, board: Open) -> None:
+def test_reduced_motion_disables_animations(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     with service.client().lease(SESSION, kind="handler", key="one"):
         page = board(service)
@@ -260,7 +260,7 @@ def test_reduced_motion_moves_nothing(sessiond: Start, board: Open) -> None:
         assert page.eval(moving) == 0
 
 
-def test_it_says_when_what_it_shows_may_be_old(sessiond: Start, redis_server: Any, board: Open) -> None:
+def test_the_page_says_when_its_data_may_be_old(sessiond: Start, redis_server: Any, board: Open) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     client.take(SESSION, key="k")
@@ -273,10 +273,10 @@ def test_it_says_when_what_it_shows_may_be_old(sessiond: Start, redis_server: An
     finally:
         redis_server.go_on()
     page.wait("document.querySelector('#link').dataset.state === 'live'", 30)
-    assert page.eval("document.querySelector('#announce').textContent") == "Connected again"
+    assert page.eval("document.querySelector('#announce').textContent") == "Reconnected"
 
 
-def test_it_says_when_the_service_stands_still(sessiond: Start, board: Open) -> None:
+def test_the_page_says_when_the_service_stops_sending(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     service.client().take(SESSION, key="k")
     page = board(service)
@@ -284,7 +284,7 @@ def test_it_says_when_the_service_stands_still(sessiond: Start, board: Open) -> 
     [worker] = psutil.Process(service.pid).children()
     worker.suspend()
     try:
-        page.wait("document.querySelector('#link-text').textContent.startsWith('the stream fell silent')", 25)
+        page.wait("document.querySelector('#link-text').textContent.startsWith('no data from sessiond')", 25)
         assert page.eval("document.querySelector('#board').classList.contains('old')")
     finally:
         worker.resume()

@@ -1,65 +1,55 @@
-"""The live board: for any number of viewers at the cost of one, and none while nobody looks.
+"""The live board: one greenlet serves any number of viewers, and none runs while nobody watches.
 
-A greenlet looks a few times a second at which sessions' states were replaced (they are values: another one is another
-object) and renders those once for all viewers. It reads between two steps, as every look does; owner loops do not know
-of it. A viewer remembers the number of the last change that it was sent: one that is slow, or was away, gets what is
-the case now, never a backlog.
+A few times a second the greenlet compares each session's state with the one before. States are immutable, so a new
+state is a new object. It renders each changed session once for all viewers. It reads between two steps of the owner
+loop, as every query does; the owner loop does not know about it.
+
+Every change has a number. A viewer remembers the last number that it was sent. A slow or interrupted viewer therefore
+receives the current state, never a backlog.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import gevent
 import orjson
 import structlog
 from gevent.event import Event
 
-from sessiond.http.board.ledger_tail import Follower, Ledger
+from sessiond.http.board.ledger_tail import LedgerTail
+from sessiond.http.ports import Service, Watched
 from sessiond.problems import Problem
 from sessiond_common.clock import now_text
 
 log = structlog.get_logger("sessiond.board")
 TICK: Final = 0.2
+"""Seconds between two comparisons."""
 BEAT: Final = 5.0
+"""Seconds between two `beat` events."""
 VIEWERS: Final = 256
-"""Streams at once: parked waits need connections too."""
+"""Streams open at once. Waiting callers need connections too."""
 
-Sent = tuple[str, Any]
-
-
-class Watched(Ledger, Protocol):
-    """A session that this instance owns."""
-
-    def moment(self) -> tuple[object, ...]: ...
-    def row(self) -> dict[str, Any]: ...
-    def detail(self) -> dict[str, Any]: ...
+BoardEvent = tuple[str, Any]
 
 
-class Service(Protocol):
-    """All of them. `owned` raises Problem when the service stops."""
-
-    def owned(self) -> Sequence[Watched]: ...
-    def ready(self) -> tuple[bool, str]: ...
-
-
-class _Feed:
+class _SessionFeed:
     """One session as it was last rendered."""
 
     def __init__(self) -> None:
         self.moment: tuple[object, ...] = ()
         self.row = self.detail = b""
-        self.follower: Follower | None = None
+        self.tail: LedgerTail | None = None
         self.changed: dict[int, int] = {}
         """By a lease's fence: the number of its last change."""
 
 
 class Board:
-    """What the viewers share. Use from greenlets."""
+    """What all viewers share. Call it from greenlets."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._feeds: dict[str, _Feed] = {}
+        self._feeds: dict[str, _SessionFeed] = {}
         self._order: dict[tuple[str, str], int] = {}
         """(event, session) to the number of its last change, the newest last."""
         self._count = 0
@@ -68,9 +58,13 @@ class Board:
         self.health = {"ready": True, "detail": "ready"}
 
     def open(self, may_see: Callable[[str], bool], selected: str | None) -> "Viewer":
-        """A viewer of the sessions that it may see, and of one in detail. Close it. Raises Problem."""
+        """A viewer of the sessions that `may_see` allows, with `selected` in detail. The caller closes it.
+
+        Raises:
+            Problem: `board-full`, or `stopping`.
+        """
         if len(self._viewers) >= VIEWERS:
-            raise Problem("board-full", 503, f"{VIEWERS} streams of the board are open")
+            raise Problem("board-full", 503, f"{VIEWERS} streams of the board are open already; retry later")
         viewer = Viewer(self, may_see, selected)
         self._viewers.add(viewer)
         try:
@@ -79,27 +73,27 @@ class Board:
             viewer.close()
             raise
         if not self._greenlets:
-            self._greenlets = [gevent.spawn(self._watch), gevent.spawn(self._check)]
+            self._greenlets = [gevent.spawn(self._watch), gevent.spawn(self._check_health)]
         return viewer
 
     def leave(self, viewer: "Viewer") -> None:
-        """It looks no more."""
+        """Remove a viewer, and stop what only it needed."""
         self._viewers.discard(viewer)
-        self._unfollow()
+        self._stop_unused_tails()
         if not self._viewers:
             gevent.killall(self._greenlets, block=False)
             self._greenlets = []
 
-    # ---- what the viewers read -----------------------------------------------------------------
+    # ---- what viewers read ---------------------------------------------------------------------
 
     @property
     def count(self) -> int:
         """The number of the last change."""
         return self._count
 
-    def since(self, seen: int, may_see: Callable[[str], bool], selected: str | None) -> list[Sent]:
-        """The events after the change `seen`, oldest first."""
-        found: list[Sent] = []
+    def since(self, seen: int, may_see: Callable[[str], bool], selected: str | None) -> list[BoardEvent]:
+        """The events after change number `seen`, oldest first."""
+        found: list[BoardEvent] = []
         for (event, name), number in reversed(self._order.items()):
             if number <= seen:
                 break
@@ -107,23 +101,23 @@ class Board:
                 found.append((event, self._data(event, name, seen)))
         return found[::-1]
 
-    def picture(self, may_see: Callable[[str], bool], selected: str | None) -> dict[str, Any]:
-        """All of it. `handoffs` is None while they are being read."""
+    def snapshot(self, may_see: Callable[[str], bool], selected: str | None) -> dict[str, Any]:
+        """Everything at once. `handoffs` is None while the ledger is still being read."""
         feed = self._feeds.get(selected or "")
-        follower = feed.follower if feed else None
-        loaded = follower is not None and follower.loaded.is_set()
+        tail = feed.tail if feed else None
+        loaded = tail is not None and tail.loaded.is_set()
         return {
             "now": now_text(), "service": self.health, "selected": selected,
             "sessions": [orjson.Fragment(f.row) for name, f in sorted(self._feeds.items()) if may_see(name)],
             "detail": orjson.Fragment(feed.detail) if feed and feed.detail else None,
-            "handoffs": follower.leases() if follower and loaded else None,
+            "handoffs": tail.leases() if tail and loaded else None,
         }  # fmt: skip
 
-    def loaded(self, selected: str | None, seconds: float) -> None:
-        """Waits at most so long for the handoffs of the session."""
+    def wait_loaded(self, selected: str | None, seconds: float) -> None:
+        """Wait until the session's ledger is read, for at most `seconds`."""
         feed = self._feeds.get(selected or "")
-        if feed and feed.follower:
-            feed.follower.loaded.wait(seconds)
+        if feed and feed.tail:
+            feed.tail.loaded.wait(seconds)
 
     def _data(self, event: str, name: str, seen: int) -> Any:
         if event == "gone":
@@ -131,10 +125,10 @@ class Board:
         feed = self._feeds[name]
         if event != "handoffs":
             return orjson.Fragment(feed.row if event == "session" else feed.detail)
-        leases = feed.follower.leases() if feed.follower else []
+        leases = feed.tail.leases() if feed.tail else []
         return {"session": name, "handoffs": [v for v in leases if feed.changed.get(v["fence"], 0) > seen]}
 
-    # ---- what changes it ------------------------------------------------------------------------
+    # ---- what changes it -----------------------------------------------------------------------
 
     def _watch(self) -> None:
         while True:
@@ -147,18 +141,18 @@ class Board:
                     viewer.end(problem)
                 return
             except Exception:
-                log.exception("the board cannot be refreshed")
+                log.exception("cannot refresh the board; retrying")
             if self._count != before:
-                self._wake()
+                self._wake_viewers()
 
-    def _check(self) -> None:
-        """Whether the service is ready; asking may take as long as Redis does not answer."""
+    def _check_health(self) -> None:
+        """In a greenlet of its own: the check takes as long as Redis does not answer."""
         while True:
             ready, detail = self._service.ready()
             health = {"ready": ready, "detail": detail if not ready else "ready"}
             if health != self.health:
                 self.health = health
-                self._wake()
+                self._wake_viewers()
             gevent.sleep(BEAT / 2)
 
     def _refresh(self) -> None:
@@ -167,14 +161,14 @@ class Board:
             feed = self._feeds.pop(name)
             for event in ("session", "detail", "handoffs"):
                 self._order.pop((event, name), None)
-            if feed.follower:
-                feed.follower.stop()
+            if feed.tail:
+                feed.tail.stop()
             self._change("gone", name)
         selected = {viewer.selected for viewer in self._viewers}
         for name, session in owned.items():
-            self._look(session, self._feeds.setdefault(name, _Feed()), name in selected)
+            self._render(session, self._feeds.setdefault(name, _SessionFeed()), name in selected)
 
-    def _look(self, session: Watched, feed: _Feed, selected: bool) -> None:
+    def _render(self, session: Watched, feed: _SessionFeed, selected: bool) -> None:
         moment = session.moment()
         same = len(moment) == len(feed.moment) and all(a is b for a, b in zip(moment, feed.moment, strict=True))
         if selected and (not same or not feed.detail):
@@ -184,34 +178,34 @@ class Board:
                 self._change("detail", session.name)
         elif not same:
             feed.detail = b""
-        if selected and feed.follower is None:
+        if selected and feed.tail is None:
             name = session.name
-            feed.follower = Follower(session, lambda fences: self._leases(name, feed, fences))
+            feed.tail = LedgerTail(session, lambda fences: self._leases_changed(name, feed, fences))
         if same:
             return
         feed.moment = moment
-        if feed.follower:
-            feed.follower.wake()
+        if feed.tail:
+            feed.tail.wake()
         row = orjson.dumps(session.row())
         if row != feed.row:
             feed.row = row
             self._order.pop(("gone", session.name), None)
             self._change("session", session.name)
 
-    def _leases(self, name: str, feed: _Feed, fences: set[int]) -> None:
-        if self._feeds.get(name) is not feed or feed.follower is None:
+    def _leases_changed(self, name: str, feed: _SessionFeed, fences: set[int]) -> None:
+        if self._feeds.get(name) is not feed or feed.tail is None:
             return
         number = self._change("handoffs", name)
-        kept = {v["fence"] for v in feed.follower.leases()}
+        kept = {v["fence"] for v in feed.tail.leases()}
         feed.changed = {f: n for f, n in feed.changed.items() if f in kept} | dict.fromkeys(fences, number)
-        self._wake()
+        self._wake_viewers()
 
-    def _unfollow(self) -> None:
+    def _stop_unused_tails(self) -> None:
         selected = {viewer.selected for viewer in self._viewers}
         for name, feed in self._feeds.items():
-            if feed.follower and name not in selected:
-                feed.follower.stop()
-                feed.follower, feed.changed, feed.detail = None, {}, b""
+            if feed.tail and name not in selected:
+                feed.tail.stop()
+                feed.tail, feed.changed, feed.detail = None, {}, b""
                 self._order.pop(("handoffs", name), None)
 
     def _change(self, event: str, name: str) -> int:
@@ -220,49 +214,49 @@ class Board:
         self._order[event, name] = self._count
         return self._count
 
-    def _wake(self) -> None:
+    def _wake_viewers(self) -> None:
         for viewer in self._viewers:
             viewer.wake.set()
 
 
 class Viewer:
-    """One open stream: iterate it for (event, data), close it."""
+    """One open stream. Iterate it for (event, data), then close it."""
 
     def __init__(self, board: Board, may_see: Callable[[str], bool], selected: str | None) -> None:
         self._board, self._may_see, self.selected = board, may_see, selected
         self.wake = Event()
         self._problem: Problem | None = None
-        self._over = False
+        self._closed = False
 
-    def picture(self, seconds: float = 0.0) -> dict[str, Any]:
-        """All that it may see, after at most `seconds` for what must be read first."""
+    def snapshot(self, seconds: float = 0.0) -> dict[str, Any]:
+        """All that it may see. Waits up to `seconds` for the ledger to be read."""
         if seconds:
-            self._board.loaded(self.selected, seconds)
-        return self._board.picture(self._may_see, self.selected)
+            self._board.wait_loaded(self.selected, seconds)
+        return self._board.snapshot(self._may_see, self.selected)
 
     def end(self, problem: Problem) -> None:
-        """The stream is told why, and ends."""
+        """End the stream with this problem as its last event."""
         self._problem = problem
         self.wake.set()
 
     def hang_up(self) -> None:
-        """Nobody reads it any more; may be called from the hub."""
-        self._over = True
+        """End the stream: the reader has disconnected. May run in the event loop."""
+        self._closed = True
         self.wake.set()
 
     def close(self) -> None:
-        """Gives up its place."""
-        self._over = True
+        """Leave the board."""
+        self._closed = True
         self._board.leave(self)
 
-    def __iter__(self) -> Iterator[Sent]:
+    def __iter__(self) -> Iterator[BoardEvent]:
         seen, health = self._board.count, self._board.health
         beat = time.monotonic() + BEAT
-        yield "hello", self.picture()
+        yield "hello", self.snapshot()
         while True:
             self.wake.wait(max(0.0, beat - time.monotonic()))
             self.wake.clear()
-            if self._over:
+            if self._closed:
                 return
             if self._problem is not None:
                 yield "problem", self._problem.body()

@@ -1,4 +1,4 @@
-"""The last leases of a session, as its ledger tells them. Pure: entries in, leases out."""
+"""The last leases of a session, derived from its ledger. Pure: entries in, leases out."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -6,11 +6,11 @@ from typing import Any, Final
 LIMIT: Final = 100
 
 
-class Handoffs:
-    """At most the last `LIMIT` leases, oldest first; feed it entries in their order.
+class LeaseHistory:
+    """At most the last `LIMIT` leases, oldest first. Feed it the entries in their order.
 
-    A lease is `{fence, kind, ticket, key, holder, begun, ended, why}`: `ended` and `why` are None while it lives,
-    `begun` is None if its grant is older than what was read, `why` is `unknown` if the ledger lost its end.
+    A lease is `{fence, kind, ticket, key, holder, begun, ended, why}`. `ended` and `why` are None while it lives.
+    `begun` is None if its grant is older than the first entry read. `why` is `unknown` if the ledger lost its end.
     """
 
     def __init__(self) -> None:
@@ -18,23 +18,23 @@ class Handoffs:
         self._keys: dict[str, str | None] = {}
 
     def leases(self) -> list[dict[str, Any]]:
-        """As they stand, oldest first."""
+        """The leases, oldest first."""
         return list(self._leases.values())
 
-    def name(self, keys: Mapping[str, str | None]) -> None:
-        """The keys of tickets whose `taken` may be older than what is read."""
+    def add_keys(self, keys: Mapping[str, str | None]) -> None:
+        """Add the keys of tickets whose `taken` entry may be older than the first entry read."""
         self._keys.update(keys)
 
     def read(self, entries: Iterable[Mapping[str, Any]]) -> set[int]:
-        """Takes these entries in; the fences of the leases that changed."""
+        """Apply these entries. Returns the fences of the leases that changed."""
         changed: set[int] = set()
         for entry in entries:
-            changed |= self._one(entry)
+            changed |= self._apply(entry)
         for fence in list(self._leases)[:-LIMIT]:
             del self._leases[fence]
         return changed & self._leases.keys()
 
-    def _one(self, e: Mapping[str, Any]) -> set[int]:
+    def _apply(self, e: Mapping[str, Any]) -> set[int]:
         match e["event"]:
             case "taken":
                 self._keys[e["ticket"]] = e.get("key")
@@ -48,22 +48,22 @@ class Handoffs:
             case "snapshot":
                 living = e.get("lease") or {"fence": None}
                 if living["fence"] is None or living["fence"] in self._leases:
-                    return self._lost(e["at"], but=living["fence"])
+                    return self._end_unrecorded(e["at"], living=living["fence"])
                 holders = {t["id"]: t.get("holder") for t in e["tickets"]}
                 return self._begin({**living, "holder": holders.get(living["ticket"])}, None, e["at"])
         return set()
 
     def _begin(self, e: Mapping[str, Any], begun: str | None, now: str) -> set[int]:
-        changed = self._lost(now)
+        changed = self._end_unrecorded(now)
         self._leases[e["fence"]] = {
             "fence": e["fence"], "kind": e["kind"], "ticket": e["ticket"], "key": self._keys.get(e["ticket"]),
             "holder": e.get("holder"), "begun": begun, "ended": None, "why": None,
         }  # fmt: skip
         return changed | {e["fence"]}
 
-    def _lost(self, now: str, but: int | None = None) -> set[int]:
-        """A lease of which a later entry says that it is over, and whose end was not told."""
-        found = {f for f, lease in self._leases.items() if lease["ended"] is None and f != but}
+    def _end_unrecorded(self, now: str, living: int | None = None) -> set[int]:
+        """End every lease but `living`: a later entry shows that it is over, and its own end is not recorded."""
+        found = {f for f, lease in self._leases.items() if lease["ended"] is None and f != living}
         for fence in found:
             self._leases[fence]["ended"], self._leases[fence]["why"] = now, "unknown"
         return found

@@ -1,57 +1,49 @@
-"""A session's last handoffs, read from its ledger by one greenlet for however many look at them.
+"""The last leases of a session, kept up to date from its ledger by one greenlet for all viewers.
 
-First backwards in small pages until enough grants are found, then forwards whenever it is told that something happened.
-Never in the owner loop's greenlet; a page is small because decoding it holds every other greenlet.
+It first reads backwards until it has enough grants, then forwards each time the session changes. It never runs in the
+owner loop's greenlet. Pages are small because decoding one blocks every other greenlet.
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import gevent
 import structlog
 from gevent.event import Event
 
-from sessiond.http.board.lease_history import LIMIT, Handoffs
+from sessiond.http.board.lease_history import LIMIT, LeaseHistory
+from sessiond.http.ports import Ledger
 from sessiond.problems import Problem
 
 log = structlog.get_logger("sessiond.following")
 PAGE: Final = 100
 PAGES: Final = 60
-"""A handoff has about a dozen entries; where the ledger has far more between two, the older ones are not shown."""
-AGAIN: Final = 1.0
+"""One lease has about a dozen entries. If there are far more between two grants, older leases are not shown."""
+RETRY: Final = 1.0
+"""Seconds until the next attempt after an error."""
 
 
-class Ledger(Protocol):
-    """What is read."""
-
-    name: str
-
-    def keys(self) -> dict[str, str | None]: ...
-    def ledger_after(self, after: str | None, count: int) -> list[dict[str, Any]]: ...
-    def ledger_before(self, before: str | None, count: int) -> list[dict[str, Any]]: ...
-
-
-class Follower:
-    """One session's. `changed` is told the fences of leases that changed."""
+class LedgerTail:
+    """The last leases of one session. Calls `changed` with the fences of leases that changed."""
 
     def __init__(self, ledger: Ledger, changed: Callable[[set[int]], None]) -> None:
         self._ledger, self._changed = ledger, changed
-        self._handoffs = Handoffs()
+        self._history = LeaseHistory()
         self._last: str | None = None
         self._wake = Event()
         self.loaded = Event()
         self._greenlet = gevent.spawn(self._run)
 
     def wake(self) -> None:
-        """The session changed: its ledger may have grown."""
+        """Read on: the session changed, so its ledger may have grown."""
         self._wake.set()
 
     def leases(self) -> list[dict[str, Any]]:
-        """The leases as they stand, oldest first."""
-        return self._handoffs.leases()
+        """The leases known now, oldest first."""
+        return self._history.leases()
 
     def stop(self) -> None:
-        """Ends the greenlet."""
+        """End the greenlet."""
         self._greenlet.kill(block=False)
 
     def _run(self) -> None:
@@ -59,13 +51,13 @@ class Follower:
             try:
                 if not self.loaded.is_set():
                     self._load()
-                self._forwards()
+                self._read_on()
             except Problem:
-                gevent.sleep(AGAIN)  # Redis is away: what is known stays
+                gevent.sleep(RETRY)  # Redis is away; the leases read so far stay
                 continue
             except Exception:
-                log.exception("a ledger cannot be followed", session=self._ledger.name)
-                gevent.sleep(AGAIN)
+                log.exception("cannot read the ledger; retrying", session=self._ledger.name)
+                gevent.sleep(RETRY)
                 continue
             self._wake.wait()
             self._wake.clear()
@@ -80,19 +72,19 @@ class Follower:
             if len(page) < PAGE or grants > LIMIT:
                 break
             gevent.sleep(0)
-        self._handoffs = Handoffs()
-        self._handoffs.name(self._ledger.keys())
-        changed = self._handoffs.read(reversed(found))
+        self._history = LeaseHistory()
+        self._history.add_keys(self._ledger.keys())
+        changed = self._history.read(reversed(found))
         self._last = found[0]["id"] if found else None
         self.loaded.set()
         self._changed(changed)
 
-    def _forwards(self) -> None:
+    def _read_on(self) -> None:
         while True:
             page = self._ledger.ledger_after(self._last, PAGE)
             if page:
                 self._last = page[-1]["id"]
-                if changed := self._handoffs.read(page):
+                if changed := self._history.read(page):
                     self._changed(changed)
             if len(page) < PAGE:
                 return

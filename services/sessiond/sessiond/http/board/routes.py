@@ -1,4 +1,4 @@
-"""The board over HTTP: its page, its files, and its stream."""
+"""The calls of the board: its page, its files, its state and stream, and signing in and out."""
 
 import hashlib
 import time
@@ -17,32 +17,32 @@ from sessiond.http.render import json_response
 from sessiond.http.sse import HEADERS, event
 from sessiond.problems import Problem
 
-PLACE: Final = Path(__file__).parent / "static"
+FILES: Final = Path(__file__).parent / "static"
 TYPES: Final = {
     ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }  # fmt: skip
-FIRST_READ: Final = 3.0
-"""Seconds that an answer in one piece waits for the handoffs to be read."""
-GUARDS: Final = {
+LOAD_SECONDS: Final = 3.0
+"""How long a JSON answer waits for the ledger to be read."""
+SECURITY_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Headers of every answer: what a browser may make of it."""
+"""Headers of every answer of the service. They limit what a browser does with it."""
 
 
 def add_board(app: Flask, board: Board, sign_in: SignIn) -> None:
-    """The board's routes."""
-    files = {file.name: _File(file) for file in PLACE.iterdir() if file.suffix in TYPES}
+    """Add the board's routes to the application."""
+    files = {file.name: _File(file) for file in FILES.iterdir() if file.suffix in TYPES}
 
     def page() -> Response:
         return files["index.html"].answer(request)
 
     def file(name: str) -> Response:
         if name not in files:
-            raise Problem("not-found", 404, "There is nothing at this path")
+            raise Problem("not-found", 404, "Nothing at this path")
         return files[name].answer(request)
 
     for method, path, view in (
@@ -64,31 +64,31 @@ class _File:
         self._bytes, self._type = file.read_bytes(), TYPES[file.suffix]
         self._tag = hashlib.sha256(self._bytes).hexdigest()[:16]
 
-    def answer(self, asked: Request) -> Response:
+    def answer(self, request: Request) -> Response:
         response = Response(self._bytes, content_type=self._type, headers={"Cache-Control": "no-cache"})
         response.set_etag(self._tag)
-        response.make_conditional(asked)
+        response.make_conditional(request)
         return response
 
 
-def _board(board: Board, sign_in: SignIn, asked: Request) -> Response:
-    """GET /v1/board?session= : the stream, or all of it as JSON."""
-    caller, expires = sign_in.viewer(asked)
-    selected = _selected(asked)
-    auth.require(selected is None or caller.may_see(selected), f"look at the session {selected}")
+def _board(board: Board, sign_in: SignIn, request: Request) -> Response:
+    """GET /v1/board?session=, as a stream, or as JSON."""
+    caller, expires = sign_in.viewer(request)
+    selected = _selected(request)
+    auth.require(selected is None or caller.may_see(selected), f"see the session {selected}")
     viewer = board.open(caller.may_see, selected)
-    if "text/event-stream" not in asked.headers.get("Accept", ""):
+    if "text/event-stream" not in request.headers.get("Accept", ""):
         try:
-            return json_response(viewer.picture(FIRST_READ))
+            return json_response(viewer.snapshot(LOAD_SECONDS))
         finally:
             viewer.close()
-    response = Response(_events(viewer, asked.environ, expires), mimetype="text/event-stream", headers=HEADERS)
+    response = Response(_events(viewer, request.environ, expires), mimetype="text/event-stream", headers=HEADERS)
     response.call_on_close(viewer.close)
     return response
 
 
-def _selected(asked: Request) -> str | None:
-    given = asked.args.get("session")
+def _selected(request: Request) -> str | None:
+    given = request.args.get("session")
     if given is None:
         return None
     owner, slash, repo = given.partition("/")
@@ -101,6 +101,6 @@ def _events(viewer: Viewer, environ: Mapping[str, Any], expires: float | None) -
     with watched(environ, viewer.hang_up):
         for name, data in viewer:
             if expires is not None and time.time() >= expires:
-                yield event("problem", Problem("unauthorized", 401, "Sign in to the board again").body())
+                yield event("problem", Problem("unauthorized", 401, "The sign-in has expired; sign in again").body())
                 return
             yield event(name, data)

@@ -1,8 +1,8 @@
-"""Signing in to the board: a key, typed once, becomes a cookie with which one may look at the board, and nothing else.
+"""Sign-in to the board: a key is exchanged for a cookie that can read the board and do nothing else.
 
-The cookie is `expires.mac`: no key is in it, and none can be made of it. Only GET /v1/board asks for it; every other
-call asks for a bearer key. The mac is over the key's digest, with a secret of this instance that outlives a restart: a
-key that leaves the keys file takes its cookies with it.
+The cookie is `expires.mac`. It does not contain the key, and the key cannot be computed from it. Only GET /v1/board
+accepts it; every other call needs a bearer key. The MAC covers the key's digest, with a secret of this instance that
+survives restarts. Removing a key from the keys file therefore invalidates its cookies.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Final
 from flask import Request, Response
 
 from sessiond.http.auth import caller_of
-from sessiond.http.bodies import json_body, text
+from sessiond.http.bodies import NoMembers, SignInKey, json_body
 from sessiond.http.keys import Caller, Keys, digest_of
 from sessiond.http.render import nothing
 from sessiond.problems import Problem
@@ -23,27 +23,27 @@ from sessiond_common.private_files import write_private
 
 COOKIE: Final = "sessiond_board"
 LIFE: Final = 7 * 86_400
-_KEY: Final = {"key": text(500)}
+"""Seconds until a cookie expires."""
 
 
 def instance_secret(place: Path) -> bytes:
-    """The secret in this file, made if there is none; for this user alone."""
+    """The secret in this file, created if missing and readable by this user only."""
     if not place.exists():
         write_private(place, secrets.token_hex(32))
     return place.read_bytes()
 
 
 class SignIn:
-    """The cookies of these keys."""
+    """Creates, deletes and checks the cookies of these keys."""
 
     def __init__(self, keys: Keys, secret: bytes) -> None:
         self._keys, self._secret = keys, secret
 
     def sign_in(self, request: Request) -> Response:
-        """POST /v1/board/sign-in. That the body must be JSON keeps other sites' forms out."""
-        key = json_body(request, _KEY, frozenset(_KEY))["key"].strip()
+        """POST /v1/board/sign-in. The body must be JSON, which forms of other sites cannot send."""
+        key = json_body(request, SignInKey).key.strip()
         if self._keys.find(key) is None:
-            raise Problem("unauthorized", 401, "No such key")
+            raise Problem("unauthorized", 401, "This key is unknown")
         expires = int(time.time()) + LIFE
         response = nothing()
         response.set_cookie(
@@ -53,8 +53,8 @@ class SignIn:
         return response
 
     def sign_out(self, request: Request) -> Response:
-        """POST /v1/board/sign-out. The browser forgets the cookie; the service never remembered it."""
-        json_body(request, {}, frozenset())
+        """POST /v1/board/sign-out. The browser deletes the cookie; the service stores none."""
+        json_body(request, NoMembers)
         response = nothing()
         response.delete_cookie(
             COOKIE, secure=_encrypted(request), httponly=True, samesite="Strict", path="/v1/board"
@@ -62,15 +62,21 @@ class SignIn:
         return response
 
     def viewer(self, request: Request) -> tuple[Caller, float | None]:
-        """Who looks, by a bearer key or the cookie, and when (seconds since 1970) the cookie ends. Raises Problem."""
+        """The caller, by its bearer key or its cookie, and when the cookie expires (seconds since 1970).
+
+        Raises:
+            Problem: `unauthorized`.
+        """
         cookie = request.cookies.get(COOKIE)
         if cookie is None or "Authorization" in request.headers:
             return caller_of(request, self._keys), None
         until, _, mac = cookie.partition(".")
         expires = int(until) if until.isascii() and until.isdigit() and len(until) < 12 else 0
-        caller = self._keys.whose(lambda digest: hmac.compare_digest(self._mac(digest, expires).encode(), mac.encode()))
+        caller = self._keys.find_by(
+            lambda digest: hmac.compare_digest(self._mac(digest, expires).encode(), mac.encode())
+        )
         if caller is None or expires <= time.time():
-            raise Problem("unauthorized", 401, "Sign in to the board")
+            raise Problem("unauthorized", 401, "Sign in to the board, or send a key")
         return caller, float(expires)
 
     def _mac(self, digest: str, expires: int) -> str:
@@ -78,5 +84,5 @@ class SignIn:
 
 
 def _encrypted(request: Request) -> bool:
-    """Browsers keep a Secure cookie to themselves on plain HTTP, which is what a board on loopback has."""
+    """Whether the browser uses HTTPS. On plain HTTP, as on loopback, it would not send a Secure cookie back."""
     return request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"

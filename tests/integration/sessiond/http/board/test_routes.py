@@ -1,4 +1,4 @@
-"""The board over real HTTP: who may look, what the cookie opens, what the stream tells, and what it costs."""
+"""The board over real HTTP: access, the cookie, the stream, and its load."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from support.servers import Redis, Sessiond, eventually, scripted_env
 
 SESSION = "octo/hello"
 OPEN = {"/v1/board/sign-in", "/v1/board/sign-out"}
-"""What needs no key at all; each has a test of its own."""
+"""POSTs that need no key. Each has its own test."""
 HOSTILE = '<img src=x onerror="alert(1)">&amp;<script>alert(2)</script>\u202e\u2028'
 Ask = Callable[..., Any]
 Start = Callable[..., Sessiond]
@@ -38,7 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessiond]:
     redis.close()
 
 
-def asker(service: Sessiond) -> Ask:
+def requester(service: Sessiond) -> Ask:
     pool = urllib3.PoolManager(retries=False, maxsize=8)
 
     def call(method: str, path: str, body: Any = None, cookie: str | None = None, **headers: str) -> Any:
@@ -52,7 +52,7 @@ def asker(service: Sessiond) -> Ask:
 
 @pytest.fixture(scope="module")
 def ask(service: Sessiond) -> Ask:
-    return asker(service)
+    return requester(service)
 
 
 def cookie_of(ask: Ask, key: str = "viewer-key") -> str:
@@ -62,7 +62,7 @@ def cookie_of(ask: Ask, key: str = "viewer-key") -> str:
 
 
 class Stream:
-    """An open stream of the board, read by a thread."""
+    """An open stream of the board. A thread reads it."""
 
     def __init__(self, service: Sessiond, cookie: str, session: str | None = SESSION) -> None:
         path = f"/v1/board?session={session}" if session else "/v1/board"
@@ -93,7 +93,7 @@ class Stream:
         self.ended.set()
 
     def wait(self, name: str, fits: Callable[[Any], bool] = lambda _: True, seconds: float = 10) -> Any:
-        """The first event of this name that fits, of those that came and those to come."""
+        """The first event of this name that `fits`; waits for it up to `seconds`."""
 
         def found() -> list[Any]:
             return [data for event, data in self.events if event == name and fits(data)]
@@ -103,7 +103,7 @@ class Stream:
             return found()[0]
 
     def handoffs(self) -> list[dict[str, Any]]:
-        """All leases that it was told, merged as the page does."""
+        """All leases received, merged as the page does."""
         leases = {}
         for event, data in list(self.events):
             for lease in (data["handoffs"] or []) if event in ("hello", "handoffs") else []:
@@ -111,7 +111,7 @@ class Stream:
         return [leases[fence] for fence in sorted(leases)]
 
     def close(self) -> None:
-        """Hangs up."""
+        """Disconnects."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(5)
@@ -130,7 +130,7 @@ def stream() -> Iterator[Callable[..., Stream]]:
         yield start
 
 
-def hand_over(client: Client, *keys: str, session: str = SESSION) -> None:
+def take_leases(client: Client, *keys: str, session: str = SESSION) -> None:
     for key in keys:
         with client.lease(session, kind="handler", key=key):
             pass
@@ -139,7 +139,7 @@ def hand_over(client: Client, *keys: str, session: str = SESSION) -> None:
 # ---- headers and files -------------------------------------------------------------------------
 
 
-def test_the_page_may_load_nothing_from_elsewhere_and_be_framed_by_nobody(ask: Ask) -> None:
+def test_the_page_loads_nothing_from_other_hosts_and_cannot_be_framed(ask: Ask) -> None:
     page = ask("GET", "/")
     assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     html = page.data.decode()
@@ -155,7 +155,7 @@ def test_the_page_may_load_nothing_from_elsewhere_and_be_framed_by_nobody(ask: A
     assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=|https?://", html)
 
 
-def test_its_modules_name_no_other_host_and_build_no_markup(ask: Ask) -> None:
+def test_scripts_name_no_other_host_and_build_no_markup(ask: Ask) -> None:
     seen, todo = set(), ["/board/board.js"]
     while todo:
         path = todo.pop()
@@ -170,17 +170,17 @@ def test_its_modules_name_no_other_host_and_build_no_markup(ask: Ask) -> None:
     assert len(seen) >= 4
 
 
-def test_a_file_that_has_not_changed_is_not_sent_again(ask: Ask) -> None:
+def test_an_unchanged_file_is_not_sent_again(ask: Ask) -> None:
     tag = ask("GET", "/board/board.css").headers["ETag"]
     assert ask("GET", "/board/board.css", If_None_Match=tag).status == 304
     for path in ("/board/nothing.js", "/board/..%2fapp.py", "/board/%2e%2e/app.py"):
         assert ask("GET", path).status == 404
 
 
-# ---- signing in --------------------------------------------------------------------------------
+# ---- sign-in -----------------------------------------------------------------------------------
 
 
-def test_the_cookie_is_no_key_and_no_script_sees_it(ask: Ask) -> None:
+def test_the_cookie_contains_no_key_and_is_hidden_from_scripts(ask: Ask) -> None:
     answer = ask("POST", "/v1/board/sign-in", {"key": "viewer-key"})
     value, *flags = answer.headers["Set-Cookie"].split("; ")
     assert {"HttpOnly", "SameSite=Strict", "Path=/v1/board"} <= set(flags)
@@ -192,7 +192,7 @@ def test_the_cookie_is_no_key_and_no_script_sees_it(ask: Ask) -> None:
     assert ask("GET", "/v1/board", Authorization=f"Bearer {token}").status == 401
 
 
-def test_only_a_key_signs_in_and_only_as_json(ask: Ask) -> None:
+def test_sign_in_needs_a_known_key_as_json(ask: Ask) -> None:
     cookie = cookie_of(ask)
     for sent, status in (({"key": "wrong"}, 401), ({}, 400), ({"key": cookie.partition("=")[2]}, 401)):
         answer = ask("POST", "/v1/board/sign-in", sent, cookie=cookie)
@@ -201,14 +201,14 @@ def test_only_a_key_signs_in_and_only_as_json(ask: Ask) -> None:
     assert form.status in (400, 415)
 
 
-def test_signing_out_takes_the_cookie_back(ask: Ask) -> None:
+def test_sign_out_deletes_the_cookie(ask: Ask) -> None:
     answer = ask("POST", "/v1/board/sign-out", {}, cookie=cookie_of(ask))
     value, *flags = answer.headers["Set-Cookie"].split("; ")
     assert (answer.status, value) == (204, "sessiond_board=")
     assert {"Max-Age=0", "HttpOnly", "SameSite=Strict", "Path=/v1/board"} <= set(flags)
 
 
-def test_a_cookie_that_was_touched_or_is_over_opens_nothing(ask: Ask) -> None:
+def test_a_changed_or_expired_cookie_opens_nothing(ask: Ask) -> None:
     cookie = cookie_of(ask)
     name, _, token = cookie.partition("=")
     until, _, mac = token.partition(".")
@@ -227,7 +227,7 @@ def test_a_cookie_that_was_touched_or_is_over_opens_nothing(ask: Ask) -> None:
         assert (answer.status, answer.json()["type"]) == (401, "unauthorized"), other
 
 
-def test_a_cookie_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cookie_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     client = create_app(None, parse(f"v viewer {hashlib.sha256(b'k').hexdigest()}"), b"secret").test_client()  # type: ignore[arg-type]
     monkeypatch.setattr(signin, "LIFE", -1)
     given = client.post("/v1/board/sign-in", json={"key": "k"}).headers["Set-Cookie"].partition(";")[0]
@@ -236,7 +236,7 @@ def test_a_cookie_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def routes() -> list[tuple[str, str]]:
-    """Every (method, path) of the application itself, so that a new one cannot be forgotten."""
+    """Every (method, path) of the application, so that the tests include new ones."""
     app = create_app(None, parse(""), b"secret")  # type: ignore[arg-type]
     return sorted((m, rule.rule) for rule in app.url_map.iter_rules() for m in rule.methods or () if m != "HEAD")
 
@@ -253,8 +253,8 @@ def test_the_document_has_every_route() -> None:
     assert {(m, re.sub(r"<(\w+)>", r"{\1}", path)) for m, path in routes()} == documented
 
 
-def test_the_cookie_changes_nothing_anywhere(ask: Ask, service: Sessiond) -> None:
-    """Of an admin's key too: what signs in only ever looks."""
+def test_the_cookie_cannot_change_anything(ask: Ask, service: Sessiond) -> None:
+    """An admin's cookie is no exception: a cookie can only read the board."""
     changing = [(m, filled(path)) for m, path in routes() if m != "GET" and path not in OPEN]
     assert len(changing) >= 10
     for key in ("admin-key", "viewer-key"):
@@ -267,7 +267,7 @@ def test_the_cookie_changes_nothing_anywhere(ask: Ask, service: Sessiond) -> Non
     assert service.client().sessions() == []
 
 
-def test_the_cookie_opens_no_other_look_either(ask: Ask) -> None:
+def test_the_cookie_opens_no_other_get(ask: Ask) -> None:
     cookie = cookie_of(ask)
     public = {"/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/board/<name>"}
     for method, path in routes():
@@ -275,7 +275,7 @@ def test_the_cookie_opens_no_other_look_either(ask: Ask) -> None:
             assert ask("GET", filled(path), cookie=cookie).status == 401, path
 
 
-def test_a_key_sees_the_sessions_of_its_patterns_and_no_others(
+def test_a_key_sees_only_the_sessions_of_its_patterns(
     sessiond: Start, stream: Callable[..., Stream], tmp_path: Path
 ) -> None:
     place = tmp_path / "a"
@@ -284,10 +284,10 @@ def test_a_key_sees_the_sessions_of_its_patterns_and_no_others(
     line = f"some viewer {hashlib.sha256(b'some-key').hexdigest()} octo/* acme/one\n"
     (place / "keys").write_text((place / "keys").read_text() + line)
     service.start()
-    ask, client = asker(service), service.client()
+    ask, client = requester(service), service.client()
     cookie = cookie_of(ask, "some-key")
-    hand_over(client, "a", session="octo/hello")
-    hand_over(client, "b", session="acme/two")
+    take_leases(client, "a", session="octo/hello")
+    take_leases(client, "b", session="acme/two")
     shown = ask("GET", "/v1/board", cookie=cookie).json()["sessions"]
     assert [row["session"] for row in shown] == ["octo/hello"]
     forbidden = ask("GET", "/v1/board?session=acme/two", cookie=cookie)
@@ -301,9 +301,9 @@ def test_a_key_sees_the_sessions_of_its_patterns_and_no_others(
     assert "acme/t" not in json.dumps(open_stream.events)
 
 
-def test_a_key_that_is_gone_takes_its_cookies_with_it_and_a_restart_does_not(sessiond: Start, tmp_path: Path) -> None:
+def test_removing_a_key_invalidates_its_cookies_and_a_restart_does_not(sessiond: Start, tmp_path: Path) -> None:
     service = sessiond(scripted_env())
-    ask = asker(service)
+    ask = requester(service)
     cookies = {role: cookie_of(ask, f"{role}-key") for role in ("viewer", "admin")}
     service.terminate()
     assert (tmp_path / "a" / "board-secret").stat().st_mode & 0o777 == 0o600
@@ -317,9 +317,9 @@ def test_a_key_that_is_gone_takes_its_cookies_with_it_and_a_restart_does_not(ses
 # ---- the stream --------------------------------------------------------------------------------
 
 
-def test_the_stream_tells_what_changes(service: Sessiond, ask: Ask, stream: Callable[..., Stream]) -> None:
+def test_the_stream_reports_changes(service: Sessiond, ask: Ask, stream: Callable[..., Stream]) -> None:
     client = service.client()
-    hand_over(client, "before")
+    take_leases(client, "before")
     open_stream = stream(service, cookie_of(ask))
     hello = open_stream.wait("hello")
     assert (hello["selected"], hello["detail"]["holder"], hello["service"]["ready"]) == (SESSION, None, True)
@@ -344,31 +344,31 @@ def test_the_stream_tells_what_changes(service: Sessiond, ask: Ask, stream: Call
     assert "secret" not in json.dumps(open_stream.events)
 
 
-def test_the_last_hundred_are_read_backwards_from_a_long_ledger(service: Sessiond, ask: Ask) -> None:
+def test_the_last_hundred_leases_are_read_from_a_long_ledger(service: Sessiond, ask: Ask) -> None:
     client, session = service.client(), "octo/long"
-    hand_over(client, *(f"k{n}" for n in range(130)), session=session)
+    take_leases(client, *(f"k{n}" for n in range(130)), session=session)
     shown = ask("GET", f"/v1/board?session={session}", cookie=cookie_of(ask)).json()["handoffs"]
     assert [lease["key"] for lease in shown] == [f"k{n}" for n in range(30, 130)]
     assert {lease["why"] for lease in shown} == {"released"}
 
 
-def test_looking_at_a_session_that_nobody_used_makes_none_and_shows_it_once_it_is(
+def test_watching_an_unused_session_creates_none_and_shows_it_once_it_is_used(
     service: Sessiond, ask: Ask, stream: Callable[..., Stream]
 ) -> None:
     open_stream = stream(service, cookie_of(ask), session="octo/new")
     assert open_stream.wait("hello")["detail"] is None
     assert "octo/new" not in json.dumps(service.client().sessions())
-    hand_over(service.client(), "one", session="octo/new")
+    take_leases(service.client(), "one", session="octo/new")
     open_stream.wait("detail", lambda d: d["session"] == "octo/new")
     open_stream.wait("handoffs", lambda h: [x["key"] for x in h["handoffs"]] == ["one"])
 
 
-def test_a_stream_ends_with_the_service_and_the_next_one_has_all_of_it(
+def test_a_stream_ends_with_the_service_and_the_next_one_is_complete(
     sessiond: Start, stream: Callable[..., Stream]
 ) -> None:
     service = sessiond(scripted_env())
-    cookie = cookie_of(asker(service))
-    hand_over(service.client(), "a", "b")
+    cookie = cookie_of(requester(service))
+    take_leases(service.client(), "a", "b")
     before = stream(service, cookie)
     eventually(lambda: len(before.handoffs()) == 2)
     service.terminate()
@@ -376,12 +376,12 @@ def test_a_stream_ends_with_the_service_and_the_next_one_has_all_of_it(
     assert before.events[-1][0] == "problem" and before.events[-1][1]["type"] == "stopping"
     service.start()
     after = stream(service, cookie)
-    hand_over(service.client(), "c")
+    take_leases(service.client(), "c")
     eventually(lambda: [lease["key"] for lease in after.handoffs()] == ["a", "b", "c"])
 
 
-def test_who_hangs_up_gives_the_place_back(service: Sessiond, ask: Ask, stream: Callable[..., Stream]) -> None:
-    """More streams one after the other than there may be at once, none of which ever heard a beat."""
+def test_a_viewer_that_disconnects_frees_its_place(service: Sessiond, ask: Ask, stream: Callable[..., Stream]) -> None:
+    """Opens more streams in turn than may be open at once; none lives long enough for a beat."""
     cookie = cookie_of(ask)
     for _ in range(10):
         streams = [stream(service, cookie, session=None) for _ in range(40)]
@@ -392,8 +392,8 @@ def test_who_hangs_up_gives_the_place_back(service: Sessiond, ask: Ask, stream: 
             one.close()
 
 
-def test_the_board_does_not_take_what_others_need(service: Sessiond, ask: Ask, stream: Callable[..., Stream]) -> None:
-    """It has so many places and no more; a renew is as quick with all taken as with none, while things happen."""
+def test_a_full_board_does_not_slow_other_calls(service: Sessiond, ask: Ask, stream: Callable[..., Stream]) -> None:
+    """The number of viewers is limited, and a renew is as fast with all of them as with none."""
     cookie, client = cookie_of(ask), service.client()
 
     def renews(secret: str) -> float:

@@ -1,48 +1,50 @@
-// What the page shows: the state that the stream tells, and the chosen session.
+// The page: the state from the stream, and the selected session.
 
-import { byId, list, make, say } from "./dom.js";
-import { Live } from "./live.js";
+import { byId, list, make, setText } from "./dom.js";
+import { Stream } from "./live.js";
 import { setUp } from "./signin.js";
 import { draw, grow } from "./timeline.js";
 import { PHASES, clock, running, seconds, waiting, why } from "./words.js";
 
 const NAME = /^[a-z0-9._-]+\/[a-z0-9._-]+$/;
-const QUIET = 3_000; // a holder is announced when it has held so long
-const LIMIT = 100;
+const ANNOUNCE_AFTER = 3_000; // a holder is announced once it has held this long
+const LIMIT = 100; // leases shown
 
-const state = { sessions: new Map(), detail: null, leases: null, ahead: 0, selected: null };
+const state = { sessions: new Map(), detail: null, leases: null, clockOffset: 0, selected: null };
 
-const now = () => new Date(Date.now() + state.ahead).toISOString();
+/** The time of the service. */
+const now = () => new Date(Date.now() + state.clockOffset).toISOString();
 
 // ---- the stream ---------------------------------------------------------------------------
 
-function begin() {
-  tell("connecting");
-  choose();
+function start() {
+  setLink("connecting");
+  select();
 }
 
-function choose() {
+/** Opens the stream for the session that the address names. */
+function select() {
   const wanted = decodeURIComponent(location.hash.slice(1));
   state.selected = NAME.test(wanted) ? wanted : null;
   state.detail = state.leases = null;
-  live.follow(state.selected);
+  stream.open(state.selected);
   show();
 }
 
-function take(event, data) {
-  const mine = data.session === state.selected;
+function handle(event, data) {
+  const isSelected = data.session === state.selected;
   switch (event) {
     case "hello":
       state.sessions = new Map(data.sessions.map((row) => [row.session, row]));
-      state.ahead = Date.parse(data.now) - Date.now();
+      state.clockOffset = Date.parse(data.now) - Date.now();
       state.detail = data.detail;
       state.leases = data.handoffs;
-      health(data.service);
+      setHealth(data.service);
       signedIn();
       if (state.selected === null && state.sessions.size) {
         const busy = data.sessions.find((row) => row.holder) ?? data.sessions[0];
         history.replaceState(null, "", `#${busy.session}`);
-        choose();
+        select();
         return;
       }
       break;
@@ -51,17 +53,17 @@ function take(event, data) {
       break;
     case "gone":
       state.sessions.delete(data.session);
-      if (mine) state.detail = null;
+      if (isSelected) state.detail = null;
       break;
     case "detail":
-      if (mine) state.detail = data;
+      if (isSelected) state.detail = data;
       break;
     case "handoffs":
-      if (mine) merge(data.handoffs);
+      if (isSelected) merge(data.handoffs);
       break;
     case "beat":
-      state.ahead = Date.parse(data.now) - Date.now();
-      health(data.service);
+      state.clockOffset = Date.parse(data.now) - Date.now();
+      setHealth(data.service);
       break;
   }
   show();
@@ -73,18 +75,18 @@ function merge(changed) {
   state.leases = [...leases.values()].sort((a, b) => a.fence - b.fence).slice(-LIMIT);
 }
 
-// ---- is it live? --------------------------------------------------------------------------
+// ---- the connection -----------------------------------------------------------------------
 
 let service = { ready: true, detail: "" };
 let link = { state: "connecting", why: "" };
-let last = null;
+let lastEvent = null; // when the last event arrived
 
-function health(told) {
-  service = told;
+function setHealth(health) {
+  service = health;
 }
 
-function tell(next, reason = "") {
-  if (next === "live") last = new Date();
+function setLink(next, reason = "") {
+  if (next === "live") lastEvent = new Date();
   link = { state: next, why: reason };
   showLink();
 }
@@ -95,30 +97,30 @@ function showLink() {
     live: () => "live",
     connecting: () => "connecting",
     doubt: () => `live, but not ready: ${service.detail}`,
-    lost: () => `${link.why}${last ? `; shown as of ${clock(last)}` : ""}`,
+    lost: () => `${link.why}${lastEvent ? `; shown as of ${clock(lastEvent)}` : ""}`,
   }[shown]();
   const element = byId("link");
   if (element.dataset.state !== shown && !(element.dataset.state === "connecting" && shown === "live")) {
-    announce({ live: "Connected again", lost: "Disconnected", doubt: text }[shown]);
+    announce({ live: "Reconnected", lost: "Disconnected", doubt: text }[shown]);
   }
   element.dataset.state = shown;
   byId("board").classList.toggle("old", shown === "lost");
-  say(byId("link-text"), text);
+  setText(byId("link-text"), text);
 }
 
 function announce(text) {
-  if (text) say(byId("announce"), text);
+  if (text) setText(byId("announce"), text);
 }
 
 // ---- sign-in ------------------------------------------------------------------------------
 
-function askKey() {
-  live.stop();
+function askForKey() {
+  stream.stop();
   Object.assign(state, { sessions: new Map(), detail: null, leases: null });
-  last = null;
+  lastEvent = null;
   paint();
-  tell("connecting");
-  say(byId("link-text"), "signed out");
+  setLink("connecting");
+  setText(byId("link-text"), "signed out");
   byId("board").hidden = byId("sign-out").hidden = true;
   byId("sign-in").hidden = false;
   document.title = "Sign in · sessiond";
@@ -135,28 +137,28 @@ function signedIn() {
 
 // ---- what is shown ------------------------------------------------------------------------
 
-let wanted = false;
+let scheduled = false;
 
-/** Draws once a frame, however many events came. A hidden tab has no frames and needs none. */
+/** Draws at most once a frame, however many events arrive. A hidden tab has no frames and needs none. */
 function show() {
-  if (wanted) return;
-  wanted = true;
+  if (scheduled) return;
+  scheduled = true;
   requestAnimationFrame(() => {
-    wanted = false;
+    scheduled = false;
     paint();
   });
 }
 
 function paint() {
   const rows = [...state.sessions.values()].sort((a, b) => (a.session < b.session ? -1 : 1));
-  list(byId("sessions"), rows.map((row) => ({ ...row, chosen: row.session === state.selected })), (row) => row.session, entry);
+  list(byId("sessions"), rows.map((row) => ({ ...row, isSelected: row.session === state.selected })), (row) => row.session, entry);
   byId("no-sessions").hidden = rows.length > 0;
   const { detail, selected } = state;
-  say(byId("session-title"), selected ?? "No session yet");
+  setText(byId("session-title"), selected ?? "No session yet");
   byId("chosen").hidden = detail === null;
   const nothing = byId("nothing");
   nothing.hidden = detail !== null || selected === null;
-  say(nothing, link.state !== "live" || state.sessions.has(selected ?? "") ? "Reading." : "Nobody has used this session yet, or this instance does not own it.");
+  setText(nothing, link.state !== "live" || state.sessions.has(selected ?? "") ? "Loading…" : "This session has not been used yet, or another instance owns it.");
   document.title = selected ? `${heldBy(detail)} · ${selected}` : "sessiond";
   if (detail === null) {
     for (const id of ["holder", "agent", "queue-rows"]) byId(id).replaceChildren();
@@ -177,12 +179,12 @@ function entry(row) {
   const held = row.holder ? `${row.holder.kind} holds` : row.draining ? "draining" : "free";
   const dot = make("span", `dot ${row.holder?.kind ?? (row.draining ? "draining" : "free")}`);
   dot.setAttribute("aria-hidden", "true");
-  const said = [held];
-  if (row.waiting.handler + row.waiting.worker) said.push(waiting(row.waiting));
-  if (row.agent !== "idle" && row.agent !== "asleep") said.push(`agent ${PHASES[row.agent] ?? row.agent}`);
-  const link = make("a", "", dot, name, make("span", "quiet", said.join(" · ")));
+  const facts = [held];
+  if (row.waiting.handler + row.waiting.worker) facts.push(waiting(row.waiting));
+  if (row.agent !== "idle" && row.agent !== "asleep") facts.push(`agent ${PHASES[row.agent] ?? row.agent}`);
+  const link = make("a", "", dot, name, make("span", "quiet", facts.join(" · ")));
   link.href = `#${row.session}`;
-  if (row.chosen) link.setAttribute("aria-current", "true");
+  if (row.isSelected) link.setAttribute("aria-current", "true");
   return make("li", "", link);
 }
 
@@ -204,26 +206,26 @@ function holder(detail) {
     parts.push(make("p", "", time, held.since ? `, since ${clock(held.since)}` : "", held.claimed ? "" : ", not claimed yet"));
     parts.push(make("p", "quiet key", `holder ${held.holder}`));
   } else if (draining) {
-    parts.push(make("p", "", `its lease ended (${draining.why}), its last turn is being closed`));
+    parts.push(make("p", "", `the lease has ended (${draining.why}); its last turn is closing`));
   } else {
-    parts.push(make("p", "quiet", detail.queue.length ? "nobody who could have it waits on it now" : "nobody waits"));
+    parts.push(make("p", "quiet", detail.queue.length ? "no holder that could have the lease is waiting" : "nobody is waiting"));
   }
   list(byId("holder"), [{ held, draining, free: !what && detail.queue.length }], () => "holder", () => make("div", "", ...parts));
 }
 
-function agent(told) {
-  const shown = [make("h2", "", "Agent"), make("p", "big", make("span", `badge agent ${told.state}`, PHASES[told.state] ?? told.state))];
-  if (told.why) shown.push(make("p", "", told.why));
-  if (told.tasks) shown.push(make("p", "", `${told.tasks} background task${told.tasks === 1 ? "" : "s"}`));
-  const { generation, fresh } = told.conversation;
-  shown.push(make("p", "quiet", fresh ? "a fresh conversation" : `conversation, generation ${generation}`));
-  list(byId("agent"), [told], () => "agent", () => make("div", "", ...shown));
+function agent(shown) {
+  const parts = [make("h2", "", "Agent"), make("p", "big", make("span", `badge agent ${shown.state}`, PHASES[shown.state] ?? shown.state))];
+  if (shown.why) parts.push(make("p", "", shown.why));
+  if (shown.tasks) parts.push(make("p", "", `${shown.tasks} background task${shown.tasks === 1 ? "" : "s"}`));
+  const { generation, fresh } = shown.conversation;
+  parts.push(make("p", "quiet", fresh ? "a new conversation" : `conversation, generation ${generation}`));
+  list(byId("agent"), [shown], () => "agent", () => make("div", "", ...parts));
 }
 
 function queue(detail) {
   const counts = state.sessions.get(detail.session)?.waiting;
-  const more = detail.more ? `; the first ${detail.queue.length} are shown` : "";
-  say(byId("queue-sum"), counts ? waiting(counts) + more : "");
+  const more = detail.more ? `; showing the first ${detail.queue.length}` : "";
+  setText(byId("queue-sum"), counts ? waiting(counts) + more : "");
   byId("queue-scroll").hidden = detail.queue.length === 0;
   list(byId("queue-rows"), detail.queue, (ticket) => ticket.ticket, (ticket) => {
     const time = make("time", "running");
@@ -242,34 +244,34 @@ function queue(detail) {
 }
 
 let announced = "";
-let soon = null;
+let announcement = null;
 
-/** Tells a screen reader who holds, once it has stayed so: a flurry is one sentence, not ten. */
+/** Announces the holder to screen readers once it has not changed for a while: a flurry is one sentence, not ten. */
 function announceLater(detail) {
   const text = `${detail.session}: ${detail.holder ? `${detail.holder.kind} holds` : heldBy(detail)}`;
   if (text === announced) return;
   announced = text;
-  clearTimeout(soon);
-  soon = setTimeout(() => announce(text), QUIET);
+  clearTimeout(announcement);
+  announcement = setTimeout(() => announce(text), ANNOUNCE_AFTER);
 }
 
-/** Times go on only while it is known that they do. */
+/** Updates durations, but only while the stream is live. */
 function tick() {
   if (link.state !== "live") return;
   for (const time of document.querySelectorAll("time.running")) {
-    if (time.dateTime) say(time, running(seconds(time.dateTime, now())));
+    if (time.dateTime) setText(time, running(seconds(time.dateTime, now())));
   }
   grow(state.leases, now());
 }
 
-// ---- begin --------------------------------------------------------------------------------
+// ---- start --------------------------------------------------------------------------------
 
-const live = new Live({ event: take, state: tell, signIn: askKey });
-setUp(begin, askKey);
-addEventListener("hashchange", choose);
+const stream = new Stream({ event: handle, state: setLink, signIn: askForKey });
+setUp(start, askForKey);
+addEventListener("hashchange", select);
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   byId("session").focus();
 });
 setInterval(tick, 1_000);
-begin();
+start();

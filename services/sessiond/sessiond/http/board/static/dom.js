@@ -1,8 +1,8 @@
-// Elements. Whatever comes from the service becomes a text node or an attribute of ours, never markup.
+// Elements. Data from the service becomes a text node or an attribute value, never markup.
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with a class and children; strings become text nodes. */
+/** An element with a class and children. Strings become text nodes. */
 export function make(tag, className, ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -10,19 +10,19 @@ export function make(tag, className, ...children) {
   return element;
 }
 
-/** Sets the text only if it is another one: screen readers and selections stay where they are. */
-export function say(element, text) {
+/** Sets the text only if it changes, so that screen readers and selections are not disturbed. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Gives the parent these children, keyed: an element whose `print` is unchanged stays the same element. */
+/** Gives the parent one child for each item. An element whose item is unchanged stays the same element. */
 export function list(parent, items, keyOf, build) {
-  const had = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   let place = parent.firstElementChild;
   for (const item of items) {
     const key = String(keyOf(item));
     const print = JSON.stringify(item);
-    let element = had.get(key);
+    let element = old.get(key);
     if (element && element.dataset.print !== print) {
       const fresh = build(item);
       if (element === place) place = fresh;
@@ -34,7 +34,7 @@ export function list(parent, items, keyOf, build) {
     element.dataset.print = print;
     if (element === place) place = place.nextElementSibling;
     else parent.insertBefore(element, place);
-    had.delete(key);
+    old.delete(key);
   }
-  for (const gone of had.values()) gone.remove();
+  for (const unused of old.values()) unused.remove();
 }

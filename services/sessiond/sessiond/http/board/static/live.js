@@ -1,28 +1,28 @@
-// The stream: connects, connects again by itself, and knows when what is shown may be old.
+// The stream: it connects, reconnects by itself, and detects that the data shown may be out of date.
 
-const STALE = 12_000; // a beat comes every 5 s
-const LONGEST = 8_000;
+const STALE = 12_000; // the service sends a beat every 5 s
+const LONGEST = 8_000; // between two attempts to connect
 
-/** Calls `on.event(name, data)`, `on.state("live" | "connecting" | "lost", why)`, `on.signIn()`. */
-export class Live {
+/** Calls `on.event(name, data)`, `on.state("live" | "connecting" | "lost", why)` and `on.signIn()`. */
+export class Stream {
   constructor(on) {
     this.on = on;
     this.session = null;
     this.source = null;
     this.tries = 0;
-    this.heard = 0;
+    this.lastData = 0;
     this.retry = null;
     this.attempt = 0;
     setInterval(() => this.#check(), 1_000);
-    addEventListener("online", () => this.#again(0));
+    addEventListener("online", () => this.#reconnect(0));
     document.addEventListener("visibilitychange", () => document.hidden || this.#check());
   }
 
-  /** Follows this session in detail (null: none), on a new stream. */
-  follow(session) {
+  /** Opens a new stream, with this session in detail (null: none). */
+  open(session) {
     this.session = session;
     this.tries = 0;
-    this.#again(0);
+    this.#reconnect(0);
   }
 
   stop() {
@@ -30,46 +30,46 @@ export class Live {
     clearTimeout(this.retry);
     this.source?.close();
     this.source = null;
-    this.heard = 0;
+    this.lastData = 0;
   }
 
   get path() {
     return this.session ? `/v1/board?session=${encodeURIComponent(this.session)}` : "/v1/board";
   }
 
-  #again(wait) {
+  #reconnect(wait) {
     this.stop();
-    this.retry = setTimeout(() => this.#open(), wait);
+    this.retry = setTimeout(() => this.#connect(), wait);
   }
 
-  #open() {
+  #connect() {
     const source = new EventSource(this.path);
     this.source = source;
-    this.heard = Date.now();
+    this.lastData = Date.now();
     for (const name of ["hello", "session", "gone", "detail", "handoffs", "beat"]) {
       source.addEventListener(name, (event) => {
         if (source !== this.source) return;
-        this.heard = Date.now();
+        this.lastData = Date.now();
         this.tries = 0;
         this.on.event(name, JSON.parse(event.data));
         this.on.state("live");
       });
     }
     source.addEventListener("problem", (event) => source === this.source && this.#lost(JSON.parse(event.data)));
-    source.addEventListener("error", () => source === this.source && this.#ask());
+    source.addEventListener("error", () => source === this.source && this.#findReason());
   }
 
-  /** An EventSource does not say why it failed; the same call in one piece does. */
-  async #ask() {
+  /** An EventSource does not tell why it failed; the same call as JSON does. */
+  async #findReason() {
     this.stop();
     const attempt = this.attempt;
     this.on.state("lost", "not connected");
-    let problem = { detail: "sessiond does not answer" };
+    let problem = { detail: "no answer from sessiond" };
     try {
       const answer = await fetch(this.path, { headers: { Accept: "application/json" }, cache: "no-store" });
       problem = answer.ok ? null : { ...(await answer.json()), status: answer.status };
     } catch {
-      // It stays what it is: nobody answers.
+      // No answer: `problem` already says so.
     }
     if (attempt === this.attempt) this.#lost(problem);
   }
@@ -82,11 +82,11 @@ export class Live {
     }
     const wait = problem?.status === 403 || problem?.status === 400 ? LONGEST : Math.min(LONGEST, 250 * 2 ** this.tries);
     this.tries += 1;
-    this.on.state("lost", problem ? problem.detail : "connecting again");
-    this.#again(wait * (0.75 + Math.random() / 2));
+    this.on.state("lost", problem ? problem.detail : "reconnecting");
+    this.#reconnect(wait * (0.75 + Math.random() / 2));
   }
 
   #check() {
-    if (this.source && this.heard && Date.now() - this.heard > STALE) this.#lost({ detail: "the stream fell silent" });
+    if (this.source && this.lastData && Date.now() - this.lastData > STALE) this.#lost({ detail: "no data from sessiond" });
   }
 }

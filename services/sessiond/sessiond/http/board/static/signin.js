@@ -1,45 +1,45 @@
-// Signing in and out. The key goes to the service once and stays nowhere here.
+// Sign-in and sign-out. The key is sent to the service once and not stored in the browser.
 
-import { byId, say } from "./dom.js";
+import { byId, setText } from "./dom.js";
 
 const post = (path, body) =>
   fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
-const others = new BroadcastChannel("sessiond-board");
+const otherTabs = new BroadcastChannel("sessiond-board");
 
-/** `onIn()` and `onOut()` are also called when it happens in another tab. */
+/** Calls `onIn()` and `onOut()`, also when the user signs in or out in another tab. */
 export function setUp(onIn, onOut) {
   byId("sign-in-form").addEventListener("submit", async (event) => {
     event.preventDefault();
     const field = byId("key");
-    say(byId("sign-in-problem"), "");
-    let why = "sessiond does not answer";
+    setText(byId("sign-in-problem"), "");
+    let why = "No answer from sessiond";
     try {
       const answer = await post("/v1/board/sign-in", { key: field.value });
-      why = answer.ok ? null : answer.status === 401 ? "No such key" : (await answer.json()).detail;
+      why = answer.ok ? null : answer.status === 401 ? "This key is unknown" : (await answer.json()).detail;
     } catch {
-      // It stays what it is: nobody answers.
+      // No answer: `why` already says so.
     }
     if (why !== null) {
-      say(byId("sign-in-problem"), why);
+      setText(byId("sign-in-problem"), why);
       field.setAttribute("aria-invalid", "true");
       field.focus();
       return;
     }
     field.value = "";
     field.removeAttribute("aria-invalid");
-    others.postMessage("in");
+    otherTabs.postMessage("in");
     onIn();
   });
   byId("sign-out").addEventListener("click", async () => {
     try {
       if ((await post("/v1/board/sign-out", {})).ok) {
-        others.postMessage("out");
+        otherTabs.postMessage("out");
         onOut();
       }
     } catch {
-      // The connection's state is told elsewhere; the button can be pressed again.
+      // The header shows the state of the connection; the user can try again.
     }
   });
-  others.addEventListener("message", (event) => (event.data === "in" ? onIn() : onOut()));
+  otherTabs.addEventListener("message", (event) => (event.data === "in" ? onIn() : onOut()));
 }

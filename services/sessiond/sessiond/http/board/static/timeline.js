@@ -1,11 +1,11 @@
-// The handoffs: a strip in which handlers are above and the worker is below, and the same as a table.
+// The handoffs, as a strip (handlers above, the worker below) and as a table.
 //
-// A block is the wider the longer its lease lived, but not in proportion: milliseconds and hours must both be seen.
+// A longer lease has a wider block, on a logarithmic scale, so that milliseconds and hours are both visible.
 
-import { byId, list, make, say } from "./dom.js";
+import { byId, list, make, setText } from "./dom.js";
 import { clock, ended, running, seconds, span, sum } from "./words.js";
 
-const PAUSE = 30; // seconds for which nobody held, from which on it is said
+const PAUSE = 30; // seconds without a lease, from which on a pause is shown
 const weight = (held) => 1 + Math.log2(1 + 2 * held);
 
 const name = (lease) => lease.key ?? lease.ticket;
@@ -20,14 +20,14 @@ function classOf(lease) {
   return `lease ${lease.kind} ${how}`.trim();
 }
 
-function spoken(lease, now) {
+function describe(lease, now) {
   const time = held(lease, now);
   return [lease.kind, name(lease), lease.begun && clock(lease.begun), time === null ? null : span(time), ended(lease.why)]
     .filter(Boolean)
     .join(" · ");
 }
 
-/** Leases with the pauses between them. */
+/** The leases, with the pauses between them. */
 function withPauses(leases) {
   const found = [];
   leases.forEach((lease, index) => {
@@ -61,9 +61,9 @@ function row(lease, now) {
   return element;
 }
 
-/** Draws the leases (null: they are being read). `now` is the service's time. */
+/** Draws the leases (null: the ledger is still being read). `now` is the time of the service. */
 export function draw(leases, now) {
-  say(byId("handoffs-sum"), leases === null ? "reading the ledger" : sum(leases));
+  setText(byId("handoffs-sum"), leases === null ? "reading the ledger…" : sum(leases));
   const shown = leases ?? [];
   const strip = byId("leases");
   const items = withPauses(shown);
@@ -71,19 +71,19 @@ export function draw(leases, now) {
   list(byId("handoffs-rows"), shown.toReversed(), (lease) => lease.fence, (lease) => row(lease, now));
   const first = shown.find((lease) => lease.begun);
   const last = shown.at(-1);
-  say(byId("from"), first ? clock(first.begun) : "");
-  say(byId("until"), last ? (last.ended ? clock(last.ended) : "now") : "");
+  setText(byId("from"), first ? clock(first.begun) : "");
+  setText(byId("until"), last ? (last.ended ? clock(last.ended) : "now") : "");
   drawn = { shown, now };
 }
 
-/** The living lease grows with time. */
+/** Updates the block and the row of the lease that still lives. */
 export function grow(leases, now) {
   const last = leases?.at(-1);
   if (!last || last.ended) return;
   const element = byId("leases").lastElementChild;
   if (element) element.style.flexGrow = weight(held(last, now) ?? 1);
   const cell = byId("handoffs-rows").firstElementChild?.children[4];
-  if (cell && last.begun) say(cell, running(held(last, now)));
+  if (cell && last.begun) setText(cell, running(held(last, now)));
 }
 
 let drawn = { shown: [], now: "" };
@@ -91,6 +91,6 @@ let drawn = { shown: [], now: "" };
 byId("leases").addEventListener("pointerover", (event) => {
   const key = event.target.closest("li")?.dataset.key;
   const lease = drawn.shown.find((one) => String(one.fence) === key);
-  say(byId("pointed"), lease ? spoken(lease, drawn.now) : "");
+  setText(byId("pointed"), lease ? describe(lease, drawn.now) : "");
 });
-byId("leases").addEventListener("pointerleave", () => say(byId("pointed"), ""));
+byId("leases").addEventListener("pointerleave", () => setText(byId("pointed"), ""));

@@ -1,18 +1,18 @@
-// The board's sentences. Pure.
+// The sentences of the board. Pure.
 
 export const PHASES = {
   asleep: "asleep", starting: "starting", idle: "idle", in_turn: "in a turn", stopping: "stopping", broken: "broken",
 };
 
 const ENDS = {
-  released: "released", preempted: "preempted by a handler", expired: "expired", unclaimed: "not claimed",
-  "hold-limit": "hold limit", forced: "forced by an operator", withdrawn: "withdrawn", unknown: "not recorded",
+  released: "released", preempted: "preempted by a handler", expired: "expired", unclaimed: "not claimed in time",
+  "hold-limit": "hold limit reached", forced: "ended by an admin", withdrawn: "withdrawn", unknown: "not recorded",
 };
 
-/** Why a lease ended; null while it lives. */
+/** Why a lease ended, in words. `why` is null while the lease lives. */
 export const ended = (why) => (why === null ? "holds now" : ENDS[why] ?? why);
 
-/** Seconds as people say them: 40 ms, 3.2 s, 4 min 10 s, 2 h 05 min. */
+/** A duration for people: 40 ms, 3.2 s, 4 min 10 s, 2 h 05 min. */
 export function span(seconds) {
   if (seconds < 0) return "0 s";
   if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
@@ -24,10 +24,10 @@ export function span(seconds) {
   return `${Math.floor(minutes / 1440)} d ${Math.floor((minutes % 1440) / 60)} h`;
 }
 
-/** A running time, in whole seconds so that it ticks evenly. */
+/** A duration that still grows, in whole seconds so that it changes evenly. */
 export const running = (seconds) => (seconds < 60 ? `${Math.max(0, Math.floor(seconds))} s` : span(seconds));
 
-/** The time of day, with the date if it is another day. */
+/** The time of day, with the date if that is not today. */
 export function clock(moment, now = new Date()) {
   const at = new Date(moment);
   const time = at.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
@@ -38,23 +38,23 @@ export const seconds = (from, to) => (Date.parse(to) - Date.parse(from)) / 1000;
 
 const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 
-/** Why a ticket waits, as one sentence. */
+/** Why a ticket waits, in one sentence. */
 export function why(ticket) {
-  const said = ticket.why.map((one) => {
+  const reasons = ticket.why.map((one) => {
     switch (one.why) {
-      case "absent": return ticket.lapsed ? "nobody waits on it; lapsed" : ticket.passed_over ? "nobody waits on it; passed over" : "nobody waits on it now";
-      case "holds": return `a ${one.kind} holds`;
-      case "draining": return `the ${one.kind}'s last turn is being closed`;
-      case "handlers-first": return `handlers go first (${one.count})`;
-      case "head-wait": return "waits a moment for the head";
-      case "queued": return `${one.count} before it`;
+      case "absent": return ticket.lapsed ? "holder absent; lapsed" : ticket.passed_over ? "holder absent; passed over" : "holder absent";
+      case "holds": return `a ${one.kind} holds the lease`;
+      case "draining": return `the ${one.kind}'s last turn is closing`;
+      case "handlers-first": return `handlers first (${one.count})`;
+      case "head-wait": return "waiting briefly for the head of the queue";
+      case "queued": return `${one.count} ahead`;
       default: return one.why;
     }
   });
-  return said.length ? said.join(" · ") : "next";
+  return reasons.length ? reasons.join(" · ") : "next";
 }
 
-/** The handoffs in one sentence, for everybody, and for who cannot see the timeline. */
+/** The handoffs in one sentence. Screen readers use it as the text of the timeline. */
 export function sum(leases) {
   if (!leases.length) return "none yet";
   const handlers = leases.filter((l) => l.kind === "handler").length;
@@ -63,11 +63,11 @@ export function sum(leases) {
   return `${parts.join(", ")}; ${count(cut, "preemption")}`;
 }
 
-/** The queue in one sentence. */
+/** The queue, in one sentence. */
 export function waiting({ handler, worker }) {
-  if (!handler && !worker) return "nobody waits";
+  if (!handler && !worker) return "nobody is waiting";
   const parts = [];
   if (handler) parts.push(count(handler, "handler"));
   if (worker) parts.push(count(worker, "worker"));
-  return `${parts.join(" and ")} ${handler + worker === 1 ? "waits" : "wait"}`;
+  return `${parts.join(" and ")} waiting`;
 }
