@@ -3,14 +3,13 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("support")
 
-from support.servers import Caller, Github, Model, Redis, Sessiond, Webhook  # noqa: E402
+from support.servers import Caller, Github, Model, Redis, Sessiond, Webhook, close_all  # noqa: E402
 
 pytest_plugins = ["support.summary", "support.webhook_fixtures", "support.worker_fixtures"]
 
@@ -49,43 +48,30 @@ def github() -> Iterator[Github]:
     server.close()
 
 
-Factory = Callable[..., Sessiond]
-
-
 @pytest.fixture
-def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Factory]:
+def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Sessiond]]:
     """Start sessionds on the test's Redis: sessiond(env, name="a")."""
-    with ExitStack() as stack:
 
-        def start(env: Mapping[str, str] | None = None, name: str = "a", under: Sequence[str] = ()) -> Sessiond:
-            service = Sessiond(redis_server.url, tmp_path / name, env, under)
-            stack.callback(service.close)
-            return service
+    def start(env: Mapping[str, str] | None = None, name: str = "a", under: Sequence[str] = ()) -> Sessiond:
+        return Sessiond(redis_server.url, tmp_path / name, env, under)
 
-        yield start
+    with close_all(start) as factory:
+        yield factory
 
 
 @pytest.fixture
 def webhook(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Webhook]]:
     """Start webhooks on the test's Redis: webhook(env, name="webhook")."""
-    with ExitStack() as stack:
 
-        def start(env: Mapping[str, str] | None = None, name: str = "webhook") -> Webhook:
-            service = Webhook(redis_server.url, tmp_path / name, env)
-            stack.callback(service.close)
-            return service
+    def start(env: Mapping[str, str] | None = None, name: str = "webhook") -> Webhook:
+        return Webhook(redis_server.url, tmp_path / name, env)
 
-        yield start
+    with close_all(start) as factory:
+        yield factory
 
 
 @pytest.fixture
 def caller() -> Iterator[Callable[..., Caller]]:
     """Start callers: caller(service, role="admin")."""
-    with ExitStack() as stack:
-
-        def start(service: Sessiond, role: str = "admin") -> Caller:
-            made = Caller(service, role)
-            stack.callback(made.close)
-            return made
-
-        yield start
+    with close_all(Caller) as factory:
+        yield factory

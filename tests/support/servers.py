@@ -21,9 +21,9 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 import psutil
@@ -199,6 +199,26 @@ class Github(StandIn):
 
     def requests(self) -> list[dict[str, Any]]:
         return self._get("/requests")
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Server = TypeVar("Server", bound=Closable)
+
+
+@contextlib.contextmanager
+def close_all(start: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
+    """Yield a function that calls `start`. Close everything it returned at the end, the last one first."""
+    with contextlib.ExitStack() as stack:
+
+        def factory(*args: Any, **kwargs: Any) -> Server:
+            server = start(*args, **kwargs)
+            stack.callback(server.close)
+            return server
+
+        yield factory
 
 
 def tree(pid: int) -> list[psutil.Process]:
