@@ -21,11 +21,13 @@ from sessiond.agent import machine as agent_machine
 from sessiond.agent import state as st
 from sessiond.lock import events as ev
 from sessiond.lock import machine, queries
-from sessiond.lock.rules import Times
+from sessiond.lock.rules import Kind, Times
 from sessiond.problems import Problem
 from sessiond.session import views
 from sessiond.session.agent.launch import workdir
+from sessiond.session.callers.turn_record import TurnRecord
 from sessiond.session.pipeline.plan import Plan
+from sessiond.session.timers import SessionTimer
 from sessiond.store import codec
 from sessiond.store.store import Ahead, Behind, Deposed, NotHead, Outcome, Step
 from sessiond.verify import Reader, Report, verify
@@ -119,7 +121,7 @@ class Histories(RuleBasedStateMachine):
         epoch = claim(owner)
         assert epoch > self.epoch
         if not self.epoch:
-            self.twin.agent = owner.session.standing.agent
+            self.twin.agent = owner.session.reader.agent
         self.owner, self.epoch = owner, epoch
         self.twin.life += 1
         self.loaded(0, predecessor, [])
@@ -169,12 +171,12 @@ class Histories(RuleBasedStateMachine):
         if due is not None and not self.limbo:
             # The first makes the loop look at its clock: one that seems to have stood still gives everybody more time.
             self.owner.ask(lambda: None)
-            session.deadlines.restart(keep={due: 0.0})
+            session.pipeline.context.timers.restart(keep={due: 0.0})
             return self.owner.ask(lambda: None)
 
         def work() -> Any:
             try:
-                return session.steps.step(*events, ledger=front, commands=staged)
+                return session.pipeline.step(*events, ledger=front, commands=staged)
             except ev.Refused as refused:
                 return refused
 
@@ -232,7 +234,7 @@ class Histories(RuleBasedStateMachine):
         """`applied`: how many steps were, before; `entries`: what the ledger must say now, turns' records aside."""
         twin, session = self.twin, self.owner.session
         if lives:
-            assert (session.standing.lock, session.standing.agent) == (twin.lock, twin.agent)
+            assert (session.reader.lock, session.reader.agent) == (twin.lock, twin.agent)
         before, look, applied = self.now, self.raw.look(), self.owner.store.applied - applied
         self.now = look
         if not applied:
@@ -250,14 +252,14 @@ class Histories(RuleBasedStateMachine):
             self.read(told)
             assert look.version == before.version + applied
             assert all(before.version < entry["version"] <= look.version for entry in told)
-        assert look.version == session.commits.version or not lives
+        assert look.version == session.reader.version or not lives
         assert same(plain(told)) == same(entries)
         self.fences(told)
         self.stored(look)
         if twin.agent.phase is st.Phase.BROKEN:
             # It rests for some seconds, whatever the settings are; here it shall not get up by itself.
-            rest = ("agent", ("backoff", str(twin.agent.fails)))
-            session.deadlines.restart(keep={rest: 100_000.0})
+            rest: SessionTimer = ("agent", ("backoff", str(twin.agent.fails)))
+            session.pipeline.context.timers.restart(keep={rest: 100_000.0})
 
     def read(self, entries: list[dict[str, Any]]) -> None:
         for entry in entries:
@@ -367,7 +369,7 @@ class Histories(RuleBasedStateMachine):
         match event:
             case ev.Take(ticket=""):
                 event = replace(event, ticket=f"tk-{next(self.tickets)}")
-                self.owner.session.standing.taken[event.ticket] = taken_at(event.ticket)
+                self.owner.session.reader.taken[event.ticket] = taken_at(event.ticket)
                 self.do(event, fault=fault)
             case ev.AcceptTurn(fence=fence):
                 self.accept(fence, fault)
@@ -383,12 +385,12 @@ class Histories(RuleBasedStateMachine):
         events: list[ev.Event | st.Event] = [ev.AcceptTurn(fence, turn)]
         if self.composed and lease is not None:
             events.append(st.Begin(st.Turn(turn, f"u-{turn}", "do it", lease.kind, "m", timeout=9_000.0)))
-        book = {"id": turn, "turn": turn, "key": None, "state": "accepted", "fence": fence}
-        book["kind"] = lease.kind.value if lease else None
-        entry = {"turn": turn, "fence": fence, "ticket": lease and lease.ticket, "kind": book["kind"]}
+        ticket, kind = (lease.ticket, lease.kind) if lease else ("", Kind.HANDLER)
+        record = TurnRecord(id=turn, fence=fence, ticket=ticket, kind=kind, conversation={})
+        entry = {"turn": turn, "fence": fence, "ticket": ticket, "kind": kind.value}
         self.do(
             *events, fault=fault, front=[("turn-accepted", entry)],
-            commands=lambda: session.turns.accept(book),
+            commands=lambda: session.pipeline.context.turns.accept(record)[1],
             then=lambda: self.twin.accept(turn, fence),
         )  # fmt: skip
 
@@ -434,10 +436,10 @@ class Histories(RuleBasedStateMachine):
         self.begin(self.instance(host), Owner.claim_elsewhere, old.settings.instance)
         if self.limbo:
             self.predecessors_agent_is_gone()
-        version = old.session.commits.version
-        assert old.owners.renew(self.name, old.session.commits.epoch, version) == self.owner.settings.url
-        old.ask(lambda: old.session.steps.step(ev.Take("tk-late", ev.Kind.HANDLER, 0)))
-        old.owners.release(self.name, old.session.commits.epoch)
+        version = old.session.reader.version
+        assert old.owners.renew(self.name, old.session.reader.epoch, version) == self.owner.settings.url
+        old.ask(lambda: old.session.pipeline.step(ev.Take("tk-late", ev.Kind.HANDLER, 0)))
+        old.owners.release(self.name, old.session.reader.epoch)
         self.unchanged()
         assert old.session.closed is not None
         assert (old.session.closed.type, old.session.closed.extra["owner_url"]) == (
@@ -482,7 +484,7 @@ class Histories(RuleBasedStateMachine):
 
     def step_that_does_not_fit(self, data: some.DataObject) -> None:
         """Of another version, or one that grants over the head."""
-        version, queue = self.owner.session.commits.version, self.twin.lock.queue
+        version, queue = self.owner.session.reader.version, self.twin.lock.queue
         writes = [("ZADD", "queue", "1", "tk-odd"), ("SET", "lease", "{}")]
         odd = Step(self.epoch, version, "odd", writes, [("odd", {})])
         wrong: list[tuple[type[Exception], Step]] = [

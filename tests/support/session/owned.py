@@ -23,6 +23,7 @@ from sessiond.store.connection import Away
 from sessiond.store.ownership import OtherOwner, Owners
 from sessiond.store.store import Outcome, Step, Store
 from support.servers import Redis
+from support.session.in_loop import TEST_HANDLERS, RunInLoop
 
 LONG = Times(**{f.name: 100_000.0 for f in fields(Times)})
 """No deadline runs out by itself."""
@@ -91,7 +92,7 @@ class FaultyStore(Store):
 class NoSlots(Slots):
     """No agent is ever started."""
 
-    def take(self, who: Sleeper) -> None:
+    def take(self, owner: Sleeper) -> bool:
         raise gevent.GreenletExit
 
 
@@ -110,10 +111,10 @@ class Owner:
         self._closed = False
 
     def claim(self) -> int:
-        """The epoch of which the session now is ours, loaded as Sessions does it."""
+        """Claim and load the session as the registry does. Returns its epoch."""
         owned = self.owners.acquire(self.name)
-        self.session = Session(self.name, self.settings, self.store, owned.epoch, owned.version, NoSlots(1))
-        self.session.start(owned.predecessor)
+        self.session = Session(self.settings, self.store, owned, NoSlots(1), TEST_HANDLERS)
+        self.session.start()
         return owned.epoch
 
     def claim_elsewhere(self) -> int:
@@ -126,7 +127,7 @@ class Owner:
     def ask(self, work: Callable[[], Any]) -> Any:
         """Runs `work` in the owner loop; its answer, or the Problem."""
         try:
-            return self.session.ask(work)
+            return self.session.ask(RunInLoop(work))
         except Problem as problem:
             return problem
 

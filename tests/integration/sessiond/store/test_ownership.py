@@ -152,7 +152,7 @@ def test_who_was_overtaken_before_it_read_the_state_ends_nobodys_agent(
     scene.started()
     store = Store(redis_server.url, SESSION, "x")
     with pytest.raises(Deposed):
-        Session(SESSION, settings, store, owned.epoch, owned.version, Slots(1)).start(owned.predecessor)
+        Session(settings, store, owned, Slots(1)).start()
     gevent.sleep(1.0)  # for whatever it may have begun
     scene.again(scene.force, scene.view()["holder"]["fence"])
     turn.end()

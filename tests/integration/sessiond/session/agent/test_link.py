@@ -10,7 +10,8 @@ from sessiond.agent.process import guard as guarding
 from sessiond.agent.process.agent_process import AgentProcess
 from sessiond.agent.process.guard_registry import GuardId, boot_id
 from sessiond.agent.process.pipes import READ_SIZE, Pipes
-from sessiond.session.agent.link import LINE_WEIGHT, UNREAD_LIMIT, AgentLink, FromAgent
+from sessiond.session.agent.items import AgentEvent, AgentItem, AgentLines
+from sessiond.session.agent.link import LINE_WEIGHT, UNREAD_LIMIT, AgentLink
 from sessiond.session.agent.slots import Slots
 from sessiond.settings import Settings
 from support.agent.slot_owner import Owner
@@ -30,26 +31,30 @@ def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path
 
 
 def test_callers_stand_behind_few_lines_however_short_they_are(tmp_path: Path) -> None:
-    found: list[FromAgent] = []
+    found: list[AgentItem] = []
     settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec yes"))
     link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
     link.start("c", False)
     with gevent.Timeout(60):
         while link._process is None or link._process._flowing.is_set():
             gevent.sleep(0.01)
-    lines = sum(len(item.lines or ()) for item in found)
+    lines = sum(len(item.lines) for item in found if isinstance(item, AgentLines))
     assert 0 < lines <= UNREAD_LIMIT // LINE_WEIGHT + READ_SIZE // 2
     link.end()
     with gevent.Timeout(60):
-        while not found or not isinstance(found[-1].event, st.Exited):
-            while found and not isinstance(found[-1].event, st.Exited):
+        while not found or not ended(found[-1]):
+            while found and not ended(found[-1]):
                 link.accepts(found.pop())
-                link.flow()
+                link.resume_reading()
             gevent.sleep(0.01)
 
 
+def ended(item: AgentItem) -> bool:
+    return isinstance(item, AgentEvent) and isinstance(item.event, st.Exited)
+
+
 def test_a_slot_is_free_again_although_nobody_hears_of_the_end(tmp_path: Path) -> None:
-    found: list[FromAgent] = []
+    found: list[AgentItem] = []
     slots, settings = Slots(1), Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
     link = AgentLink("o/r", settings, slots, Owner(), found.append)
     link.start("c", False)
@@ -73,7 +78,7 @@ def test_who_forgoes_has_no_slot_although_it_holds_another(tmp_path: Path) -> No
 
 def test_only_the_last_wait_for_predecessors_counts(tmp_path: Path) -> None:
     """The end of an earlier one is no end of the process that runs by now."""
-    found: list[FromAgent] = []
+    found: list[AgentItem] = []
     settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
     link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
     script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
@@ -91,7 +96,7 @@ def test_only_the_last_wait_for_predecessors_counts(tmp_path: Path) -> None:
         link.start("c", False)
         while len(found) < 3:  # the start, and the first wait's end
             gevent.sleep(0.01)
-        kinds = [(type(item.event), link.accepts(item)) for item in found[1:]]
+        kinds = [(type(item.event), link.accepts(item)) for item in found[1:] if isinstance(item, AgentEvent)]
         assert kinds == [(st.Spawned, True), (st.Exited, False)] and link.alive
         link.end()
         while len(found) < 4:

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import redis as redis_library
 
+from sessiond.agent.state import Agent
 from sessiond.client import Client, LeaseLost, SessiondError, TurnResult
+from sessiond.lock.state import Lock
 from sessiond.session.pipeline.commits import Commits
+from sessiond.session.pipeline.plan import Plan
+from sessiond.session.pipeline.step import Step
 from sessiond.store.codec import put
 from sessiond.store.store import Store
 from sessiond.verify import verify
@@ -136,13 +140,17 @@ def test_an_answer_is_as_old_as_its_question(redis_server: Redis) -> None:
     """What a step proves, it proves of the moment at which it was sent: the process may have stood still since."""
     store = Store(redis_server.url, SESSION, "one")
     commits = Commits(store, 1, 0, lambda: ([], []))
-    commits.push([put("open", {})], [], None, lambda: None)
-    assert commits.unsure < 1
+    commits.push(a_step(), lambda: None)
+    assert commits.unconfirmed < 1
     redis_server.pause()
     threading.Timer(1.2, redis_server.go_on).start()
-    commits.push([put("open", {})], [], None, lambda: None)
-    assert commits.unsure >= 1
+    commits.push(a_step(), lambda: None)
+    assert commits.unconfirmed >= 1
     store.close()
+
+
+def a_step() -> Step:
+    return Step(Plan(Lock(), Agent("c")), commands=[put("open", {})])
 
 
 # ---- an owner that was replaced --------------------------------------------------------------

@@ -14,6 +14,7 @@ from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.lock import events as ev
 from sessiond.lock.rules import Kind
+from sessiond.session.callers.turn_record import TurnRecord
 from sessiond.store.store import Behind
 from support.servers import Redis
 from support.session.histories import Histories
@@ -102,7 +103,7 @@ def owners(server: Redis, tmp_path: Path) -> Iterator[Callable[[str], Owner]]:
 
 def step(owner: Owner, *events: ev.Event) -> None:
     for event in events:
-        owner.ask(lambda event=event: owner.session.steps.step(event))
+        owner.ask(lambda event=event: owner.session.pipeline.step(event))
 
 
 def test_an_owner_whose_own_claim_redis_lost_writes_it_back(server: Redis, owners: Callable[[str], Owner]) -> None:
@@ -126,11 +127,11 @@ def test_an_owner_that_only_renews_claims_again_what_redis_lost(server: Redis, o
     for dump in (lost, {}):
         raw.restore(dump)
         with pytest.raises(Behind):
-            second.owners.renew("octo/one", second.session.commits.epoch, second.session.commits.version)
+            second.owners.renew("octo/one", second.session.reader.epoch, second.session.reader.version)
         second.session.doubt()
         second.settle()
         claimed = raw.look().meta
-        assert (claimed["instance"], int(claimed["epoch"])) == ("second", second.session.commits.epoch)
+        assert (claimed["instance"], int(claimed["epoch"])) == ("second", second.session.reader.epoch)
     raw.close()
 
 
@@ -138,12 +139,12 @@ def test_when_redis_is_back_nobody_is_passed_over(owners: Callable[[str], Owner]
     owner = owners("first")
     step(owner, ev.Take("tk-1", H, 5), ev.Take("tk-2", H, 5), ev.Wait("tk-2", "two"))
     step(owner, ev.Due(ev.Timer("head-wait", "tk-1")))
-    lock = owner.session.standing.lock
+    lock = owner.session.reader.lock
     assert lock.tickets["tk-1"].passed and lock.lease is not None and lock.lease.ticket == "tk-2"
     owner.store.fault = Fault.LOST_ANSWER
     step(owner, ev.Claim(lock.lease.fence))
     owner.settle()
-    assert not owner.session.standing.lock.tickets["tk-1"].passed
+    assert not owner.session.reader.lock.tickets["tk-1"].passed
 
 
 def test_it_is_the_set_in_redis_that_grants(server: Redis, owners: Callable[[str], Owner]) -> None:
@@ -163,18 +164,19 @@ def test_a_turn_that_is_over_at_once_is_stored_as_over(server: Redis, owners: Ca
     raw, owner = Raw(server.url, "octo/one"), owners("first")
     session = owner.session
     step(owner, ev.Take("tk-1", H, 5), ev.Wait("tk-1", "one"))
-    lease = session.standing.lock.lease
+    lease = session.reader.lock.lease
     assert lease is not None
 
     def accept(turn: str) -> None:
-        book = {"id": turn, "turn": turn, "key": None, "state": "accepted", "fence": lease.fence, "kind": "handler"}
+        record = TurnRecord(id=turn, fence=lease.fence, ticket="tk-1", kind=H, conversation={})
         begin = st.Begin(st.Turn(turn, f"u-{turn}", "do it", H, "m"))
-        session.steps.step(ev.AcceptTurn(lease.fence, turn), begin, commands=session.turns.accept(book))
+        _, commands = session.pipeline.context.turns.accept(record)
+        session.pipeline.step(ev.AcceptTurn(lease.fence, turn), begin, commands=commands)
 
     owner.ask(lambda: accept("tu-1"))
-    unfit = st.Got(wire.Init(session.standing.agent.conversation, "m", frozenset(), "1"))
-    owner.ask(lambda: session.steps.step(st.Spawned(), unfit, st.Exited(0)))
-    assert session.standing.agent.phase is st.Phase.BROKEN
+    unfit = st.Got(wire.Init(session.reader.agent.conversation, "m", frozenset(), "1"))
+    owner.ask(lambda: session.pipeline.step(st.Spawned(), unfit, st.Exited(0)))
+    assert session.reader.agent.phase is st.Phase.BROKEN
     owner.ask(lambda: accept("tu-2"))
     look = raw.look()
     assert [look.text(f"turn:{turn}")["state"] for turn in ("tu-1", "tu-2")] == ["closed", "closed"]
