@@ -12,8 +12,8 @@ from sessiond.session import commands as co
 from sessiond.session.callers.turn_stream import TurnStream
 from sessiond.session.callers.waiters import Waiter
 from sessiond.session.commands import TurnRequest
+from sessiond.session.fault_points import BEFORE_TURN, hold
 from sessiond.session.loop import Session
-from sessiond_common.fault_points import hold_in
 
 __all__ = ["SessionCommands", "TurnRequest"]
 
@@ -58,7 +58,7 @@ class SessionCommands(SessionQueries):
 
     def start_turn(self, secret: str, request: TurnRequest) -> TurnStream:
         """Start a turn of the lease's holder. Returns its events; `turn` is the turn's id."""
-        hold_in(self._session.settings.hooks_dir, "before-turn")
+        hold(self._session.settings.hooks_dir, BEFORE_TURN)
         return self._session.ask(co.StartTurn(secret, request))
 
     def cancel_turn(self, turn: str, secret: str | None) -> None:

@@ -13,11 +13,11 @@ from sessiond.problems import Problem
 from sessiond.session.agent.events import exit_events, line_events
 from sessiond.session.agent.items import AgentEvent, AgentLines
 from sessiond.session.commands import AnswerQuestion, NewConversation, RestartAgent, SleepAgent
+from sessiond.session.fault_points import QUESTION, hold
 from sessiond.session.handlers.due_timers import fire_due_timers
 from sessiond.session.inbox import AlreadyAnswered
 from sessiond.session.pipeline.runner import Pipeline
 from sessiond.session.state import conversation_of
-from sessiond_common.fault_points import hold_in
 
 YIELD_EVERY: Final = 64
 """Lines after which other greenlets run and timers are checked: one read may bring some thousand lines."""
@@ -66,7 +66,7 @@ def _answer(pipeline: Pipeline, command: AnswerQuestion) -> None:
     """Answer the agent's question at once. A test may keep it open with a fault point, outside of the loop."""
 
     def held() -> None:
-        hold_in(pipeline.context.settings.hooks_dir, "question")
+        hold(pipeline.context.settings.hooks_dir, QUESTION)
         pipeline.context.inbox.post(command)
 
     if pipeline.context.settings.hooks_dir is None:
