@@ -38,7 +38,7 @@ from support.session.puppet import Puppet
 from support.session.twin import BOOK, Entries, Kept, Twin, read, same, stored, taken_at
 
 FAULTS = (*(None for _ in range(100)), *Fault, *(Fault.WRONG_HEAD for _ in range(6)))
-"""Only a step that grants can name a wrong head."""
+"""WRONG_HEAD is frequent because only a step that grants can have it."""
 NUMBER = some.integers(0, 2**32 - 1)
 AWAY = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE, Fault.LOST_ANSWER, Fault.KILLED_AFTER})
 NEVER_SENT = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE})
@@ -56,7 +56,7 @@ LOCKS = frozenset(
 
 
 class Histories(RuleBasedStateMachine):
-    """`counts` says what has happened, over all histories of a test."""
+    """`counts` has how often each event happened, over all histories of a test."""
 
     server: Redis
     place: Path
@@ -75,12 +75,12 @@ class Histories(RuleBasedStateMachine):
         self.seen: list[ev.Timer] = []
         self.epoch = self.top_fence = 0
         self.now = Look()
-        """The keys as they were seen last; nobody but the owner changes them."""
+        """The keys as they were last seen. Only the owner changes them."""
         self.secret: str | None = None
         """The living lease's."""
         self.mark: tuple[Look, dict[str, bytes], dict[str, Kept]] | None = None
         self.limbo = False
-        """The agent of the owner before is not known to be gone yet; the loop has not run since."""
+        """It is not known yet whether the previous owner's agent is gone; the loop has not run since."""
         self.behind = False
         """Redis lost writes, and nothing was committed since."""
 
@@ -115,7 +115,7 @@ class Histories(RuleBasedStateMachine):
         return made
 
     def begin(self, owner: Owner, claim: Callable[[Owner], int], predecessor: str) -> None:
-        """A new epoch: what it reads is what the pure machine says of a restart."""
+        """Begin an epoch: it reads what the pure machine gives for a restart."""
         found = owner.store.read_state()
         assert machine.restarted(found.lock) == machine.restarted(self.twin.lock)
         epoch = claim(owner)
@@ -127,7 +127,7 @@ class Histories(RuleBasedStateMachine):
         self.loaded(0, predecessor, [])
 
     def loaded(self, applied: int, predecessor: str, first: Entries) -> None:
-        """The stored state was taken: by a new owner, or again by this one."""
+        """Check that a new owner, or this one again, took the stored state."""
         settings = self.owner.settings
         entry = {"instance": settings.instance, "url": settings.url, "predecessor": predecessor}
         entries = [*first, ("epoch", entry), *self.twin.reload(self.epoch, str(workdir(settings, self.name)))]
@@ -141,7 +141,7 @@ class Histories(RuleBasedStateMachine):
         self, *events: ev.Event | st.Event, fault: Fault | None = None, due: Any = None, front: Sequence[Any] = (),
         commands: Callable[[], Sequence[codec.Command]] = tuple, then: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """One step in both worlds. `due`: by that deadline of the loop. `then` is done before the twin takes it."""
+        """Make one step in both worlds. `due`: a timer of the loop makes it. `then` runs before the twin takes it."""
         expected = self.twin.decide(*events)
         broken = isinstance(expected, ev.InvariantBroken)
         if self.limbo and broken:
@@ -169,7 +169,7 @@ class Histories(RuleBasedStateMachine):
     def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[codec.Command]) -> Any:
         session = self.owner.session
         if due is not None and not self.limbo:
-            # The first makes the loop look at its clock: one that seems to have stood still gives everybody more time.
+            # The first call makes the loop check its timers: after a seeming stall it would give all timers more time.
             self.owner.ask(lambda: None)
             session.pipeline.context.timers.restart(keep={due: 0.0})
             return self.owner.ask(lambda: None)
@@ -185,7 +185,7 @@ class Histories(RuleBasedStateMachine):
     def committed(
         self, applied: int, events: Events, hit: Fault | None, front: Sequence[Any], then: Callable[[], None]
     ) -> None:
-        """What the loop has done of it: everything, or with Redis away that much.
+        """Check what the loop did of the step: all of it, or with Redis away a part.
 
         A deadline has its time again; only `max_hold` goes on with what was left, which was nothing.
         """
@@ -208,12 +208,12 @@ class Histories(RuleBasedStateMachine):
             self.succeeded()
 
     def recovered(self, applied: int, invariant: str) -> None:
-        """A step that must not be: it is named, and the same owner takes the stored state again."""
+        """Check that a step that must not be is named, and that the same owner takes the stored state again."""
         self.counts["steps that must not be"] += 1
         self.loaded(applied, "refused-step", [("refused", {"invariant": invariant})])
 
     def succeeded(self) -> None:
-        """The owner died after a commit whose answer it never had: its step is sent again, at once and too late."""
+        """The owner died after a commit whose answer it never got: its step is sent again, at once and too late."""
         dead = self.owner
         assert not dead.session.running and dead.store.last is not None
         assert dead.store.commit(dead.store.last) is Outcome.REPEATED
@@ -231,7 +231,7 @@ class Histories(RuleBasedStateMachine):
         assert self.raw.look() == self.now
 
     def check(self, applied: int, entries: Entries, lives: bool = True) -> None:
-        """`applied`: how many steps were, before; `entries`: what the ledger must say now, turns' records aside."""
+        """`applied`: the number of steps before; `entries`: the ledger's new entries without turns' records."""
         twin, session = self.twin, self.owner.session
         if lives:
             assert (session.reader.lock, session.reader.agent) == (twin.lock, twin.agent)
@@ -257,7 +257,7 @@ class Histories(RuleBasedStateMachine):
         self.fences(told)
         self.stored(look)
         if twin.agent.phase is st.Phase.BROKEN:
-            # It rests for some seconds, whatever the settings are; here it shall not get up by itself.
+            # The backoff does not depend on the settings; here it must not end by itself.
             rest: SessionTimer = ("agent", ("backoff", str(twin.agent.fails)))
             session.pipeline.context.timers.restart(keep={rest: 100_000.0})
 
@@ -267,7 +267,7 @@ class Histories(RuleBasedStateMachine):
         assert self.wrong(self.reader.report) == []
 
     def wrong(self, report: Report) -> list[Any]:
-        """What is against the rules. The lock alone says nothing of turns; a puppet has no guard to be found by."""
+        """Return the violations. The lock alone has no turns, and a puppet has no guard."""
         if self.composed:
             return [one for one in report.violations if one[0] != "one_agent_per_conversation"]
         return [one for one in report.violations if one[0] in LOCKS]
@@ -279,7 +279,7 @@ class Histories(RuleBasedStateMachine):
                 self.top_fence = entry["fence"]
 
     def stored(self, look: Look) -> None:
-        """The keys as they are, against the twin."""
+        """Compare the keys with the twin."""
         twin, settings = self.twin, self.owner.settings
         assert read(look) == stored(twin.lock)
         lease = look.text("lease")
@@ -315,7 +315,7 @@ class Histories(RuleBasedStateMachine):
     # ---- what happens ------------------------------------------------------------------------
 
     def pick(self, data: some.DataObject, options: Sequence[Any]) -> Any:
-        """One of them, each as likely. Hypothesis likes to draw again what it drew, which here tries nothing new."""
+        """Return one option, each equally likely. Hypothesis often repeats a choice, which tests nothing new here."""
         self.picks += 1
         chosen = random.Random(f"{data.draw(NUMBER)} {self.picks}").choice(options)
         note(f"{chosen}")
@@ -352,14 +352,14 @@ class Histories(RuleBasedStateMachine):
                 self.pick(data, mishaps)(self, data)
 
     def timer(self, whose: str, timer: Any, fault: Fault | None) -> None:
-        """One that the state asks for runs out."""
+        """A timer that the state needs runs out."""
         if whose == "lock":
             self.seen.append(timer)
             self.counts[f"due: {timer.name}"] += 1
         self.do(ev.Due(timer) if whose == "lock" else st.Due(*timer), fault=fault, due=(whose, timer))
 
     def told(self) -> list[Events]:
-        """What the agent may be asked for; a turn that is not there cannot be cancelled."""
+        """Return what the agent may be asked for. A missing turn cannot be cancelled."""
         turn = self.twin.lock.turn
         if turn is not None:
             return [(st.Cancel(turn, "cancelled"),), (st.Cancel("tu-none", "cancelled"),), (st.Stop("restart"),)]
@@ -415,7 +415,7 @@ class Histories(RuleBasedStateMachine):
         self.begin(self.instance(dead.settings.host_name), Owner.claim, dead.settings.instance)
 
     def owner_hands_over(self, _: Any) -> None:
-        """SIGTERM: the agent is stopped, the session given up."""
+        """SIGTERM: the agent is stopped, and the session is given up."""
         old, applied = self.owner, self.owner.store.applied
         old.session.stop(STOPPING)
         assert not old.session.running
@@ -483,7 +483,7 @@ class Histories(RuleBasedStateMachine):
         self.counts["repeated"] += 1
 
     def step_that_does_not_fit(self, data: some.DataObject) -> None:
-        """Of another version, or one that grants over the head."""
+        """A step of another version, or one that grants over the head."""
         version, queue = self.owner.session.reader.version, self.twin.lock.queue
         writes = [("ZADD", "queue", "1", "tk-odd"), ("SET", "lease", "{}")]
         odd = Step(self.epoch, version, "odd", writes, [("odd", {})])
@@ -515,7 +515,7 @@ BETWEEN = (
 
 
 def plain(told: list[dict[str, Any]]) -> Entries:
-    """Entries as the machines say them: without ids, versions, turns' records, and the words of a refusal."""
+    """Return entries as the machines make them: without ids, versions, turns' records, and a refusal's text."""
     fixed = ("id", "event", "epoch", "version")
     found = [(e["event"], {k: v for k, v in e.items() if k not in fixed}) for e in told if e["event"] not in BOOK]
     return [(event, {k: v for k, v in data.items() if (event, k) != ("refused", "detail")}) for event, data in found]

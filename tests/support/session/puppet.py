@@ -1,4 +1,4 @@
-"""What an agent would say next, given what was written to it: mostly what claude says, sometimes what must not be."""
+"""An agent in memory. It says next mostly what claude would say, and sometimes what must not be."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ Word = tuple[int, str, st.Event]
 
 
 class Puppet:
-    """One session's agent as a process that lives in memory only. `hear` what it is told, `words`, `said`."""
+    """One session's agent, in memory: `hear` what is written to it, choose one of its `words`, report it as `said`."""
 
     def __init__(self) -> None:
         self.launched = self.alive = self.dying = self.interrupted = False
@@ -23,7 +23,7 @@ class Puppet:
         self.conversation, self.uuid = "", ""
 
     def hear(self, outputs: Sequence[st.Output], agent: st.Agent) -> None:
-        """What a committed step had the owner do."""
+        """Take in what a committed step did."""
         for output in outputs:
             match output:
                 case st.Launch():
@@ -52,7 +52,7 @@ class Puppet:
         ]  # fmt: skip
 
     def words(self) -> list[Word]:
-        """What may come next; nothing from a process that is not there."""
+        """Return what may come next; nothing comes from a missing process."""
         if not (self.launched or self.alive):
             return []
         if self.dying:
@@ -92,7 +92,7 @@ class Puppet:
         return st.Got(wire.Response(asked.message.request_id, False, {}, "no"))
 
     def said(self, what: str, event: st.Event) -> None:
-        """It has said this of its `words`."""
+        """Record that it said this one of its `words`."""
         match what, event:
             case "spawned", _:
                 self.alive, self.launched = True, False
@@ -111,7 +111,7 @@ class Puppet:
             self.tasks = event.message.ids
 
     def _obey(self) -> None:
-        """An interrupt ends what runs: of a turn that was begun, its result says so."""
+        """End what runs, because it was interrupted. A turn that had begun gets an aborted result."""
         rest = [e.message for e in self.script if isinstance(e, st.Got)]
         begun = not any(isinstance(m, wire.Lifecycle) and m.state == "started" for m in rest)
         over = any(isinstance(m, wire.Result) for m in rest)

@@ -81,7 +81,7 @@ def test_a_turn_that_waits_for_an_end_starts_no_agent_in_a_session_that_stops(he
 
 
 def test_what_a_process_says_behind_its_garbage_costs_nothing(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is being ended; a read of it may hold 32,000 lines, and all sessions wait for one loop."""
+    """The process is being ended. One read of it may hold 32,000 lines, and all sessions share one event loop."""
     made, step = [], here.session.pipeline.step
     monkeypatch.setattr(here.session.pipeline, "step", lambda *a, **more: (made.append(a), step(*a, **more))[1])
     assert here.result(here.turn("#at text raw=shorts\n#say two"))["reason"] == "garbage"
@@ -104,7 +104,7 @@ def test_a_ticket_that_was_refused_leaves_nothing_behind(here: Here, redis_serve
 
 @pytest.mark.parametrize("here", [Times(drain_deadline=0.05)], indirect=True)
 def test_no_deadline_waits_for_the_end_of_what_one_read_brought(here: Here) -> None:
-    """One read holds some thousand lines, and each of these is a step with its commit."""
+    """One read holds some thousand lines, and each of them is a step with its commit."""
     turn = here.turn("#at interrupt raw=results silent\n#tokens 100000\n#pace 5ms")
     assert next(iter(turn))[0] == "agent"
     here.commands.cancel_turn(turn.turn, None)
@@ -116,7 +116,7 @@ def test_no_deadline_waits_for_the_end_of_what_one_read_brought(here: Here) -> N
 
 @pytest.mark.parametrize("here", [Times(start_deadline=2.0)], indirect=True)
 def test_a_deadline_that_the_one_before_it_made_needless_does_nothing(here: Here) -> None:
-    """The process's own and that of the turn that it was given to are over when the loop looks: one recovery."""
+    """The timers of the process and of its turn have both run out when the loop checks: there is one recovery."""
     pipeline, now = here.session.pipeline, here.session.reader
     here.run(lambda: pipeline.step(st.Stop("restart")))
     here.until(lambda: now.agent.phase is st.Phase.ASLEEP)
@@ -134,7 +134,7 @@ def test_a_deadline_that_the_one_before_it_made_needless_does_nothing(here: Here
 
 
 def test_what_is_open_in_an_older_redis_and_here_no_more_is_lost(here: Here, redis_server: Redis) -> None:
-    """The end of a turn that Redis lost, and that is remembered here no longer either: its key can be used again."""
+    """Redis lost a turn's end, and this owner no longer knows it either: the key can be used again."""
     turn = here.commands.start_turn(here.secret, TurnRequest("#say once", key="k"))
     assert here.result(turn)["outcome"] == "completed"
     name = f"sessiond:{{o/r}}:turn:{turn.turn}"
@@ -149,7 +149,7 @@ def test_what_is_open_in_an_older_redis_and_here_no_more_is_lost(here: Here, red
 
 @pytest.mark.parametrize("here", [Times(claim_window=0.3)], indirect=True)
 def test_a_deadline_waits_for_what_came_in_before_it_ran_out(here: Here) -> None:
-    """The grant is claimed in time, and the claim stands behind a slow step."""
+    """The grant is claimed in time, but the claim waits behind a slow step."""
     here.commands.release(here.secret)
     ticket, _ = here.commands.take(Kind.HANDLER, 5, None)
     secret = here.commands.park(ticket["id"], "me").answer(5)["lease"]["secret"]

@@ -1,4 +1,4 @@
-"""A hang leaves a trace: stacks on SIGUSR1 from every process, and a log line for a long wait."""
+"""A hang can be analyzed: SIGUSR1 writes the stacks of every process, and a long wait is logged."""
 
 import contextlib
 import signal

@@ -1,11 +1,11 @@
-"""Deadlines, on the process's own clock."""
+"""Timers, on the process's own clock."""
 
 from sessiond.session.timers import Timers
 from support.servers import eventually
 
 
 def test_one_that_has_run_out_is_given_once_and_has_nothing_left() -> None:
-    """Also while the step that it causes is being committed: a view of the lease may be asked for just then."""
+    """Also while its step is being committed: a view of the lease may be rendered just then."""
     timers = Timers[str]()
     timers.update({"lease": 0.01, "hold": 60.0})
     assert eventually(timers.pop_due) == ["lease"]
@@ -18,7 +18,7 @@ def test_one_that_has_run_out_is_given_once_and_has_nothing_left() -> None:
 
 
 def test_time_in_which_nobody_looked_does_not_count() -> None:
-    """What a timer had left is asked as of the last look; a stall or an outage since then takes nothing of it."""
+    """The time left counts from the last check; a stall or an outage since then takes none of it."""
     timers = Timers[str]()
     timers.update({"hold": 60.0})
     timers.pop_due()

@@ -1,4 +1,4 @@
-"""A checkout's CLAUDE.md: whatever it is, the agent starts."""
+"""The agent starts whatever the checkout's CLAUDE.md is."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The owner loop's line to its agent: what is not taken out of the inbox stays in the pipe."""
+"""The link to the agent: lines that the inbox cannot take stay in the pipe."""
 
 import subprocess
 from pathlib import Path
@@ -18,7 +18,7 @@ from support.agent.slot_owner import Owner
 
 
 def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path: Path) -> None:
-    """They may be what tells that its history is lost."""
+    """They may say that its history is lost."""
     ends: list[tuple[int | None, str]] = []
     pipes = Pipes()
     popen = pipes.start(["/bin/sh", "-c", "echo words >&2; exit 3"], tmp_path, {}, None)
@@ -77,7 +77,7 @@ def test_who_forgoes_has_no_slot_although_it_holds_another(tmp_path: Path) -> No
 
 
 def test_only_the_last_wait_for_predecessors_counts(tmp_path: Path) -> None:
-    """The end of an earlier one is no end of the process that runs by now."""
+    """The end of an earlier wait does not end the process that runs now."""
     found: list[AgentItem] = []
     settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
     link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)

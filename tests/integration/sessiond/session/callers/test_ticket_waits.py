@@ -1,4 +1,4 @@
-"""Holders that die, come twice, or come back: what becomes of their place and of the lock."""
+"""Holders that die, run twice, or come back: their places and the lock afterwards."""
 
 from collections.abc import Callable
 from typing import Any

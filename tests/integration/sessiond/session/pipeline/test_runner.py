@@ -1,4 +1,4 @@
-"""Random histories on the pure machines and through a real session on a real Redis agree; see histories.py."""
+"""Random histories give the same on the pure machines and in a real session on a real Redis; see histories.py."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,12 +35,12 @@ OFTEN = {
     "handovers": 1, "takeovers": 1, "reaped after a restart": 2, "restored": 4, "repeated": 1, "script forgotten": 1,
     "steps that must not be": 4, "does not fit: NotHead": 1, **{f"fault: {fault.value}": 1 for fault in Fault},
 }  # fmt: skip
-"""How often each must have happened in a test, at the least: what never happens is not tried."""
+"""How often each must happen in a test, at the least: otherwise it was not tested."""
 AT_ALL = (
     "ended withdrawn", "ticket-ended lost-thrice", "turns lost", "turns failed", "refused: KindMismatch",
     "refused: TurnOpen", "does not fit: Ahead", "does not fit: Behind",
 )  # fmt: skip
-"""What is rarer: for the longer tests only."""
+"""Rarer ones, for the longer tests only."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def run(number: int, server: Redis, place: Path, counts: Counter[str]) -> None:
 def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
     number: int, server: Redis, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
-    """The seeds are fixed: a failure comes again. More histories follow until all has happened that must be tried."""
+    """The seeds are fixed, so that a failure repeats. More histories follow until each wanted event has happened."""
     wanted = OFTEN | dict.fromkeys(AT_ALL, 1) if FULL else OFTEN
     counts: Counter[str] = Counter()
     missing: dict[str, int] = {}
@@ -80,12 +80,12 @@ def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
     assert missing == {}
 
 
-# ---- what these histories found, each by itself ------------------------------------------------
+# ---- what these histories found, one by one ------------------------------------------------
 
 
 @pytest.fixture
 def owners(server: Redis, tmp_path: Path) -> Iterator[Callable[[str], Owner]]:
-    """Starts instances on one session, all with one state directory."""
+    """Start instances on one session, all with one state directory."""
     server_side = redis_library.Redis.from_url(server.url)
     made: list[Owner] = []
 
@@ -148,7 +148,7 @@ def test_when_redis_is_back_nobody_is_passed_over(owners: Callable[[str], Owner]
 
 
 def test_it_is_the_set_in_redis_that_grants(server: Redis, owners: Callable[[str], Owner]) -> None:
-    """A member that the owner does not know of stands before its head: nobody is granted, nothing is guessed."""
+    """The set has a member ahead of the owner's head that the owner does not know: nobody is granted."""
     raw, owner = Raw(server.url, "octo/one"), owners("first")
     step(owner, ev.Take("tk-1", H, 5))
     raw.redis.zadd(f"{raw.base}queue", {"tk-unknown": 1})

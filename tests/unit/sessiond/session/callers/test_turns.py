@@ -1,4 +1,4 @@
-"""An open turn's reader is told its one result, also when the stored state is taken again beneath it."""
+"""An open turn's reader gets its one result, also when the owner takes the stored state again meanwhile."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ TURN = TurnRecord(
 
 
 def opened() -> tuple[Turns, TurnStream]:
-    turns = Turns(Store("redis://127.0.0.1:1", "o/r", "i"), lambda: None)  # nothing here asks it
+    turns = Turns(Store("redis://127.0.0.1:1", "o/r", "i"), lambda: None)  # no test here calls Redis
     turns.accept(TURN)
     turns.publish()
     assert turns.stream is not None
@@ -26,7 +26,7 @@ def opened() -> tuple[Turns, TurnStream]:
 
 def ended(stream: TurnStream) -> StreamItem:
     stream.close()
-    assert stream.finished, "its reader waits for ever"
+    assert stream.finished, "its reader would wait forever"
     (item,) = list(stream)
     return item
 
