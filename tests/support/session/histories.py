@@ -1,7 +1,7 @@
 """Random histories of one session: the pure machines and a real Session over a real Redis must agree after each step.
 
-A history either drives both machines (the agent is a puppet that mostly says what claude says) or the lock alone, with
-an agent that sleeps. Between any two steps, and in any step that writes, something may fail.
+A history either drives both machines (a fake agent says mostly what claude would say) or the lock alone, with an agent
+that sleeps. Between any two steps, and in any step that writes, something may fail.
 """
 
 import itertools
@@ -32,10 +32,10 @@ from sessiond.store import codec
 from sessiond.store.store import Ahead, Behind, Deposed, NotHead, Outcome, Step
 from sessiond.verify import Reader, Report, verify
 from support.servers import Redis
-from support.session.happenings import lock_events, timers
+from support.session.fake_agent import FakeAgent
+from support.session.likely_events import lock_events, timers
 from support.session.owned import Fault, Look, Owner, Raw
-from support.session.puppet import Puppet
-from support.session.twin import BOOK, Entries, Kept, Twin, read, same, stored, taken_at
+from support.session.reference import BOOK, Entries, Kept, Reference, read, same, stored, taken_at
 
 FAULTS = (*(None for _ in range(100)), *Fault, *(Fault.WRONG_HEAD for _ in range(6)))
 """WRONG_HEAD is frequent because only a step that grants can have it."""
@@ -67,7 +67,7 @@ class Histories(RuleBasedStateMachine):
         number = next(NUMBERS)
         self.name, self.instances = f"octo/h{number}", itertools.count(1)
         self.raw = Raw(self.server.url, self.name)
-        self.twin, self.puppet, self.reader = Twin(), Puppet(), Reader()
+        self.reference, self.fake_agent, self.reader = Reference(), FakeAgent(), Reader()
         self.lives: list[Owner] = []
         self.owner: Owner
         self.tickets, self.turns = itertools.count(1), itertools.count(1)
@@ -117,22 +117,22 @@ class Histories(RuleBasedStateMachine):
     def begin(self, owner: Owner, claim: Callable[[Owner], int], predecessor: str) -> None:
         """Begin an epoch: it reads what the pure machine gives for a restart."""
         found = owner.store.read_state()
-        assert machine.restarted(found.lock) == machine.restarted(self.twin.lock)
+        assert machine.restarted(found.lock) == machine.restarted(self.reference.lock)
         epoch = claim(owner)
         assert epoch > self.epoch
         if not self.epoch:
-            self.twin.agent = owner.session.reader.agent
+            self.reference.agent = owner.session.reader.agent
         self.owner, self.epoch = owner, epoch
-        self.twin.life += 1
+        self.reference.life += 1
         self.loaded(0, predecessor, [])
 
     def loaded(self, applied: int, predecessor: str, first: Entries) -> None:
         """Check that a new owner, or this one again, took the stored state."""
         settings = self.owner.settings
         entry = {"instance": settings.instance, "url": settings.url, "predecessor": predecessor}
-        entries = [*first, ("epoch", entry), *self.twin.reload(self.epoch, str(workdir(settings, self.name)))]
-        self.puppet = Puppet()
-        self.limbo = self.twin.agent.phase is st.Phase.STOPPING
+        entries = [*first, ("epoch", entry), *self.reference.reload(self.epoch, str(workdir(settings, self.name)))]
+        self.fake_agent = FakeAgent()
+        self.limbo = self.reference.agent.phase is st.Phase.STOPPING
         self.check(applied, entries)
 
     # ---- one step ----------------------------------------------------------------------------
@@ -141,8 +141,8 @@ class Histories(RuleBasedStateMachine):
         self, *events: ev.Event | st.Event, fault: Fault | None = None, due: Any = None, front: Sequence[Any] = (),
         commands: Callable[[], Sequence[codec.Command]] = tuple, then: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Make one step in both worlds. `due`: a timer of the loop makes it. `then` runs before the twin takes it."""
-        expected = self.twin.decide(*events)
+        """Make one step in both. `due`: a timer of the loop makes it. `then` runs before the reference takes it."""
+        expected = self.reference.decide(*events)
         broken = isinstance(expected, ev.InvariantBroken)
         if self.limbo and broken:
             return
@@ -192,17 +192,17 @@ class Histories(RuleBasedStateMachine):
         entries: Entries = []
         held_long = any(isinstance(event, ev.Due) and event.timer.name == "hold" for event in events)
         if hit in NEVER_SENT:
-            entries += self.twin.absences()
+            entries += self.reference.absences()
         if hit not in NEVER_SENT or held_long:
-            plan = self.twin.decide(*events)
+            plan = self.reference.decide(*events)
             assert isinstance(plan, Plan)
             then()
-            self.twin.take(plan, self.secret)
+            self.reference.take(plan, self.secret)
             self.count(plan, events)
-            self.puppet.hear(plan.outputs, plan.agent)
+            self.fake_agent.receive(plan.outputs, plan.agent)
             entries += [*front, *plan.ledger]
         if hit in AWAY - NEVER_SENT:
-            entries += self.twin.absences()
+            entries += self.reference.absences()
         self.check(applied, entries, lives=hit is not Fault.DIES)
         if hit is Fault.DIES:
             self.succeeded()
@@ -232,9 +232,9 @@ class Histories(RuleBasedStateMachine):
 
     def check(self, applied: int, entries: Entries, lives: bool = True) -> None:
         """`applied`: the number of steps before; `entries`: the ledger's new entries without turns' records."""
-        twin, session = self.twin, self.owner.session
+        reference, session = self.reference, self.owner.session
         if lives:
-            assert (session.reader.lock, session.reader.agent) == (twin.lock, twin.agent)
+            assert (session.reader.lock, session.reader.agent) == (reference.lock, reference.agent)
         before, look, applied = self.now, self.raw.look(), self.owner.store.applied - applied
         self.now = look
         if not applied:
@@ -256,9 +256,9 @@ class Histories(RuleBasedStateMachine):
         assert same(plain(told)) == same(entries)
         self.fences(told)
         self.stored(look)
-        if twin.agent.phase is st.Phase.BROKEN:
+        if reference.agent.phase is st.Phase.BROKEN:
             # The backoff does not depend on the settings; here it must not end by itself.
-            rest: SessionTimer = ("agent", ("backoff", str(twin.agent.fails)))
+            rest: SessionTimer = ("agent", ("backoff", str(reference.agent.fails)))
             session.pipeline.context.timers.restart(keep={rest: 100_000.0})
 
     def read(self, entries: list[dict[str, Any]]) -> None:
@@ -267,7 +267,7 @@ class Histories(RuleBasedStateMachine):
         assert self.wrong(self.reader.report) == []
 
     def wrong(self, report: Report) -> list[Any]:
-        """Return the violations. The lock alone has no turns, and a puppet has no guard."""
+        """Return the violations. The lock alone has no turns, and a fake one has no guard."""
         if self.composed:
             return [one for one in report.violations if one[0] != "one_agent_per_conversation"]
         return [one for one in report.violations if one[0] in LOCKS]
@@ -279,9 +279,9 @@ class Histories(RuleBasedStateMachine):
                 self.top_fence = entry["fence"]
 
     def stored(self, look: Look) -> None:
-        """Compare the keys with the twin."""
-        twin, settings = self.twin, self.owner.settings
-        assert read(look) == stored(twin.lock)
+        """Compare the keys with the reference."""
+        reference, settings = self.reference, self.owner.settings
+        assert read(look) == stored(reference.lock)
         lease = look.text("lease")
         self.secret = lease and lease["secret"]
         if lease is not None:
@@ -292,11 +292,11 @@ class Histories(RuleBasedStateMachine):
             "host": settings.host_name, "state_dir": str(settings.state_dir.resolve()),
         }  # fmt: skip
         assert {name: look.meta.get(name) for name in owner} == owner
-        agent = twin.agent
+        agent = reference.agent
         assert look.text("agent") == {
             "conversation": agent.conversation, "generation": agent.generation, "known": agent.known, "guard": None,
         }  # fmt: skip
-        for name, kept in twin.kept.items():
+        for name, kept in reference.kept.items():
             found = look.text(name) or {}
             assert {field: found.get(field) for field in kept.value} == kept.value, name
 
@@ -323,28 +323,28 @@ class Histories(RuleBasedStateMachine):
 
     @rule(data=some.data())
     def something_happens(self, data: some.DataObject) -> None:
-        wanted = [("lock", timer) for timer in timers(self.twin.lock)]
-        wanted += [("agent", timer) for timer in agent_machine.timers(self.twin.agent, Times())]
-        late = [timer for timer in self.seen if timer not in queries.timers(self.twin.lock, Times())]
-        words = [(what, event) for weight, what, event in self.puppet.words() for _ in range(weight)]
+        wanted = [("lock", timer) for timer in timers(self.reference.lock)]
+        wanted += [("agent", timer) for timer in agent_machine.timers(self.reference.agent, Times())]
+        late = [timer for timer in self.seen if timer not in queries.timers(self.reference.lock, Times())]
+        options = [(what, event) for weight, what, event in self.fake_agent.options() for _ in range(weight)]
         likely = {
-            "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 40 if words else 0,
+            "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 40 if options else 0,
             "told": int(self.composed), "mishap": 0 if self.behind else 1,
         }  # fmt: skip
         what = self.pick(data, [what for what, weight in likely.items() for _ in range(weight)])
         fault = self.pick(data, FAULTS)
         match what:
             case "request":
-                self.one(self.pick(data, lock_events(self.twin.lock, self.composed)), fault)
+                self.one(self.pick(data, lock_events(self.reference.lock, self.composed)), fault)
             case "timer":
                 self.timer(*self.pick(data, wanted), fault)
             case "late timer":
                 self.counts["late timers"] += 1
                 self.do(ev.Due(self.pick(data, late)))
             case "agent":
-                puppet, (said, event) = self.puppet, self.pick(data, words)
+                fake, (said, event) = self.fake_agent, self.pick(data, options)
                 front: Entries = [("agent-started", {"guard": None})] if isinstance(event, st.Spawned) else []
-                self.do(event, fault=fault, front=front, then=lambda: puppet.said(said, event))
+                self.do(event, fault=fault, front=front, then=lambda: fake.said(said, event))
             case "told":
                 self.do(*self.pick(data, self.told()), fault=fault)
             case "mishap":
@@ -360,7 +360,7 @@ class Histories(RuleBasedStateMachine):
 
     def told(self) -> list[Events]:
         """Return what the agent may be asked for. A missing turn cannot be cancelled."""
-        turn = self.twin.lock.turn
+        turn = self.reference.lock.turn
         if turn is not None:
             return [(st.Cancel(turn, "cancelled"),), (st.Cancel("tu-none", "cancelled"),), (st.Stop("restart"),)]
         return [(st.Stop("restart"),), (st.Afresh(f"c{next(self.turns)}", "asked"), st.Stop("conversation"))]
@@ -380,7 +380,7 @@ class Histories(RuleBasedStateMachine):
                 self.do(event, fault=fault)
 
     def accept(self, fence: int, fault: Fault | None) -> None:
-        session, lease = self.owner.session, self.twin.lock.lease
+        session, lease = self.owner.session, self.reference.lock.lease
         turn = f"tu-{next(self.turns)}"
         events: list[ev.Event | st.Event] = [ev.AcceptTurn(fence, turn)]
         if self.composed and lease is not None:
@@ -391,7 +391,7 @@ class Histories(RuleBasedStateMachine):
         self.do(
             *events, fault=fault, front=[("turn-accepted", entry)],
             commands=lambda: session.pipeline.context.turns.accept(record)[1],
-            then=lambda: self.twin.accept(turn, fence),
+            then=lambda: self.reference.accept(turn, fence),
         )  # fmt: skip
 
     # ---- what fails between two steps --------------------------------------------------------
@@ -400,12 +400,12 @@ class Histories(RuleBasedStateMachine):
         applied = self.owner.store.applied
         self.owner.settle()
         self.limbo = False
-        plan = self.twin.decide(st.Exited(None))
+        plan = self.reference.decide(st.Exited(None))
         assert isinstance(plan, Plan)
-        self.twin.take(plan, None)
+        self.reference.take(plan, None)
         self.count(plan, ())
         self.counts["reaped after a restart"] += 1
-        self.puppet.hear(plan.outputs, plan.agent)
+        self.fake_agent.receive(plan.outputs, plan.agent)
         self.check(applied, plan.ledger)
 
     def owner_dies(self, _: Any) -> None:
@@ -419,9 +419,9 @@ class Histories(RuleBasedStateMachine):
         old, applied = self.owner, self.owner.store.applied
         old.session.stop(STOPPING)
         assert not old.session.running
-        plan = self.twin.decide(st.Stop("shutdown"))
+        plan = self.reference.decide(st.Stop("shutdown"))
         assert isinstance(plan, Plan)
-        self.twin.take(plan, None)
+        self.reference.take(plan, None)
         self.check(applied, plan.ledger)
         old.owners.release(self.name, self.epoch)
         old.close()
@@ -454,7 +454,7 @@ class Histories(RuleBasedStateMachine):
         self.counts["script forgotten"] += 1
 
     def remember(self, _: Any) -> None:
-        self.mark = self.now, self.raw.dump(), dict(self.twin.kept)
+        self.mark = self.now, self.raw.dump(), dict(self.reference.kept)
 
     def redis_loses_everything(self, _: Any) -> None:
         self.redis_loses(Look(), {}, {})
@@ -468,10 +468,13 @@ class Histories(RuleBasedStateMachine):
     def redis_loses(self, look: Look, dump: dict[str, bytes], kept: dict[str, Kept]) -> None:
         if look.version == self.now.version:
             return
-        self.version, self.snapshot = self.now.version, same([("snapshot", views.snapshot(self.twin.lock))])[0]
+        self.version, self.snapshot = self.now.version, same([("snapshot", views.snapshot(self.reference.lock))])[0]
         self.raw.restore(dump)
         self.now = look
-        self.twin.kept = {**kept, **{name: one for name, one in self.twin.kept.items() if one.by == self.twin.life}}
+        self.reference.kept = {
+            **kept,
+            **{name: one for name, one in self.reference.kept.items() if one.by == self.reference.life},
+        }
         self.behind = True
 
     # ---- what the script must refuse ---------------------------------------------------------
@@ -484,7 +487,7 @@ class Histories(RuleBasedStateMachine):
 
     def step_that_does_not_fit(self, data: some.DataObject) -> None:
         """A step of another version, or one that grants over the head."""
-        version, queue = self.owner.session.reader.version, self.twin.lock.queue
+        version, queue = self.owner.session.reader.version, self.reference.lock.queue
         writes = [("ZADD", "queue", "1", "tk-odd"), ("SET", "lease", "{}")]
         odd = Step(self.epoch, version, "odd", writes, [("odd", {})])
         wrong: list[tuple[type[Exception], Step]] = [

@@ -8,12 +8,12 @@ from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.messages import NEEDED
 
-Word = tuple[int, str, st.Event]
+Option = tuple[int, str, st.Event]
 """(how likely, what it is, the event)."""
 
 
-class Puppet:
-    """One session's agent, in memory: `hear` what is written to it, choose one of its `words`, report it as `said`."""
+class FakeAgent:
+    """One session's agent: `receive` what is written to it, choose one of its `options`, report that as `said`."""
 
     def __init__(self) -> None:
         self.launched = self.alive = self.dying = self.interrupted = False
@@ -22,7 +22,7 @@ class Puppet:
         self.tasks: frozenset[str] = frozenset()
         self.conversation, self.uuid = "", ""
 
-    def hear(self, outputs: Sequence[st.Output], agent: st.Agent) -> None:
+    def receive(self, outputs: Sequence[st.Output], agent: st.Agent) -> None:
         """Take in what a committed step did."""
         for output in outputs:
             match output:
@@ -51,7 +51,7 @@ class Puppet:
             wire.Lifecycle(self.uuid, "completed"), wire.StateChanged("idle"),
         ]  # fmt: skip
 
-    def words(self) -> list[Word]:
+    def options(self) -> list[Option]:
         """Return what may come next; nothing comes from a missing process."""
         if not (self.launched or self.alive):
             return []
@@ -61,11 +61,11 @@ class Puppet:
             return [*self._spawning(8), (1, "gone", st.Exited(None, "cannot start"))]
         return [*self._usual(), *self._odd()]
 
-    def _spawning(self, weight: int) -> list[Word]:
+    def _spawning(self, weight: int) -> list[Option]:
         return [] if self.alive else [(weight, "spawned", st.Spawned())]
 
-    def _usual(self) -> list[Word]:
-        found: list[Word] = []
+    def _usual(self) -> list[Option]:
+        found: list[Option] = []
         if self.replies:
             found.append((20, "reply", self.replies[0]))
         if self.script:
@@ -74,9 +74,9 @@ class Puppet:
                 found.append((20, "obeys", st.Got(wire.Lifecycle(self.uuid, "cancelled"))))
         return found
 
-    def _odd(self) -> list[Word]:
+    def _odd(self) -> list[Option]:
         tasks = frozenset() if self.tasks else frozenset({"b1"})
-        found: list[Word] = [
+        found: list[Option] = [
             (1, "gone", st.Exited(1, "died")), (1, "garbage", st.Fault("garbage", "no JSON")),
             (4 if self.tasks else 1, "tasks", st.Got(wire.Tasks(tasks))),
         ]  # fmt: skip
@@ -92,7 +92,7 @@ class Puppet:
         return st.Got(wire.Response(asked.message.request_id, False, {}, "no"))
 
     def said(self, what: str, event: st.Event) -> None:
-        """Record that it said this one of its `words`."""
+        """Record that it said this one of its `options`."""
         match what, event:
             case "spawned", _:
                 self.alive, self.launched = True, False

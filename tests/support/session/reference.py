@@ -32,7 +32,7 @@ class Kept:
 
 
 @dataclass
-class Twin:
+class Reference:
     """Both machines' states, and all that follows from them."""
 
     lock: Lock = field(default_factory=Lock)
