@@ -14,7 +14,7 @@ from support.servers import PYTHONPATH, SERVICES, eventually, free_port
 
 COUNTS = """
 import os, sys, time
-from base.counting import Count, Spread
+from sessiond_common.metrics.job_metrics import Count, Spread
 from sessiond_common.metrics.exporter import served
 jobs = Count("test_jobs_total", "Jobs", "outcome")
 times = Spread("test_seconds", "Times", buckets=(1, 5))
