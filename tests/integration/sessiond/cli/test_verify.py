@@ -132,7 +132,7 @@ def test_a_violation_is_one_line_whatever_a_ticket_is_called(here: Callable[...,
     entries[-1]["ticket"] = "a\nb\x1b[2J"
     done = here(given=lines(entries))
     assert (done.returncode, done.stdout.count(b"\n")) == (1, 2)
-    assert rb"99-0 no_place_lost a\nb\x1b[2J is absent and has no place" in done.stdout
+    assert rb"99-0 no_place_lost a\nb\x1b[2J is absent but has no place" in done.stdout
 
 
 def test_a_long_ledger_is_read_without_keeping_it(tmp_path: Path, figures: Callable[[str], None]) -> None:
