@@ -1,4 +1,4 @@
-"""The lock, explored; and each rule broken once, to which the explorer must object by the right name."""
+"""Explorations of the lock with small casts. Each rule is broken once, and the explorer must name its invariant."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,8 +32,8 @@ def test_every_reachable_state_of_a_small_cast_keeps_every_invariant(name: str) 
     assert explorer.states > 200
 
 
-def test_states_that_differ_in_names_only_are_one() -> None:
-    """A ticket's place and rank count, never its id; nor do fences and scores, but for their order."""
+def test_states_that_differ_only_in_names_are_the_same() -> None:
+    """A ticket's place and rank count, but not its id. Of fences and scores, only the order counts."""
 
     def played(names: str, before: int) -> Lock:
         lock = Lock(fence=before, arrivals=before)
@@ -47,7 +47,7 @@ def test_states_that_differ_in_names_only_are_one() -> None:
 
 
 def afterwards(change: Callable[[Lock, ev.Event, ev.Step], ev.Step]) -> Decide:
-    """A machine whose steps are spoilt."""
+    """Return a machine whose steps are altered by `change`."""
     return lambda lock, event: change(lock, event, machine.decide(lock, event))
 
 
@@ -113,14 +113,14 @@ SPOILT: list[tuple[str, Decide]] = [
 
 
 @pytest.mark.parametrize(("name", "decide"), SPOILT, ids=[name for name, _ in SPOILT])
-def test_a_spoilt_step_is_objected_to(name: str, decide: Decide) -> None:
+def test_an_altered_step_is_detected(name: str, decide: Decide) -> None:
     with pytest.raises(Violation) as caught:
         Explorer(SMALL, decide).run()
     assert caught.value.name == name
 
 
 def present_last(lock: Lock) -> Any:
-    """Grants the last of the present instead of the head."""
+    """Grant the last present ticket instead of the head."""
     found = [t for t in lock.queue if queries.could_have(lock, t)]
     return (found[-1], frozenset()) if found else None
 
@@ -144,7 +144,7 @@ RULES: list[tuple[str, Any, str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "home", "rule", "broken"), RULES, ids=[one[0] for one in RULES])
-def test_a_broken_rule_is_objected_to(
+def test_a_broken_rule_is_detected(
     monkeypatch: pytest.MonkeyPatch, name: str, home: Any, rule: str, broken: Any
 ) -> None:
     monkeypatch.setattr(home, rule, broken)
