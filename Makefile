@@ -39,8 +39,9 @@ test: lint
 # is left to `make test`, which tries it all the same: this shall take five minutes at most.
 check-lock: setup
 	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/system/sessiond/session tests/unit/sessiond/lock \
-	  tests/unit/sessiond/verify tests/integration/sessiond/cli tests/integration/sessiond/store/test_ledger.py \
-	  tests/integration/sessiond/store/test_store.py tests/integration/sessiond/session/pipeline
+	  tests/unit/sessiond/verify tests/integration/sessiond/lock tests/integration/sessiond/cli \
+	  tests/integration/sessiond/store/test_ledger.py tests/integration/sessiond/store/test_store.py \
+	  tests/integration/sessiond/session/pipeline
 
 # The same for the agent: the fault table with the scripted one, then the real binary.
 check-agent: setup

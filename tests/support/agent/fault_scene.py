@@ -1,4 +1,4 @@
-"""One row of the fault table, played in a session of its own; rows play side by side in one service."""
+"""Runs one row of the fault table in its own session. Rows run side by side in one service."""
 
 import re
 import threading
@@ -18,7 +18,7 @@ DRAIN = 2.0
 
 
 class Scene:
-    """Plays the row; `wrong` then says what was not as the row says, `cells` what was."""
+    """Runs the row. Afterwards `wrong` lists the differences from the row's expectations."""
 
     def __init__(self, service: Sessiond, row: Row) -> None:
         self.service, self.row = service, row
@@ -33,7 +33,7 @@ class Scene:
         self.entries: list[dict[str, Any]] = []
 
     def play(self) -> "Scene":
-        """Never raises: what went wrong is a part of the table."""
+        """Run the row. Never raises: errors are part of the table."""
         self.place.mkdir(parents=True)
         if self.row.faults:
             (self.place / "faults").write_text("\n".join(self.row.faults))
@@ -45,7 +45,7 @@ class Scene:
             self.wrong.append(f"{type(error).__name__}: {error}")
         return self
 
-    # ---- the play ----------------------------------------------------------------------------
+    # ---- the run -----------------------------------------------------------------------------
 
     def _first_and_next(self) -> None:
         leased: list[Lease] = []
@@ -120,10 +120,10 @@ class Scene:
         try:
             return lease.turn(prompt).result()
         except Unavailable as refused:
-            time.sleep(refused.retry_after or 1.0)  # as it says
+            time.sleep(refused.retry_after or 1.0)
             return None
 
-    # ---- what must have come of it -----------------------------------------------------------
+    # ---- the expectations --------------------------------------------------------------------
 
     def _is(self, what: str, found: Any, expected: Any) -> None:
         if found != expected:
@@ -167,7 +167,7 @@ class Scene:
         self._is("turn-closed", closed, [(told.outcome, told.reason)])
 
     def _check_broken(self) -> None:
-        """503 with the reason, unless this machine was so slow that the agent had rested before it was asked."""
+        """Check the 503 and its reason, unless this machine was so slow that the backoff was over before the turn."""
         broken = self._all("agent-broken")
         self._is("broken", [bool(re.match(self.row.broken or "$", e["why"])) for e in broken], [True] * len(broken))
         self._is("broken at all", len(broken), int(self.row.broken is not None))
@@ -179,7 +179,7 @@ class Scene:
             self._is("rested", rested >= broken[0]["rest_seconds"] - 0.1, True)
 
     def _check_order(self) -> None:
-        """Ended by the deadline, reaped, only then granted."""
+        """Check the order: stopped by the deadline, reaped, only then the next grant."""
         events = [(e["event"], e.get("why")) for e in self.entries]
         grants = [i for i, (event, _) in enumerate(events) if event == "granted"]
         order = [events.index(("agent-stopping", "drain-deadline")), events.index(("agent-reaped", "drain-deadline"))]
@@ -189,7 +189,7 @@ class Scene:
             self._is("drained", [e["how"] for e in self._all("drained")], ["reaped"])
 
     def _in_time(self, stopped: int) -> bool:
-        """The deadline begins with the lease's end or the cancel, or before: with claude's own end of the turn."""
+        """Check the time. The deadline starts at the lease's end, the cancel, or claude's own end of the turn."""
         begins = {CANCEL: "interrupt", ITSELF: "turn-started", RELEASE: "turn-started"}.get(self.row.end, "ended")
         accepted, begun = (_ms(self._all(event)[0]) for event in ("turn-accepted", begins))
         return stopped - accepted > 1000 * DRAIN - 10 and stopped - begun < 2000 * DRAIN
@@ -199,8 +199,8 @@ class Scene:
 
     # ---- the table ---------------------------------------------------------------------------
 
-    def tell(self, matrix: Callable[..., None]) -> None:
-        """The row as it was."""
+    def report(self, matrix: Callable[..., None]) -> None:
+        """Add the row's actual results to the printed table."""
         first = self.told[0] if self.told else None
         ends = [f"{e['event']} {e.get('what') or e.get('exit')}" for e in self.entries
                 if e["event"] in ("fault", "agent-reaped") and e.get("why") != "shutdown"]  # fmt: skip
@@ -218,5 +218,5 @@ class Scene:
 
 
 def _ms(entry: dict[str, Any]) -> int:
-    """When Redis took it, in milliseconds."""
+    """Return the time at which Redis stored the entry, in milliseconds."""
     return int(entry["id"].partition("-")[0])

@@ -3,12 +3,12 @@
     python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
 
 Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #big N (letters), #history, #ask TOOL
-{json}, #bg 2s, #cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD, #spawn COMMAND (a tool
-that goes on by itself: the shell's, in a session of its own). `#script FILE` takes them from the file's first line,
-after a completed turn from its next one (`say=x;tokens=5`, the last line again and again); a prompt without any goes on
-with the conversation's last script.
-The conversation is kept in $CLAUDE_CONFIG_DIR, so that a resumed one knows its prompts.
-What it can do wrong, by --fault, #fault and #at, is in scripted_faults.py.
+{json}, #bg 2s, #cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD, #spawn COMMAND (a shell
+command that continues in a session of its own). `#script FILE` reads them from a line of the file (`say=x;tokens=5`):
+the first line, and after each completed turn the next one. The last line repeats. A prompt without steering lines uses
+the conversation's last script.
+$CLAUDE_CONFIG_DIR has the conversation, so that a resumed one knows its prompts.
+scripted_faults.py describes the faults of --fault, #fault and #at.
 """
 
 import json
@@ -26,7 +26,7 @@ CAPABILITIES = ["interrupt_cancel_queued_v1", "msg_lifecycle_v1"]
 
 
 class Agent(Faults):
-    """One process: a reader thread fills the inbox, the main thread lives through turns."""
+    """One process: a reader thread fills the inbox, the main thread runs turns."""
 
     def __init__(self, argv):
         flags = {}
@@ -97,7 +97,7 @@ class Agent(Faults):
     # ---- reading
 
     def read(self):
-        # Line by line and no further: a deaf one leaves the rest in the pipe.
+        # Read line by line: an agent with the fault `deaf` leaves the rest in the pipe.
         left = int(self.faults.get("deaf", -1))
         while left != 0 and (text := sys.stdin.readline()):
             left -= 1
@@ -115,7 +115,7 @@ class Agent(Faults):
         self.inbox.put(None)
 
     def next(self, timeout=None):
-        """The next line; control requests that need no turn are answered here."""
+        """Return the next line. Answer control requests that need no turn."""
         while True:
             line = self.inbox.get(timeout=timeout)
             if line is None or line["type"] != "control_request":
@@ -142,7 +142,7 @@ class Agent(Faults):
             if kind == "get_session_cost":
                 self.at("fenced")
 
-    # ---- background tasks and turns that nobody asked for
+    # ---- background tasks and foreign turns
 
     def changed(self):
         self.out(type="system", subtype="background_tasks_changed", tasks=[{"task_id": t} for t in self.tasks])
@@ -257,7 +257,7 @@ class Agent(Faults):
         return found
 
     def seen(self, words):
-        """How many prompts of this conversation hold these words."""
+        """Return how many prompts of this conversation contain these words."""
         with open(self.file) as file:
             return sum(words in json.loads(line) for line in file)
 
@@ -270,7 +270,7 @@ class Agent(Faults):
         return dict(one.split("=", 1) for one in lines[min(at, len(lines) - 1)].split(";"))
 
     def live(self, uid, prompt):
-        """(terminal reason, text)"""
+        """Run the turn. Return (terminal reason, text)."""
         asked = self.directives(prompt)
         if "spawn" in asked:
             self.spawn(asked["spawn"])
@@ -318,7 +318,7 @@ class Agent(Faults):
         return any(line.strip().startswith("#") for line in prompt.splitlines())
 
     def stopped(self, seconds):
-        """Lives on for so long; True when an interrupt came."""
+        """Wait for `seconds`. Return True when an interrupt came."""
         ends = time.monotonic() + seconds
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The agent never outlives its owner: kill -9 of sessiond while a tool of the real claude writes."""
+"""The agent never outlives its owner: kill -9 of sessiond while a tool of the real claude writes a file."""
 
 import json
 import threading

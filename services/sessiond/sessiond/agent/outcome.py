@@ -1,4 +1,4 @@
-"""What became of a turn that is over, from its own result alone. Pure."""
+"""The outcome of a turn that is over, derived from its own result alone. Pure."""
 
 from sessiond.agent import protocol as wire
 from sessiond.agent.state import Outcome, Turn
@@ -7,9 +7,9 @@ REASON_LIMIT = 500
 
 
 def outcome_of(turn: Turn) -> tuple[Outcome, str | None]:
-    """(outcome, reason).
+    """Return (outcome, reason).
 
-    Judged by `is_error` and `terminal_reason`, never by `subtype`. An empty result is no completion.
+    Uses the result's `is_error` and `terminal_reason`, never its `subtype`. An empty result is a failure.
     """
     result = turn.result
     if result is None or (result.terminal_reason or "").startswith("aborted"):
@@ -25,6 +25,6 @@ def outcome_of(turn: Turn) -> tuple[Outcome, str | None]:
 
 
 def says_no_login(result: wire.Result) -> bool:
-    """Whether no further turn can do better: there is no valid key."""
+    """Return whether the result says that there is no valid API key, so that every further turn would fail."""
     said = result.text.lower()
     return result.is_error and (result.status == 401 or "not logged in" in said or "invalid api key" in said)

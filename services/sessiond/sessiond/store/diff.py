@@ -1,4 +1,4 @@
-"""What a change of the lock writes: the commands that turn one stored state into the next. Pure."""
+"""The commands that turn one stored state of a lock into the next. Pure."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,9 +8,10 @@ from sessiond.store.codec import Command, Extras, LeaseExtras, encode_drain, enc
 
 
 def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
-    """The commands that turn the stored `old` into `new`. Empty if nothing stored has changed.
+    """Return the commands that turn the stored `old` into `new`, empty if nothing stored has changed.
 
-    Raises ValueError when a lease must be written and `extras` has none.
+    Raises:
+        ValueError: a lease must be written and `extras` has no lease.
     """
     extras = extras or Extras()
     return [
@@ -24,7 +25,10 @@ def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
 
 
 def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[Command]:
-    """Everything live, for a step with `reset`: into keys just deleted, but not into an empty hash."""
+    """Return the commands that write the whole state, for a step with `reset`.
+
+    The step deletes codec.LIVE_KEYS first. The `meta` hash stays, so its counts are written even when they are 0.
+    """
     commands: list[Command] = [
         ("HSET", "meta", "arrivals", "0"),
         ("HSET", "meta", "fence", "0"),
@@ -64,7 +68,7 @@ def _places(old: Lock, new: Lock) -> Iterable[Command]:
             yield ("ZADD", "queue", str(score), ticket_id)
     granted = granted_ticket(old, new)
     if granted is not None and granted not in before:
-        # Put back and granted again in one step (rule 9): only a member of the set can be granted.
+        # Put back and granted again in one step (rule 9). The script grants only a member of the set.
         yield ("ZADD", "queue", str(new.tickets[granted].score), granted)
         yield ("ZREM", "queue", granted)
     for ticket_id in before:
@@ -73,7 +77,7 @@ def _places(old: Lock, new: Lock) -> Iterable[Command]:
 
 
 def granted_ticket(old: Lock, new: Lock) -> str | None:
-    """The ticket that the step from `old` to `new` grants."""
+    """Return the ticket that the step from `old` to `new` grants, if any."""
     if new.lease is None or (old.lease is not None and old.lease.fence == new.lease.fence):
         return None
     return new.lease.ticket
@@ -85,7 +89,11 @@ def _scores(lock: Lock) -> dict[str, int]:
 
 
 def lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> Iterable[Command]:
-    """The lease alone. Raises as `diff` does."""
+    """Return the commands that write the lease alone.
+
+    Raises:
+        ValueError: the lease must be written and `extras` is None.
+    """
     if old == new:
         return
     if new is None:

@@ -1,4 +1,4 @@
-"""Two sessionds on one Redis, and one that comes back after kill -9."""
+"""Two sessionds on one Redis, and one that restarts after kill -9."""
 
 import contextlib
 import signal
@@ -50,7 +50,7 @@ def test_a_second_421_is_not_followed(redis_server: Redis, sessiond: Start) -> N
         with redis_library.Redis.from_url(redis_server.url) as redis:
             redis.hset(f"sessiond:{{{SESSION}}}:meta", "url", url)
 
-    named(second.url)  # the record names one that does not own it
+    named(second.url)  # the record names an instance that does not own the session
 
     def refused() -> float:
         found = second.client()._transport._pool.request("GET", f"{second.url}/metrics", retries=False).data.decode()
@@ -77,9 +77,7 @@ def test_a_stopped_owner_is_followed_at_once(sessiond: Start) -> None:
     assert [t["id"] for t in taken_over["queue"]] == [place]
 
 
-def test_an_owner_that_stops_gives_every_session_up_also_while_it_renews_them(
-    sessiond: Start, redis_server: Redis
-) -> None:
+def test_an_owner_that_stops_releases_every_session_even_while_it_renews(sessiond: Start, redis_server: Redis) -> None:
     service = sessiond(scripted_env(owner_renew=0.02))
     names = [f"octo/r{number}" for number in range(60)]
     redis = redis_library.Redis.from_url(redis_server.url, decode_responses=True)
@@ -105,10 +103,10 @@ def test_a_killed_owner_is_followed_after_owner_ttl(sessiond: Start) -> None:
     eventually(lambda: not first.left(), 5, "no process of the killed one is left")
 
 
-def test_nobody_takes_a_session_over_because_redis_forgot_its_owner(
+def test_no_instance_takes_a_session_over_because_redis_lost_its_owner(
     redis_server: Redis, sessiond: Start, tmp_path: Path
 ) -> None:
-    """Redis comes back from when nobody owned it: the owner lives, and writes back what it has."""
+    """Redis returns with data from before the session had an owner. The running owner writes its state back."""
     first = sessiond(scripted_env(), name="a")
     old = Scene(first, SESSION)
     old.take("before")
@@ -136,7 +134,7 @@ def test_nobody_takes_a_session_over_because_redis_forgot_its_owner(
     assert old.wrong == []
 
 
-def test_who_was_overtaken_before_it_read_the_state_ends_nobodys_agent(
+def test_an_owner_deposed_before_it_reads_the_state_ends_no_agent(
     redis_server: Redis, sessiond: Start, tmp_path: Path
 ) -> None:
     times = {"owner_ttl": 2.0, "owner_renew": 0.4, "owner_doubt": 1.5}
@@ -153,14 +151,14 @@ def test_who_was_overtaken_before_it_read_the_state_ends_nobodys_agent(
     store = Store(redis_server.url, SESSION, "x")
     with pytest.raises(Deposed):
         Session(settings, store, owned, Slots(1)).start()
-    gevent.sleep(1.0)  # for whatever it may have begun
+    gevent.sleep(1.0)  # time for an action that must not happen
     scene.again(scene.force, scene.view()["holder"]["fence"])
     turn.end()
     assert turn.answer.outcome == "cancelled", turn.answer
 
 
 def _other_than(status: int, service: Sessiond) -> Any:
-    """What this one itself answers, once it is something else."""
+    """Return this instance's own answer once its status differs from `status`."""
     pool, url = service.client()._transport._pool, f"{service.url}/v1/sessions/{SESSION}"
     answer = pool.request("GET", url, headers={"Authorization": "Bearer admin-key"}, retries=False)
     return None if answer.status == status else answer
@@ -180,7 +178,7 @@ def _view(service: Sessiond):  # type: ignore[no-untyped-def]
         return None
 
 
-def test_after_kill_9_the_lease_stands_and_the_cut_turn_is_lost(sessiond: Start) -> None:
+def test_after_kill_9_the_lease_is_kept_and_the_open_turn_is_lost(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client, told = service.client(), []
     ready = threading.Event()
@@ -215,7 +213,7 @@ def test_after_kill_9_the_lease_stands_and_the_cut_turn_is_lost(sessiond: Start)
 
 
 def test_a_killed_worker_process_is_replaced_and_owns_again_at_once(sessiond: Start) -> None:
-    """Only gunicorn's worker dies; its master starts another, which proves the first one dead by the file lock."""
+    """Only gunicorn's worker dies. Its master starts another, which proves by the file lock that the first is dead."""
     service = sessiond(scripted_env())
     client = service.client()
     place, epoch = client.take(SESSION, key="k")["id"], client.view(SESSION)["epoch"]
@@ -227,8 +225,8 @@ def test_a_killed_worker_process_is_replaced_and_owns_again_at_once(sessiond: St
     assert [t["id"] for t in after["queue"]] == [place]
 
 
-def test_a_second_writer_is_found_out_and_the_session_taken_anew(sessiond: Start, redis_server: Redis) -> None:
-    """A step that must not be is never guessed at: it is refused, its agent is ended, and the stored state counts."""
+def test_a_second_writer_is_detected_and_the_session_acquired_again(sessiond: Start, redis_server: Redis) -> None:
+    """An impossible step is refused, the session's agent is stopped, and the stored state counts."""
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, key="k") as lease:
@@ -237,18 +235,18 @@ def test_a_second_writer_is_found_out_and_the_session_taken_anew(sessiond: Start
         redis_library.Redis.from_url(redis_server.url).hincrby(f"sessiond:{{{SESSION}}}:meta", "version", 5)
         with pytest.raises((ProblemError, Unavailable)):
             client.take(SESSION, key="refused")
-        # Until it is taken anew, who looks sees the session as it was.
+        # Until the session is acquired again, its view shows the state from before.
         after = eventually(lambda: (now := _view(service)) and now["epoch"] > before["epoch"] and now, 10)
         assert after["holder"]["fence"] == before["holder"]["fence"]
         assert '"before"' in lease.turn("#history").result().text
     assert "refused" not in [t["key"] for t in client.view(SESSION)["queue"]]
     assert "single_writer" in service.log_bytes().decode()
-    # Versions that no owner wrote into the ledger: the checker misses them, and nothing else.
+    # No owner wrote these versions into the ledger: the checker reports them as missing, and nothing else.
     assert [name for name, _, _ in verify(client.ledger(SESSION)).violations] == ["single_writer"]
 
 
-def test_a_session_that_cannot_be_read_costs_no_other_its_owner(sessiond: Start, redis_server: Redis) -> None:
-    """Whoever looks for sessions without an owner also renews the others' records."""
+def test_an_unreadable_session_does_not_affect_other_sessions(sessiond: Start, redis_server: Redis) -> None:
+    """The loop that looks for sessions without an owner also renews the records of owned ones."""
     service = sessiond(scripted_env(owner_renew=0.3))
     client = service.client()
     place = client.take(SESSION, key="k")["id"]
@@ -261,8 +259,8 @@ def test_a_session_that_cannot_be_read_costs_no_other_its_owner(sessiond: Start,
     assert [t["id"] for t in client.view(SESSION)["queue"]] == [place]
 
 
-def test_a_second_sigterm_waits_for_what_the_first_gives_up(sessiond: Start, redis_server: Redis) -> None:
-    """Whoever ends a whole control group tells the worker twice: itself, and by way of the master."""
+def test_a_second_sigterm_waits_until_the_first_has_released_everything(sessiond: Start, redis_server: Redis) -> None:
+    """The end of a control group signals the worker twice: directly, and through the master."""
     service = sessiond(scripted_env("ignore-sigterm"))
     client = service.client()
     with client.lease(SESSION, key="k") as lease:
