@@ -13,7 +13,7 @@ from sessiond.lock import machine, queries
 from sessiond.lock.rules import Kind, Presence, Times, rank_of
 from sessiond.lock.state import Lock, Ticket
 
-Decide = Callable[[Lock, ev.Event], ev.Step]
+Decide = Callable[[Lock, ev.Event], ev.Decision]
 
 
 class Violation(AssertionError):
@@ -273,7 +273,7 @@ def must_refuse(decide: Decide, lock: Lock, event: ev.Event, name: str) -> None:
     raise Violation(name, f"{event} was not refused")
 
 
-def judge(old: Lock, event: ev.Event, step: ev.Step) -> None:
+def judge(old: Lock, event: ev.Event, step: ev.Decision) -> None:
     """Check every invariant of the lock for this step."""
     new = step.lock
     said = [name for name, _ in step.ledger]
@@ -311,7 +311,7 @@ def judge_grant(
             raise Violation(name, f"{event}: {ticket.id} over {other.id}")
 
 
-def judge_end(old: Lock, event: ev.Event, step: ev.Step) -> None:
+def judge_end(old: Lock, event: ev.Event, step: ev.Decision) -> None:
     """Check that a lease ends for a reason that this event can cause."""
     for name, data in step.ledger:
         if name != "ended":
@@ -335,7 +335,7 @@ def judge_end(old: Lock, event: ev.Event, step: ev.Step) -> None:
             raise Violation("force_release_frees", f"{event}: it still holds")
 
 
-def judge_places(old: Lock, event: ev.Event, step: ev.Step) -> None:
+def judge_places(old: Lock, event: ev.Event, step: ev.Decision) -> None:
     ended = {data["ticket"]: data["reason"] for name, data in step.ledger if name == "ticket-ended"}
     for ticket in old.tickets.values():
         now = step.lock.tickets.get(ticket.id)

@@ -29,7 +29,7 @@ from sessiond.session.callers.turn_record import TurnRecord
 from sessiond.session.pipeline.plan import Plan
 from sessiond.session.timers import SessionTimer
 from sessiond.store import codec
-from sessiond.store.store import Ahead, Behind, Deposed, NotHead, Outcome, Step
+from sessiond.store.store import Ahead, Behind, CommitResult, Deposed, NotHead, StoreStep
 from sessiond.verify import Reader, Report, verify
 from support.servers import Redis
 from support.session.fake_agent import FakeAgent
@@ -139,7 +139,7 @@ class Histories(RuleBasedStateMachine):
 
     def do(
         self, *events: ev.Event | st.Event, fault: Fault | None = None, due: Any = None, front: Sequence[Any] = (),
-        commands: Callable[[], Sequence[codec.Command]] = tuple, then: Callable[[], None] = lambda: None,
+        commands: Callable[[], Sequence[codec.RedisCommand]] = tuple, then: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Make one step in both. `due`: a timer of the loop makes it. `then` runs before the reference takes it."""
         expected = self.reference.decide(*events)
@@ -166,7 +166,7 @@ class Histories(RuleBasedStateMachine):
         else:
             self.committed(applied, events, hit, front, then)
 
-    def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[codec.Command]) -> Any:
+    def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[codec.RedisCommand]) -> Any:
         session = self.owner.session
         if due is not None and not self.limbo:
             # The first call makes the loop check its timers: after a seeming stall it would give all timers more time.
@@ -216,7 +216,7 @@ class Histories(RuleBasedStateMachine):
         """The owner died after a commit whose answer it never got: its step is sent again, at once and too late."""
         dead = self.owner
         assert not dead.session.running and dead.store.last is not None
-        assert dead.store.commit(dead.store.last) is Outcome.REPEATED
+        assert dead.store.commit(dead.store.last) is CommitResult.REPEATED
         self.unchanged()
         dead.close()
         self.begin(self.instance(dead.settings.host_name), Owner.claim, dead.settings.instance)
@@ -481,7 +481,7 @@ class Histories(RuleBasedStateMachine):
 
     def same_step_again(self, _: Any) -> None:
         last = self.owner.store.last
-        assert last is not None and self.owner.store.commit(replace(last)) is Outcome.REPEATED
+        assert last is not None and self.owner.store.commit(replace(last)) is CommitResult.REPEATED
         self.unchanged()
         self.counts["repeated"] += 1
 
@@ -489,8 +489,8 @@ class Histories(RuleBasedStateMachine):
         """A step of another version, or one that grants over the head."""
         version, queue = self.owner.session.reader.version, self.reference.lock.queue
         writes = [("ZADD", "queue", "1", "tk-odd"), ("SET", "lease", "{}")]
-        odd = Step(self.epoch, version, "odd", writes, [("odd", {})])
-        wrong: list[tuple[type[Exception], Step]] = [
+        odd = StoreStep(self.epoch, version, "odd", writes, [("odd", {})])
+        wrong: list[tuple[type[Exception], StoreStep]] = [
             (Ahead, replace(odd, version=version - 1)),
             (Behind, replace(odd, version=version + 1)),
             (NotHead, replace(odd, grant=("tk-nowhere", frozenset()), commands=[])),

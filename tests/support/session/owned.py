@@ -21,7 +21,7 @@ from sessiond.session.loop import Session
 from sessiond.settings import Settings
 from sessiond.store.connection import Away
 from sessiond.store.ownership import OtherOwner, Owners
-from sessiond.store.store import Outcome, Step, Store
+from sessiond.store.store import CommitResult, Store, StoreStep
 from support.servers import Redis
 from support.session.in_loop import TEST_HANDLERS, RunInLoop
 
@@ -49,10 +49,10 @@ class FaultyStore(Store):
         self.fault: Fault | None = None
         self.applied = 0
         """How many steps Redis applied."""
-        self.last: Step | None = None
+        self.last: StoreStep | None = None
         """The last of them."""
 
-    def commit(self, step: Step) -> Outcome:
+    def commit(self, step: StoreStep) -> CommitResult:
         fault, self.fault = self.fault, None
         match fault:
             case Fault.LOST_COMMAND:
@@ -72,9 +72,9 @@ class FaultyStore(Store):
             raise gevent.GreenletExit
         return outcome
 
-    def _commit(self, step: Step) -> Outcome:
+    def _commit(self, step: StoreStep) -> CommitResult:
         outcome = super().commit(step)
-        self.applied += outcome is Outcome.APPLIED
+        self.applied += outcome is CommitResult.APPLIED
         self.last = replace(step)
         return outcome
 
@@ -82,7 +82,7 @@ class FaultyStore(Store):
         self.server.kill9()
         self.server.start()
 
-    def wrong_head(self, step: Step) -> tuple[str, frozenset[str]]:
+    def wrong_head(self, step: StoreStep) -> tuple[str, frozenset[str]]:
         """Return a grant that is not the head's: over the tickets that the step names, or of an unknown ticket."""
         assert step.grant is not None
         ticket, skipped = step.grant

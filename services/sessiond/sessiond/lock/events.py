@@ -186,7 +186,7 @@ Entry = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Decision:
     """One decision: the next state, its ledger entries, and the effects to run after the commit."""
 
     lock: Lock

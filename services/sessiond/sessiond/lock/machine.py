@@ -109,11 +109,11 @@ class _Draft:
         except KeyError:
             raise ev.NoTicket(ticket) from None
 
-    def step(self) -> ev.Step:
-        return ev.Step(self.lock, tuple(self.ledger), tuple(self.effects))
+    def step(self) -> ev.Decision:
+        return ev.Decision(self.lock, tuple(self.ledger), tuple(self.effects))
 
 
-def decide(lock: Lock, event: ev.Event) -> ev.Step:
+def decide(lock: Lock, event: ev.Event) -> ev.Decision:
     """Return the step that `event` causes in `lock`.
 
     Raises:

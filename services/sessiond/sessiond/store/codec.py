@@ -15,7 +15,7 @@ import orjson
 from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond.lock.state import Drain, Lease, Lock, Ticket
 
-Command = tuple[str, ...]
+RedisCommand = tuple[str, ...]
 """(Redis command, key suffix, arguments…), as the step script expects them."""
 
 KEPT: Final = 30 * 86_400
@@ -207,12 +207,12 @@ def decode_drain(text: str) -> Drain:
         raise BadRecord(f"drain: {error!r}") from error
 
 
-def put(suffix: str, value: object) -> Command:
+def put(suffix: str, value: object) -> RedisCommand:
     """Return the command that sets a string to JSON."""
     return ("SET", suffix, dumps(value))
 
 
-def keep(suffix: str, value: object) -> Command:
+def keep(suffix: str, value: object) -> RedisCommand:
     """Return the command that sets a string to JSON and expires it after KEPT seconds."""
     return ("SETEX", suffix, str(KEPT), dumps(value))
 

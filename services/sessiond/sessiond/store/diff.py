@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sessiond.lock.state import Drain, Lease, Lock
-from sessiond.store.codec import Command, Extras, LeaseExtras, encode_drain, encode_lease, encode_ticket, put
+from sessiond.store.codec import Extras, LeaseExtras, RedisCommand, encode_drain, encode_lease, encode_ticket, put
 
 
-def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
+def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[RedisCommand]:
     """Return the commands that turn the stored `old` into `new`, empty if nothing stored has changed.
 
     Raises:
@@ -24,12 +24,12 @@ def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
     ]
 
 
-def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[Command]:
+def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[RedisCommand]:
     """Return the commands that write the whole state, for a step with `reset`.
 
     The step deletes codec.LIVE_KEYS first. The `meta` hash stays, so its counts are written even when they are 0.
     """
-    commands: list[Command] = [
+    commands: list[RedisCommand] = [
         ("HSET", "meta", "arrivals", "0"),
         ("HSET", "meta", "fence", "0"),
         ("HSET", "meta", "tasks", "0"),
@@ -40,7 +40,7 @@ def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[Co
     return commands
 
 
-def _counts(old: Lock, new: Lock) -> Iterable[Command]:
+def _counts(old: Lock, new: Lock) -> Iterable[RedisCommand]:
     if old.arrivals != new.arrivals:
         yield ("HSET", "meta", "arrivals", str(new.arrivals))
     if old.fence != new.fence:
@@ -49,7 +49,7 @@ def _counts(old: Lock, new: Lock) -> Iterable[Command]:
         yield ("HSET", "meta", "tasks", "1" if new.tasks else "0")
 
 
-def _tickets(old: Lock, new: Lock, taken: Mapping[str, str]) -> Iterable[Command]:
+def _tickets(old: Lock, new: Lock, taken: Mapping[str, str]) -> Iterable[RedisCommand]:
     for ticket_id, ticket in new.tickets.items():
         before = old.tickets.get(ticket_id)
         if before is ticket:
@@ -61,7 +61,7 @@ def _tickets(old: Lock, new: Lock, taken: Mapping[str, str]) -> Iterable[Command
             yield ("HDEL", "tickets", ticket_id)
 
 
-def _places(old: Lock, new: Lock) -> Iterable[Command]:
+def _places(old: Lock, new: Lock) -> Iterable[RedisCommand]:
     before, after = _scores(old), _scores(new)
     for ticket_id, score in after.items():
         if before.get(ticket_id) != score:
@@ -88,7 +88,7 @@ def _scores(lock: Lock) -> dict[str, int]:
     return {ticket.id: ticket.score for ticket in lock.tickets.values() if ticket.id != leased}
 
 
-def lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> Iterable[Command]:
+def lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> Iterable[RedisCommand]:
     """Return the commands that write the lease alone.
 
     Raises:
@@ -104,11 +104,11 @@ def lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> I
         yield ("SET", "lease", encode_lease(new, extras))
 
 
-def _drain(old: Drain | None, new: Drain | None) -> Iterable[Command]:
+def _drain(old: Drain | None, new: Drain | None) -> Iterable[RedisCommand]:
     if old != new:
         yield ("SET", "drain", encode_drain(new)) if new else ("DEL", "drain")
 
 
-def _open(old: str | None, new: str | None, extras: Mapping[str, Any]) -> Iterable[Command]:
+def _open(old: str | None, new: str | None, extras: Mapping[str, Any]) -> Iterable[RedisCommand]:
     if old != new:
         yield put("open", {**extras, "turn": new}) if new else ("DEL", "open")

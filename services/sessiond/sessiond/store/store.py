@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from sessiond.store import codec
-from sessiond.store.codec import Command, Meta, Raw, Stored
+from sessiond.store.codec import Meta, Raw, RedisCommand, Stored
 from sessiond.store.connection import CALL_DEADLINE, Away, RedisConnections, Script, StoreError
 from sessiond.store.ledger import entry_of
 
@@ -76,7 +76,7 @@ return {'APPLIED'}
 ALLOWED: Final = frozenset({"ZADD", "ZREM", "HSET", "HDEL", "SET", "SETEX", "DEL"})
 
 
-class Outcome(Enum):
+class CommitResult(Enum):
     """Whether the step was applied now or had been applied before."""
 
     APPLIED = "APPLIED"
@@ -112,13 +112,13 @@ class NotHead(StoreError):
 
 
 @dataclass(slots=True)
-class Step:
+class StoreStep:
     """One step to commit. `version` is the stored version that it expects. `reset` rewrites the whole state."""
 
     epoch: int
     version: int
     step_id: str
-    commands: list[Command] = field(default_factory=list)
+    commands: list[RedisCommand] = field(default_factory=list)
     ledger: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     grant: tuple[str, frozenset[str]] | None = None
     reset: bool = False
@@ -138,11 +138,11 @@ class Store:
         self._steps = RedisConnections(redis_url, single=True)
         self._reads = RedisConnections(redis_url)
         self._waits = RedisConnections(redis_url, deadline=70.0)
-        self._recent: deque[Command] = deque()
+        self._recent: deque[RedisCommand] = deque()
         self._recent_size = 0
         self._at = (0, 0)
 
-    def commit(self, step: Step) -> Outcome:
+    def commit(self, step: StoreStep) -> CommitResult:
         """Apply the step. A repeated call with the same step id changes nothing.
 
         Raises:
@@ -168,22 +168,22 @@ class Store:
             case "NOTHEAD":
                 raise NotHead(answer[1], answer[2])
         self.confirm(step)
-        return Outcome(answer[0])
+        return CommitResult(answer[0])
 
-    def confirm(self, step: Step) -> None:
+    def confirm(self, step: StoreStep) -> None:
         """Record that this step is in Redis. If the stored state is older from now on, Redis lost writes."""
         self._at = (step.epoch, step.version + 1)
         for command in step.commands:
             if command[0] == "SETEX":
                 self._remember(command)
 
-    def _remember(self, command: Command) -> None:
+    def _remember(self, command: RedisCommand) -> None:
         self._recent.append(command)
         self._recent_size += len(command[-1])
         while len(self._recent) > RECENT or (self._recent_size > RECENT_SIZE and len(self._recent) > 1):
             self._recent_size -= len(self._recent.popleft()[-1])
 
-    def _body(self, step: Step) -> str:
+    def _body(self, step: StoreStep) -> str:
         grant, skipped = step.grant or ("", frozenset())
         body = {
             "commands": step.commands,
@@ -197,7 +197,7 @@ class Store:
         }
         return orjson.dumps(body).decode()
 
-    def recent_commands(self) -> list[Command]:
+    def recent_commands(self) -> list[RedisCommand]:
         """Return the latest SETEX commands, for a step that writes back what Redis lost."""
         return list(self._recent)
 
@@ -284,4 +284,4 @@ def _scored(answer: Any) -> list[tuple[str, Any]]:
     return [tuple(pair) for pair in answer]
 
 
-__all__ = ["CALL_DEADLINE", "Ahead", "Away", "Behind", "Deposed", "NotHead", "Outcome", "Step", "Store"]
+__all__ = ["CALL_DEADLINE", "Ahead", "Away", "Behind", "CommitResult", "Deposed", "NotHead", "Store", "StoreStep"]

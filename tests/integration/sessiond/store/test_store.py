@@ -12,7 +12,18 @@ from hypothesis import strategies as some
 from sessiond.lock.rules import Kind
 from sessiond.lock.state import Drain, Lease, Lock, Ticket
 from sessiond.store import codec, diff
-from sessiond.store.store import RECENT, RECENT_SIZE, Ahead, Away, Behind, Deposed, NotHead, Outcome, Step, Store
+from sessiond.store.store import (
+    RECENT,
+    RECENT_SIZE,
+    Ahead,
+    Away,
+    Behind,
+    CommitResult,
+    Deposed,
+    NotHead,
+    Store,
+    StoreStep,
+)
 from support.servers import Redis
 
 BASE = "sessiond:{octo/hello}:"
@@ -40,13 +51,13 @@ def store(server: Redis, raw: redis_library.Redis) -> Iterator[Store]:
     made.close()
 
 
-def step(version: int, name: str, *commands: codec.Command, **more: object) -> Step:
-    return Step(10, version, name, list(commands), [("said", {"by": name})], **more)  # type: ignore[arg-type]
+def step(version: int, name: str, *commands: codec.RedisCommand, **more: object) -> StoreStep:
+    return StoreStep(10, version, name, list(commands), [("said", {"by": name})], **more)  # type: ignore[arg-type]
 
 
 def test_a_step_with_a_known_id_is_not_applied_again(store: Store, raw: redis_library.Redis) -> None:
     one = step(0, "s1", ("ZADD", "queue", "5", "a"))
-    assert [store.commit(one), store.commit(one)] == [Outcome.APPLIED, Outcome.REPEATED]
+    assert [store.commit(one), store.commit(one)] == [CommitResult.APPLIED, CommitResult.REPEATED]
     assert raw.xlen(f"{BASE}ledger") == 1
     assert raw.hget(f"{BASE}meta", "version") == "1"
 
@@ -68,7 +79,7 @@ def test_a_step_at_another_epoch_or_version_is_refused_and_writes_nothing(
 
 def test_a_reset_step_writes_back_what_redis_lost(store: Store, raw: redis_library.Redis) -> None:
     raw.set(f"{BASE}lease", "stale")
-    assert store.commit(step(41, "s1", ("ZADD", "queue", "5", "a"), reset=True)) is Outcome.APPLIED
+    assert store.commit(step(41, "s1", ("ZADD", "queue", "5", "a"), reset=True)) is CommitResult.APPLIED
     assert raw.hget(f"{BASE}meta", "version") == "42"
     assert raw.get(f"{BASE}lease") is None and raw.zscore(f"{BASE}queue", "a") == 5
 
@@ -86,7 +97,7 @@ def test_the_latest_records_are_kept_for_a_reset_up_to_a_size(store: Store) -> N
 def test_a_server_without_the_script_gets_it_again(store: Store, raw: redis_library.Redis) -> None:
     store.commit(step(0, "s1"))
     raw.script_flush()
-    assert store.commit(step(1, "s2")) is Outcome.APPLIED
+    assert store.commit(step(1, "s2")) is CommitResult.APPLIED
 
 
 def test_a_step_whose_answer_was_lost_is_not_applied_twice(
@@ -109,7 +120,7 @@ def test_a_step_whose_answer_was_lost_is_not_applied_twice(
             break
         except Away:
             continue
-    assert outcome in (Outcome.REPEATED, Outcome.APPLIED)
+    assert outcome in (CommitResult.REPEATED, CommitResult.APPLIED)
     assert raw.xlen(f"{BASE}ledger") == 2
 
 
@@ -134,7 +145,7 @@ def test_only_the_head_is_granted_apart_from_skipped_tickets(
     commands = [("ZREM", "queue", t) for t in sorted(removed)] + [("ZREM", "queue", ticket)]
     try:
         outcome = store.commit(step(0, "s1", *commands, grant=(ticket, skipped)))
-        assert outcome is Outcome.APPLIED and ahead <= skipped
+        assert outcome is CommitResult.APPLIED and ahead <= skipped
     except NotHead as refused:
         assert refused.head in ahead - skipped
         assert raw.zcard(f"{BASE}queue") == len(queue)

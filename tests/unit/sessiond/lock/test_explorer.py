@@ -46,12 +46,12 @@ def test_states_that_differ_only_in_names_are_the_same() -> None:
     assert canonical(Scene(machine.decide(first.lock, ev.HangUp("b", "b-1")).lock, ())) != canonical(first)
 
 
-def afterwards(change: Callable[[Lock, ev.Event, ev.Step], ev.Step]) -> Decide:
+def afterwards(change: Callable[[Lock, ev.Event, ev.Decision], ev.Decision]) -> Decide:
     """Return a machine whose steps are altered by `change`."""
     return lambda lock, event: change(lock, event, machine.decide(lock, event))
 
 
-def another_score(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
+def another_score(old: Lock, event: ev.Event, step: ev.Decision) -> ev.Decision:
     for name, data in step.ledger:
         if name == "back" and data["ticket"] in step.lock.tickets:
             ticket = step.lock.tickets[data["ticket"]]
@@ -60,7 +60,7 @@ def another_score(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
     return step
 
 
-def same_fence(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
+def same_fence(old: Lock, event: ev.Event, step: ev.Decision) -> ev.Decision:
     if step.lock.lease is None or (old.lease and old.lease.fence == step.lock.lease.fence):
         return step
     ledger = tuple((n, {**d, "fence": old.fence} if n == "granted" else d) for n, d in step.ledger)
@@ -68,33 +68,33 @@ def same_fence(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
     return replace(step, lock=replace(step.lock, lease=lease, fence=old.fence), ledger=ledger)
 
 
-def anothers_lease(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
+def anothers_lease(old: Lock, event: ev.Event, step: ev.Decision) -> ev.Decision:
     if step.lock.lease is None:
         return step
     return replace(step, lock=replace(step.lock, lease=replace(step.lock.lease, holder="nobody")))
 
 
-def silent_end(old: Lock, event: ev.Event, step: ev.Step) -> ev.Step:
+def silent_end(old: Lock, event: ev.Event, step: ev.Decision) -> ev.Decision:
     return replace(step, ledger=tuple(e for e in step.ledger if e[0] != "ended"))
 
 
-def no_drain(lock: Lock, event: ev.Event) -> ev.Step:
+def no_drain(lock: Lock, event: ev.Event) -> ev.Decision:
     if isinstance(event, (ev.TurnClosed, ev.Reaped)):
         return machine.decide(lock, event)
     return machine.decide(replace(lock, turn=None), event)
 
 
-def deaf_to_force(lock: Lock, event: ev.Event) -> ev.Step:
+def deaf_to_force(lock: Lock, event: ev.Event) -> ev.Decision:
     step = machine.decide(lock, event)
-    return ev.Step(lock) if isinstance(event, ev.ForceRelease) else step
+    return ev.Decision(lock) if isinstance(event, ev.ForceRelease) else step
 
 
-def forgetful(lock: Lock, event: ev.Event) -> ev.Step:
+def forgetful(lock: Lock, event: ev.Event) -> ev.Decision:
     tickets = {k: replace(t, superseded=frozenset()) for k, t in lock.tickets.items()}
     return machine.decide(replace(lock, tickets=tickets), event)
 
 
-def anyone_releases(lock: Lock, event: ev.Event) -> ev.Step:
+def anyone_releases(lock: Lock, event: ev.Event) -> ev.Decision:
     if isinstance(event, ev.Release) and lock.lease is not None:
         event = ev.Release(lock.lease.fence)
     return machine.decide(lock, event)

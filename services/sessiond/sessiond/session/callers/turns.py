@@ -144,7 +144,7 @@ class Turns:
         """The open turn, as the step in progress leaves it."""
         return self._staged[-1] if self._staged else self.open
 
-    def accept(self, turn: TurnRecord) -> tuple[TurnStream, list[codec.Command]]:
+    def accept(self, turn: TurnRecord) -> tuple[TurnStream, list[codec.RedisCommand]]:
         """Stage a new turn. Returns its stream, and the commands that store it."""
         self._staged.append(turn)
         self._staged_stream = TurnStream(turn.id)
@@ -153,7 +153,7 @@ class Turns:
             commands.append(("SETEX", key_suffix(turn.key), str(codec.KEPT), turn.id))
         return self._staged_stream, commands
 
-    def start(self, ledger: list[Entry]) -> list[codec.Command]:
+    def start(self, ledger: list[Entry]) -> list[codec.RedisCommand]:
         """Stage the open turn's start and add its ledger entry. Returns the commands that store it."""
         if self.current is None:
             return []
@@ -162,7 +162,7 @@ class Turns:
         ledger.append(("turn-started", {"turn": turn.id}))
         return [_store(turn), codec.put("open", turn.stored())]
 
-    def end(self, end: st.TurnOver, ledger: list[Entry], conversation: Mapping[str, Any]) -> list[codec.Command]:
+    def end(self, end: st.TurnOver, ledger: list[Entry], conversation: Mapping[str, Any]) -> list[codec.RedisCommand]:
         """Stage the open turn's end and add its ledger entry. Returns the commands that store it."""
         now = self.current
         if now is None or now.id != end.turn:
@@ -228,5 +228,5 @@ class Turns:
         self.stream = None
 
 
-def _store(turn: TurnRecord) -> codec.Command:
+def _store(turn: TurnRecord) -> codec.RedisCommand:
     return codec.keep(f"turn:{turn.id}", turn.stored())

@@ -11,9 +11,8 @@ import structlog
 from sessiond import metrics
 from sessiond.lock.events import Entry, InvariantBroken
 from sessiond.session.pipeline.step import Step
-from sessiond.store.codec import Command
-from sessiond.store.store import Ahead, Away, Behind, NotHead, Store
-from sessiond.store.store import Step as StoreStep
+from sessiond.store.codec import RedisCommand
+from sessiond.store.store import Ahead, Away, Behind, NotHead, Store, StoreStep
 
 log = structlog.get_logger("sessiond.commits")
 
@@ -29,7 +28,7 @@ class Commits:
     """The steps of one session in one epoch."""
 
     def __init__(
-        self, store: Store, epoch: int, version: int, restore: Callable[[], tuple[list[Command], list[Entry]]]
+        self, store: Store, epoch: int, version: int, restore: Callable[[], tuple[list[RedisCommand], list[Entry]]]
     ) -> None:
         """`restore` returns the commands and ledger entries that write the owner's whole state."""
         self._store, self._restore = store, restore

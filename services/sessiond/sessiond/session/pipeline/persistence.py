@@ -53,7 +53,7 @@ class Persistence:
         """Remember the agent's record as stored, because the step is in Redis."""
         self._stored_agent = self._agent(plan.agent)
 
-    def everything(self) -> tuple[list[codec.Command], list[ev.Entry]]:
+    def everything(self) -> tuple[list[codec.RedisCommand], list[ev.Entry]]:
         """Return the whole state and the owner's record, for a Redis that lost some of it."""
         context, state = self._context, self._context.state
         turn = context.turns.open.stored() if context.turns.open else {}
@@ -66,9 +66,9 @@ class Persistence:
         max_hold = None if worker else self._context.settings.times.max_hold
         return codec.LeaseExtras(secrets.token_urlsafe(24), max_hold, now_text())
 
-    def _ended(self, plan: Plan) -> list[codec.Command]:
+    def _ended(self, plan: Plan) -> list[codec.RedisCommand]:
         """Return what is remembered of the leases and tickets that end."""
-        commands: list[codec.Command] = []
+        commands: list[codec.RedisCommand] = []
         extras = self._context.state.lease_extras
         for effect in plan.effects:
             match effect:
@@ -79,8 +79,8 @@ class Persistence:
                     commands.append(codec.keep(f"ended:{ticket}", {"reason": reason.value}))
         return commands
 
-    def _turn_commands(self, plan: Plan) -> list[codec.Command]:
-        turns, commands = self._context.turns, list[codec.Command]()
+    def _turn_commands(self, plan: Plan) -> list[codec.RedisCommand]:
+        turns, commands = self._context.turns, list[codec.RedisCommand]()
         conversation, ended = conversation_of(plan.agent), False
         for output in plan.outputs:
             match output:
@@ -115,7 +115,7 @@ def _new_grant(old: Lock, plan: Plan) -> ev.Granted | None:
     return plan.grant
 
 
-def owner_record(settings: Settings) -> list[codec.Command]:
+def owner_record(settings: Settings) -> list[codec.RedisCommand]:
     """Return the owner record as ACQUIRE writes it, for a step that writes back what Redis lost."""
     state_dir = str(settings.state_dir.resolve())
     fields = {"instance": settings.instance, "url": settings.url, "state_dir": state_dir, "host": settings.host_name}

@@ -48,7 +48,7 @@ class Pipeline:
     # ---- whole steps -------------------------------------------------------------------------
 
     def step(
-        self, *events: ev.Event | st.Event, ledger: Sequence[ev.Entry] = (), commands: Sequence[codec.Command] = ()
+        self, *events: ev.Event | st.Event, ledger: Sequence[ev.Entry] = (), commands: Sequence[codec.RedisCommand] = ()
     ) -> Plan:
         """Decide the events and carry the decision out. `ledger` comes before the machines' entries.
 
@@ -65,7 +65,7 @@ class Pipeline:
 
     def carry_out(
         self, plan: Plan, *events: ev.Event | st.Event, ledger: Sequence[ev.Entry] = (),
-        commands: Sequence[codec.Command] = (),
+        commands: Sequence[codec.RedisCommand] = (),
     ) -> Plan:  # fmt: skip
         """Commit the decided plan of `events` and act on it. Returns the plan that was committed.
 

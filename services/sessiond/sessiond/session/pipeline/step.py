@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from sessiond.session.callers.waiters import Waiter
 from sessiond.session.pipeline.plan import Plan
-from sessiond.store.codec import Command, LeaseExtras
+from sessiond.store.codec import LeaseExtras, RedisCommand
 
 
 @dataclass(slots=True)
@@ -16,7 +16,7 @@ class Step:
     """What the machines decided. Later stages add ledger entries."""
     cause: float = field(default_factory=time.monotonic)
     """When the item came in that the step answers, in monotonic seconds."""
-    commands: list[Command] = field(default_factory=list)
+    commands: list[RedisCommand] = field(default_factory=list)
     """What the step writes: first what its handler stores, then what persistence adds."""
     waiter: Waiter | None = None
     """The waiter to register once the step is committed."""

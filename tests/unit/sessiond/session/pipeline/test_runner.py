@@ -26,8 +26,7 @@ from sessiond.settings import Settings
 from sessiond.store.codec import Meta
 from sessiond.store.connection import Away
 from sessiond.store.ownership import Owned
-from sessiond.store.store import Ahead, Outcome, Store
-from sessiond.store.store import Step as StoreStep
+from sessiond.store.store import Ahead, CommitResult, Store, StoreStep
 
 H = Kind.HANDLER
 
@@ -41,7 +40,7 @@ class ListStore(Store):
         self.steps: list[StoreStep] = []
         self.fail: tuple[str, Exception] | None = None
 
-    def commit(self, step: StoreStep) -> Outcome:
+    def commit(self, step: StoreStep) -> CommitResult:
         fail, self.fail = self.fail, None
         if fail is not None and fail[0] == "before":
             raise fail[1]
@@ -49,7 +48,7 @@ class ListStore(Store):
         self.happened.append("commit")
         if fail is not None:
             raise fail[1]
-        return Outcome.APPLIED
+        return CommitResult.APPLIED
 
     def read_meta(self) -> Meta:
         last = self.steps[-1] if self.steps else None
