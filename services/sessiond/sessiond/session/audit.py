@@ -1,6 +1,6 @@
 """Reads what the owner loops wrote into the ledgers, and counts what breaks a rule.
 
-No grant depends on the audit: it reads the ledger as anybody can, through `verify`, which shares no code with the
+No grant depends on the audit: it reads the ledger like any client, through `verify`, which shares no code with the
 machines. One greenlet serves all sessions; it reads a session only after new steps.
 """
 

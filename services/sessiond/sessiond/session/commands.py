@@ -22,8 +22,8 @@ class Command(Generic[R]):
     def patient(self) -> bool:
         """Whether the caller waits for the true reply, however long Redis is away.
 
-        A caller that is not patient gets `redis-away` at once and asks again. A command that must not run twice has to
-        be patient, because the step of the first one may have been committed.
+        A caller that is not patient gets `redis-away` at once and asks again. A command that must not run twice must
+        be patient, because the first step may have been committed.
         """
         return False
 

@@ -9,7 +9,7 @@ from sessiond.agent import state as st
 from sessiond.session.agent.link import AgentLink
 
 HISTORY_LOST: Final = "history-lost"
-"""Why an agent ends whose conversation is gone: it died before it wrote that down, or somebody deleted it."""
+"""Why an agent ends whose conversation is gone: it died before it wrote that down, or it was deleted."""
 
 
 def line_events(message: protocol.Message, agent: st.Agent, link: AgentLink) -> list[st.Event]:

@@ -1,6 +1,6 @@
 """The events of one turn, on their way from the owner loop to the holder's HTTP stream.
 
-A stream never blocks the loop. A slow reader loses `agent` events and is told how many; it never loses the `result`.
+A stream never blocks the loop. A slow reader loses `agent` events and gets their number; it never loses the `result`.
 """
 
 from collections import deque

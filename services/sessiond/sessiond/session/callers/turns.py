@@ -1,7 +1,7 @@
 """The turns of a session: the open one and its reader, and the stored records of all of them.
 
-A step stages its changes and publishes them once it is committed, so that a dropped step leaves no trace. A holder is
-told a result only after the result is stored.
+A step stages its changes and publishes them once it is committed, so that a dropped step leaves no trace. A holder
+gets a result only after it is stored.
 """
 
 import hashlib

@@ -21,7 +21,7 @@ def fire_due_timers(pipeline: Pipeline) -> None:
     context = pipeline.context
     stalled = context.timers.unchecked_seconds()
     if stalled > STALL_SECONDS:
-        log.warning("the owner loop stood still", session=context.name, seconds=round(stalled, 1))
+        log.warning("the process stalled; every timer starts again", session=context.name, seconds=round(stalled, 1))
         context.lease_time.restart(context.lease_time.hold_left())
 
     def oldest_request(timer: SessionTimer) -> float | None:

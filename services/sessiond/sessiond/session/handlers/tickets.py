@@ -28,7 +28,7 @@ def take_ticket(pipeline: Pipeline, command: TakeTicket) -> tuple[dict[str, Any]
         if ticket not in state.lock.tickets:
             state.taken.pop(ticket, None)
     if command.key is None and pipeline.context.inbox.serving_answered:
-        # Redis was away meanwhile, and the caller was refused: nobody knows this place.
+        # Redis was away meanwhile, and the caller was refused: no caller knows this place.
         pipeline.step(ev.Withdraw(ticket))
         raise away()
     return views.ticket_view(state.lock, ticket, state.taken), True

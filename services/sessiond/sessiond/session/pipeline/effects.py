@@ -17,7 +17,7 @@ class Effects:
         self._context = context
 
     def act(self, step: Step) -> None:
-        """Register the step's waiter, write to the agent, then answer callers: an interrupt waits for nobody."""
+        """Register the step's waiter, write to the agent, then answer callers: an interrupt is never late."""
         if step.waiter is not None:
             self._context.ticket_waits.register(step.waiter)
         for output in step.plan.outputs:

@@ -43,7 +43,7 @@ LOGGED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The ledger events that are logged, and their fields besides ticket, key and fence.
 
-Only these fields are logged: no prompt, no answer, nobody's words.
+Only these fields are logged: no prompt, no answer, no other text of a person or a model.
 """
 
 
