@@ -13,7 +13,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 
 from sessiond.agent import termination
-from sessiond.agent.state import Outcome
+from sessiond.agent.state import TurnOutcome
 from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond_common import VERSION
 
@@ -73,7 +73,7 @@ PASSED_OVER = _counter("sessiond_passed_over_total", "Absent tickets that the lo
 LAPSED = _counter("sessiond_lapsed_total", "Handlers' tickets that no longer bar the worker")
 DRAINS = _counter("sessiond_drains_total", "Drains that ended", outcome=("closed", "reaped"))
 TURNS = _counter(
-    "sessiond_turns_total", "Turns that closed", kind=_KINDS, outcome=tuple(outcome.value for outcome in Outcome)
+    "sessiond_turns_total", "Turns that closed", kind=_KINDS, outcome=tuple(outcome.value for outcome in TurnOutcome)
 )
 TOKENS_USED = _counter("sessiond_tokens_total", "Tokens of turns, as the agent tells them", type=tuple(TOKENS.values()))
 COST = _counter("sessiond_cost_usd_total", "US dollars of turns, as the agent tells them")

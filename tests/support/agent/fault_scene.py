@@ -65,10 +65,14 @@ class Scene:
             kind = "worker" if self.row.worker else "handler"
             with self.service.client().lease(self.session, kind=kind, key="first") as lease:
                 leased.append(lease)
-                turn = lease.turn(self.row.prompt, timeout=1 if self.row.end == TIMEOUT else None)
-                for event in turn._stream:
+                body = {"prompt": self.row.prompt} | ({"timeout": 1} if self.row.end == TIMEOUT else {})
+                stream = self.client.transport.stream(
+                    "POST", "/turns", session=self.session, body=body, secret=lease.secret
+                )
+                for event in stream:
                     self.results += event is not None and event.event == "result"
-                self.told.append(result_of(self.client.turn(self.session, turn.id), turn.id))
+                turn = stream.headers["Turn-Id"]
+                self.told.append(result_of(self.client.turn(self.session, turn), turn))
                 if self.row.then:
                     self._arrives(self.row.then)
         except Exception as error:
@@ -97,7 +101,7 @@ class Scene:
 
     def _end(self, lease: Lease) -> None:
         if self.row.end == RELEASE:
-            lease._transport.call("DELETE", "/lease", session=self.session, secret=lease._secret)
+            self.client.transport.call("DELETE", "/lease", session=self.session, secret=lease.secret)
         elif self.row.end == CANCEL:
             turn = next(e["turn"] for e in self.client.ledger(self.session) if e["event"] == "turn-accepted")
             lease.cancel_turn(turn)

@@ -6,13 +6,15 @@ from typing import Any
 from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.machine import decide
-from sessiond.agent.state import Agent, Phase, Turn
+from sessiond.agent.state import Agent, AgentTurn, Phase
 from sessiond.lock.rules import Kind
 
 
 def in_turn(**turn: Any) -> Agent:
     """Return a leased agent that runs the worker's turn `t`."""
-    open_turn = Turn("t", "u", "prompt", Kind.WORKER, "m", written=True, taken=True, started=True, lifecycle="started")
+    open_turn = AgentTurn(
+        "t", "u", "prompt", Kind.WORKER, "m", written=True, taken=True, started=True, lifecycle="started"
+    )
     return Agent(
         "c", known=True, cwd="/work", phase=Phase.IN_TURN, leased=True, said="running", model="m", rules=Kind.WORKER,
         turn=replace(open_turn, **turn),
@@ -37,7 +39,7 @@ def agent_request(agent: Agent) -> str:
     return request
 
 
-def ended(outputs: list[st.Output]) -> list[st.Outcome]:
+def ended(outputs: list[st.Output]) -> list[st.TurnOutcome]:
     return [o.outcome for o in outputs if isinstance(o, st.TurnOver)]
 
 

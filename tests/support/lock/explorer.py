@@ -191,7 +191,7 @@ class Explorer:
 
     def of_lease(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
         if lock.lease is not None:
-            yield "", ev.Claim(lock.lease.fence)
+            yield "", ev.ConfirmGrant(lock.lease.fence)
             yield "", ev.Release(lock.lease.fence)
             if self.cast.turns and lock.turn is None:
                 yield "", ev.AcceptTurn(lock.lease.fence, "turn")

@@ -113,7 +113,7 @@ class History:
             choices += [ev.Withdraw(name, holder), ev.GiveUp(name, holder)]
         if lock.lease is not None:
             fence = lock.lease.fence
-            choices += [ev.Release(fence), ev.Claim(fence), ev.ForceRelease(fence)]
+            choices += [ev.Release(fence), ev.ConfirmGrant(fence), ev.ForceRelease(fence)]
             if not self.stopping:
                 choices += [ev.AcceptTurn(fence, f"tu{number}")] * 3
         if lock.drain is not None:

@@ -71,7 +71,7 @@ class Scene:
     # ---- calls
 
     def _call(self, method: str, path: str, body: Any = None, secret: str | None = None, timeout: float = 30) -> Any:
-        answer = self.client._transport.call(
+        answer = self.client.transport.call(
             method, path, session=self.session, body=body, secret=secret, timeout=timeout
         )
         return answer.body
@@ -122,7 +122,7 @@ class Scene:
         """Run one turn to its end."""
         self.posts[prompt] += 1
         body = {"prompt": prompt, "key": key}
-        transport = self.client._transport
+        transport = self.client.transport
         stream = transport.stream("POST", "/turns", session=self.session, body=body, secret=self.secrets[name])
         return Turn(transport, self.session, stream, lambda _: None).result()
 

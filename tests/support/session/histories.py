@@ -384,7 +384,7 @@ class Histories(RuleBasedStateMachine):
         turn = f"tu-{next(self.turns)}"
         events: list[ev.Event | st.Event] = [ev.AcceptTurn(fence, turn)]
         if self.composed and lease is not None:
-            events.append(st.Begin(st.Turn(turn, f"u-{turn}", "do it", lease.kind, "m", timeout=9_000.0)))
+            events.append(st.Begin(st.AgentTurn(turn, f"u-{turn}", "do it", lease.kind, "m", timeout=9_000.0)))
         ticket, kind = (lease.ticket, lease.kind) if lease else ("", Kind.HANDLER)
         record = TurnRecord(id=turn, fence=fence, ticket=ticket, kind=kind, conversation={})
         entry = {"turn": turn, "fence": fence, "ticket": ticket, "kind": kind.value}

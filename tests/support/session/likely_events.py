@@ -29,7 +29,12 @@ def _waits(lock: Lock) -> Likely:
 
 def _wrong(lock: Lock) -> Likely:
     fence = lock.lease.fence if lock.lease else lock.fence
-    for event in (ev.ForceRelease(fence - 1), ev.Release(fence + 1), ev.Claim(fence - 1), ev.AcceptTurn(fence + 1, "")):
+    for event in (
+        ev.ForceRelease(fence - 1),
+        ev.Release(fence + 1),
+        ev.ConfirmGrant(fence - 1),
+        ev.AcceptTurn(fence + 1, ""),
+    ):
         yield 1, event
     for gone in ("tk-1", "tk-none"):
         if gone not in lock.tickets:
@@ -68,7 +73,7 @@ def _of_lease(lock: Lock) -> Likely:
     lease, drain = lock.lease, lock.drain
     fence = lease.fence if lease else lock.fence
     yield 3 if lease or drain else 1, ev.ForceRelease(drain.fence if drain else fence)
-    yield 8 if lease and not lease.claimed else 1, ev.Claim(fence)
+    yield 8 if lease and not lease.claimed else 1, ev.ConfirmGrant(fence)
     yield 10 if lease else 1, ev.Release(fence)
     yield (20 if lock.turn is None else 4) if lease else 1, ev.AcceptTurn(fence, "")
 

@@ -1,4 +1,4 @@
-"""One instance that owns one session: it claims it through Owners and runs a real Session; its Redis fails on command.
+"""One instance that owns one session: it acquires it and runs a real Session; its Redis fails on command.
 
 Only the agent's process is missing: the test sends the agent's events.
 """
@@ -19,8 +19,8 @@ from sessiond.problems import Problem
 from sessiond.session.agent.slots import Sleeper, Slots
 from sessiond.session.loop import Session
 from sessiond.settings import Settings
-from sessiond.store.connection import Away
-from sessiond.store.ownership import OtherOwner, Owners
+from sessiond.store.connection import RedisUnavailable
+from sessiond.store.ownership import Instance, OtherOwner, OwnershipStore
 from sessiond.store.store import CommitResult, Store, StoreStep
 from support.servers import Redis
 from support.session.in_loop import TEST_HANDLERS, RunInLoop
@@ -56,7 +56,7 @@ class FaultyStore(Store):
         fault, self.fault = self.fault, None
         match fault:
             case Fault.LOST_COMMAND:
-                raise Away("the command is lost")
+                raise RedisUnavailable("the command is lost")
             case Fault.KILLED_BEFORE:
                 self._kill()
             case Fault.WRONG_HEAD if step.grant is None:
@@ -67,7 +67,7 @@ class FaultyStore(Store):
         if fault is Fault.KILLED_AFTER:
             self._kill()
         if fault in (Fault.LOST_ANSWER, Fault.KILLED_AFTER):
-            raise Away("the answer is lost")
+            raise RedisUnavailable("the answer is lost")
         if fault is Fault.DIES:
             raise gevent.GreenletExit
         return outcome
@@ -105,7 +105,7 @@ class Owner:
             redis_url=server.url, state_dir=place, instance=instance, url=f"http://{instance}", host_name=host,
             model="m", times=LONG,
         )  # fmt: skip
-        self.owners = Owners(server.url, instance, self.settings.url, place, host, owner_ttl=0.0)
+        self.owners = OwnershipStore(server.url, Instance(instance, self.settings.url, place, host), 0.0)
         self.store = FaultyStore(server, name, instance)
         self.session: Session
         self._closed = False

@@ -30,7 +30,7 @@ def main(url: str, key: str) -> None:
                 key=order.get("key"), timeout=order.get("timeout", 60), holder=order.get("holder"),
                 lease_ttl=order.get("lease_ttl", LEASE_TTL),
             ) as lease:  # fmt: skip
-                tell(event="granted", key=order.get("key"), fence=lease.fence, secret=lease._secret)
+                tell(event="granted", key=order.get("key"), fence=lease.fence, secret=lease.secret)
                 if "prompt" in order:
                     result = lease.turn(order["prompt"]).result()
                     tell(event="turn", outcome=result.outcome, text=result.text, reason=result.reason)

@@ -39,7 +39,7 @@ class Session:
 
     def run(self) -> None:
         worker = gevent.spawn(self._guarded, self._work)
-        doors = [connect(self._url, self._key)._transport for _ in range(self._handlers)]
+        doors = [connect(self._url, self._key).transport for _ in range(self._handlers)]
         for number in range(self._rounds):
             self._worker_holds.wait(WAIT)
             self._worker_holds.clear()
@@ -85,7 +85,7 @@ class Session:
             self._call(door, "DELETE", "/lease", secret=lease["secret"])
 
     def _work(self) -> None:
-        door = connect(self._url, self._key)._transport
+        door = connect(self._url, self._key).transport
         ticket = self._call(door, "POST", "/tickets", {"kind": "worker", "key": "task"})["id"]
         for _ in range(self._rounds):
             lease = self._granted(door, ticket, "worker")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sessiond.client import Gap, TurnResult
+from sessiond.client import Gap, Turn, TurnResult
 from support.agent import agent_command
 from support.servers import Model, Sessiond, claude_env
 
@@ -20,16 +20,13 @@ def last_request(model: Model) -> str:
 
 
 def ask(service: Sessiond, prompt: str, **more: Any) -> Any:
-    with service.client().lease(SESSION) as lease:
+    client = service.client()
+    with client.lease(SESSION) as lease:
         if not more:
             return lease.turn(prompt).result()
         body = {"prompt": prompt, **more}
-        path = {"session": SESSION, "secret": lease._secret}
-        from sessiond.client.turns import Turn
-
-        return Turn(
-            lease._transport, SESSION, lease._transport.stream("POST", "/turns", body=body, **path), print
-        ).result()
+        stream = client.transport.stream("POST", "/turns", session=SESSION, secret=lease.secret, body=body)
+        return Turn(client.transport, SESSION, stream, print).result()
 
 
 def test_clear_in_a_comment_does_not_clear_the_conversation(sessiond: Callable[..., Sessiond], model: Model) -> None:

@@ -114,7 +114,7 @@ def _idle_timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
     return found
 
 
-def _start_timer(agent: Agent, turn: st.Turn) -> str:
+def _start_timer(agent: Agent, turn: st.AgentTurn) -> str:
     """Return the name of the deadline of a turn that has not started.
 
     A turn that inherits another turn's process gets the whole deadline for each phase: for that process, for
@@ -191,7 +191,7 @@ def _due(d: Draft, e: st.Due) -> None:
         recover(d, _RECOVERED[e.name])
 
 
-def _not_started(d: Draft, turn: st.Turn) -> None:
+def _not_started(d: Draft, turn: st.AgentTurn) -> None:
     """Fail a turn that was not written and recover the process. A written turn ends when its process is reaped."""
     if not turn.written:
         fail(d, "start-deadline")
@@ -216,7 +216,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
     st.Fault: _fault,
     st.Exited: exited,
     st.Stop: stop,
-    st.Answer: answer,
+    st.AnswerQuestion: answer,
     st.Afresh: _afresh,
     st.Due: _due,
 }

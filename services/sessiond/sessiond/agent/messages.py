@@ -197,7 +197,7 @@ def _question_cancelled(d: Draft, m: wire.QuestionCancelled) -> None:
     d.set(questions={rid: q for rid, q in d.agent.questions.items() if rid != m.request_id})
 
 
-def answer(d: Draft, e: st.Answer) -> None:
+def answer(d: Draft, e: st.AnswerQuestion) -> None:
     """Answer a permission question that is still open. Deny it if its turn is being cancelled or has its result."""
     question, turn = d.agent.questions.get(e.request), d.agent.turn
     if question is None or d.agent.phase not in ALIVE:

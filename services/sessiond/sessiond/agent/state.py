@@ -23,7 +23,7 @@ class Phase(StrEnum):
     BROKEN = "broken"
 
 
-class Outcome(StrEnum):
+class TurnOutcome(StrEnum):
     """The outcome of a turn."""
 
     COMPLETED = "completed"
@@ -33,7 +33,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class AgentTurn:
     """The one open turn, from `turn accepted` on."""
 
     id: str
@@ -76,7 +76,7 @@ class Agent:
     why: str = ""
     fails: int = 0
     leased: bool = False
-    turn: Turn | None = None
+    turn: AgentTurn | None = None
     said: str = "idle"
     requests: Mapping[str, str] = field(default_factory=dict)
     """Our control requests without a response: id to name."""
@@ -108,7 +108,7 @@ class Agent:
 class Begin:
     """A turn was accepted (committed): run it."""
 
-    turn: Turn
+    turn: AgentTurn
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerQuestion:
     """Answer the question with this request id, unless claude took it back."""
 
     request: str
@@ -207,7 +207,19 @@ class Due:
 
 
 Event = (
-    Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Looked | Fault | Exited | Stop | Answer | Afresh | Due
+    Begin
+    | Cancel
+    | LeaseBegan
+    | LeaseEnded
+    | Spawned
+    | Got
+    | Looked
+    | Fault
+    | Exited
+    | Stop
+    | AnswerQuestion
+    | Afresh
+    | Due
 )
 
 
@@ -249,7 +261,7 @@ class TurnOver:
     """The turn is closed: it can produce nothing more."""
 
     turn: str
-    outcome: Outcome
+    outcome: TurnOutcome
     text: str = ""
     reason: str | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
@@ -280,7 +292,7 @@ class Acked:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The agent asks for a permission. An Answer event must follow."""
+    """The agent asks for a permission. An AnswerQuestion event must follow."""
 
     request: str
 

@@ -8,7 +8,7 @@ from typing import Final
 from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.outcome import outcome_of, says_no_login
-from sessiond.agent.state import Outcome, Phase, Turn
+from sessiond.agent.state import AgentTurn, Phase, TurnOutcome
 from sessiond.agent.transitions import ALIVE, Draft, Move
 from sessiond.lock.rules import Kind
 
@@ -34,13 +34,13 @@ def cancel(d: Draft, e: st.Cancel) -> None:
         return
     d.turn(cancel=e.why)
     if not turn.written:
-        fail(d, e.why, Outcome.FAILED if e.why == "timeout" else Outcome.CANCELLED)
+        fail(d, e.why, TurnOutcome.FAILED if e.why == "timeout" else TurnOutcome.CANCELLED)
     elif d.agent.phase is Phase.IN_TURN:
         d.note("interrupt", turn=turn.id, why=e.why)
         d.ask("interrupt", wire.interrupt)
 
 
-def fail(d: Draft, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
+def fail(d: Draft, reason: str, outcome: TurnOutcome = TurnOutcome.FAILED) -> None:
     """End the open turn without a result."""
     turn = d.agent.turn
     if turn is not None:
@@ -48,7 +48,7 @@ def fail(d: Draft, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
         d.out.append(st.TurnOver(turn.id, outcome, reason=reason))
 
 
-def close(d: Draft, turn: Turn) -> None:
+def close(d: Draft, turn: AgentTurn) -> None:
     """Close the open turn and output its outcome."""
     _conclude(d, turn)
     if d.agent.phase is Phase.IN_TURN:
@@ -57,13 +57,13 @@ def close(d: Draft, turn: Turn) -> None:
         stop(d, st.Stop("no-login"))
 
 
-def _conclude(d: Draft, turn: Turn) -> None:
+def _conclude(d: Draft, turn: AgentTurn) -> None:
     outcome, reason = outcome_of(turn)
     result = turn.result
     d.set(turn=None, fenced=False, odd=0)
     if result is not None and not says_no_login(result):  # the agent works, whatever this turn's outcome
         d.set(fails=0)
-    text = result.text if result is not None and outcome is Outcome.COMPLETED else ""
+    text = result.text if result is not None and outcome is TurnOutcome.COMPLETED else ""
     usage = result.usage if result is not None else {}
     d.out.append(st.TurnOver(turn.id, outcome, text, reason, usage, turn.cost))
 
@@ -119,7 +119,7 @@ def exited(d: Draft, e: st.Exited) -> None:
     d.out.append(st.Gone())
 
 
-def _failed(why: str, turn: Turn | None) -> bool:
+def _failed(why: str, turn: AgentTurn | None) -> bool:
     """Return whether this exit counts as a failure.
 
     A process that ends before the waiting prompt is written counts, so that it is not restarted for ever.
@@ -128,11 +128,11 @@ def _failed(why: str, turn: Turn | None) -> bool:
     return not why or why in FAILED_START or why in FATAL or (waits and why in RECOVERIES)
 
 
-def _reap(d: Draft, turn: Turn, reason: str) -> None:
+def _reap(d: Draft, turn: AgentTurn, reason: str) -> None:
     if turn.written and turn.cancel == "preempted" and turn.kind is Kind.WORKER:
-        fail(d, reason, Outcome.CANCELLED)
+        fail(d, reason, TurnOutcome.CANCELLED)
     elif turn.written and reason not in FATAL:
-        fail(d, reason, Outcome.LOST)
+        fail(d, reason, TurnOutcome.LOST)
     else:
         fail(d, reason)
 

@@ -14,7 +14,7 @@ import orjson
 
 from sessiond.client.errors import NestedSessions, SessiondError, Superseded, TicketEnded, Unavailable
 from sessiond.client.lease import LEASE_TTL, Grant, Lease
-from sessiond.client.patience import Backoff, now
+from sessiond.client.retry import Backoff, now
 from sessiond.client.transport import Transport, session_name
 
 DEFAULT_URL: Final = "http://127.0.0.1:8420"
@@ -80,7 +80,7 @@ class Client:
     """Calls one sessiond. Threads may share a client."""
 
     def __init__(self, url: str, key: str | None, holder: str | None = None) -> None:
-        self._transport = Transport(url, key)
+        self.transport = Transport(url, key)
         self._holder = holder
 
     # ---- leases ------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Client:
         try:
             body = self._await_grant(request, ticket, holder, deadline)
             grant = Grant.from_body(request.session, ticket, body)
-            lease = Lease(self._transport, grant, ttl=request.lease_ttl, on_lost=request.on_lost)
+            lease = Lease(self.transport, grant, ttl=request.lease_ttl, on_lost=request.on_lost)
             lease.begin()
         except (Superseded, TicketEnded):
             raise
@@ -173,7 +173,7 @@ class Client:
         backoff = Backoff(patience, deadline)
         while True:
             try:
-                answer = self._transport.call("POST", "/tickets", session=session_name(session), body=body)
+                answer = self.transport.call("POST", "/tickets", session=session_name(session), body=body)
                 return dict(answer.body)
             except Unavailable as failure:
                 if key is None and failure.status is None and failure.sent:
@@ -190,7 +190,7 @@ class Client:
             seconds = LONG_WAIT if left is None else min(LONG_WAIT, left)
             body = {"holder": holder, "wait": seconds}
             try:
-                answer = self._transport.call(
+                answer = self.transport.call(
                     "POST", path, session=request.session, body=body, timeout=seconds + 10
                 ).body
             except Unavailable as failure:
@@ -205,7 +205,7 @@ class Client:
 
     def _give_up(self, name: str, ticket: str, holder: str) -> None:
         try:
-            self._transport.call("DELETE", f"/tickets/{ticket}", session=name, body={"holder": holder})
+            self.transport.call("DELETE", f"/tickets/{ticket}", session=name, body={"holder": holder})
         except SessiondError:
             return
 
@@ -214,24 +214,24 @@ class Client:
     def withdraw(self, session: str, ticket: str, holder: str | None = None) -> None:
         """Withdraw the demand. With a `holder`, only the ticket's current holder may do so."""
         body = {"holder": holder}
-        self._transport.call("DELETE", f"/tickets/{ticket}", session=session_name(session), body=body)
+        self.transport.call("DELETE", f"/tickets/{ticket}", session=session_name(session), body=body)
 
     def ticket(self, session: str, ticket: str) -> dict[str, Any]:
         """Return one ticket."""
-        return dict(self._transport.call("GET", f"/tickets/{ticket}", session=session_name(session)).body)
+        return dict(self.transport.call("GET", f"/tickets/{ticket}", session=session_name(session)).body)
 
     def sessions(self) -> list[dict[str, Any]]:
         """Return the view of every session that the instance owns."""
-        return list(self._transport.call("GET", "/sessions").body["sessions"])
+        return list(self.transport.call("GET", "/sessions").body["sessions"])
 
     def view(self, session: str) -> dict[str, Any]:
         """Return a session's holder, its queue in order with reasons, and its agent's state."""
-        return dict(self._transport.call("GET", "", session=session_name(session)).body)
+        return dict(self.transport.call("GET", "", session=session_name(session)).body)
 
     def ledger(self, session: str, after: str | None = None, *, wait: float = 0.0) -> list[dict[str, Any]]:
         """Return the ledger entries after the id `after`. Wait up to `wait` seconds (at most 60) for the first."""
         query = {"after": after, "wait": wait or None, "count": 5000}
-        answer = self._transport.call("GET", "/ledger", session=session_name(session), query=query, timeout=15 + wait)
+        answer = self.transport.call("GET", "/ledger", session=session_name(session), query=query, timeout=15 + wait)
         return list(answer.body["entries"])
 
     def follow_ledger(self, session: str, after: str | None = None) -> Iterator[dict[str, Any]]:
@@ -239,7 +239,7 @@ class Client:
         backoff = Backoff(MAX_OUTAGE)
         while True:
             try:
-                stream = self._transport.stream("GET", "/ledger", session=session_name(session), query={"after": after})
+                stream = self.transport.stream("GET", "/ledger", session=session_name(session), query={"after": after})
                 for event in stream:
                     backoff.reset()
                     if event is not None and event.event == "entry":
@@ -253,28 +253,28 @@ class Client:
 
     def turn(self, session: str, turn: str) -> dict[str, Any]:
         """Return the record of a turn."""
-        return dict(self._transport.call("GET", f"/turns/{turn}", session=session_name(session)).body)
+        return dict(self.transport.call("GET", f"/turns/{turn}", session=session_name(session)).body)
 
     def turn_by_key(self, session: str, key: str) -> dict[str, Any]:
         """Return the record of the last attempt under this key."""
-        return dict(self._transport.call("GET", "/turns", session=session_name(session), query={"key": key}).body)
+        return dict(self.transport.call("GET", "/turns", session=session_name(session), query={"key": key}).body)
 
     def force_release(self, session: str, fence: int, reason: str) -> None:
         """End the lease with this fence. Requires the role admin."""
         body = {"fence": fence, "reason": reason}
-        self._transport.call("POST", "/force-release", session=session_name(session), body=body)
+        self.transport.call("POST", "/force-release", session=session_name(session), body=body)
 
     def restart_agent(self, session: str) -> None:
         """Stop the agent. The next turn resumes the conversation. Requires the role admin."""
-        self._transport.call("POST", "/agent/restart", session=session_name(session), body={})
+        self.transport.call("POST", "/agent/restart", session=session_name(session), body={})
 
     def new_conversation(self, session: str) -> dict[str, Any]:
         """Begin a new conversation. Requires the role admin."""
-        return dict(self._transport.call("POST", "/conversation", session=session_name(session), body={}).body)
+        return dict(self.transport.call("POST", "/conversation", session=session_name(session), body={}).body)
 
     def close(self) -> None:
         """Close the connections."""
-        self._transport.close()
+        self.transport.close()
 
 
 def _outer(session: str) -> _Held | None:

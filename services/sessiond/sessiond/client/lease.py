@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from sessiond.client.errors import LeaseLost, LeaseSuspended, SessiondError, Unavailable
-from sessiond.client.patience import Backoff, now
+from sessiond.client.retry import Backoff, now
 from sessiond.client.transport import Transport
 from sessiond.client.turns import Turn, TurnResult
 
@@ -56,7 +56,7 @@ class Lease:
         self.conversation = grant.conversation
         self.lost = threading.Event()
         self.lost_reason: str | None = None
-        self._secret = grant.secret
+        self.secret = grant.secret
         self._transport = transport
         self._renew_transport = transport.sibling()
         self._ttl = ttl
@@ -105,7 +105,7 @@ class Lease:
         body: dict[str, Any] = {"prompt": prompt, "model": model, "key": key, "timeout": timeout}
         given = {name: value for name, value in body.items() if value is not None}
         try:
-            stream = self._transport.stream("POST", "/turns", session=self.session, body=given, secret=self._secret)
+            stream = self._transport.stream("POST", "/turns", session=self.session, body=given, secret=self.secret)
         except LeaseLost as lost:
             self._lose(lost.reason)
             raise
@@ -121,7 +121,7 @@ class Lease:
             Unavailable: the server did not answer.
             ProblemError: the server refused the request.
         """
-        self._transport.call("DELETE", f"/turns/{turn}", session=self.session, secret=self._secret)
+        self._transport.call("DELETE", f"/turns/{turn}", session=self.session, secret=self.secret)
 
     def abandon(self) -> None:
         """Let the lease expire after the `with` block instead of releasing it, so that the ticket keeps its place."""
@@ -168,7 +168,7 @@ class Lease:
         backoff = Backoff(RELEASE_MAX_OUTAGE)
         while True:
             try:
-                self._transport.call("DELETE", "/lease", session=self.session, secret=self._secret)
+                self._transport.call("DELETE", "/lease", session=self.session, secret=self.secret)
                 return
             except LeaseLost as lost:
                 self._lose(lost.reason)
@@ -178,7 +178,7 @@ class Lease:
 
     def _renew(self, transport: Transport) -> None:
         sent_at = now()
-        transport.call("POST", "/lease/renew", session=self.session, secret=self._secret, timeout=RENEW_TIMEOUT)
+        transport.call("POST", "/lease/renew", session=self.session, secret=self.secret, timeout=RENEW_TIMEOUT)
         self._renewed_at = sent_at
 
     def _renew_until_done(self) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import orjson
 
 from sessiond.client.errors import SessiondError, Unavailable
-from sessiond.client.patience import Backoff
 from sessiond.client.responses import Stream
+from sessiond.client.retry import Backoff
 from sessiond.client.transport import Transport
 
 POLL_SECONDS: Final = 0.5

@@ -44,7 +44,7 @@ class HangUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ConfirmGrant:
     """The holder confirms its grant by its first renew or turn."""
 
     fence: int
@@ -129,7 +129,7 @@ class Timer:
 
 
 Event = (
-    Take | Wait | WaitOver | HangUp | Claim | Release | GiveUp | Withdraw | ForceRelease
+    Take | Wait | WaitOver | HangUp | ConfirmGrant | Release | GiveUp | Withdraw | ForceRelease
     | AcceptTurn | TurnClosed | TasksChanged | Reaped | Due
 )  # fmt: skip
 

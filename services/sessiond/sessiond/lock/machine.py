@@ -240,7 +240,7 @@ def _leased(d: _Draft, fence: int) -> Lease:
     return lease
 
 
-def _claim(d: _Draft, e: ev.Claim) -> None:
+def _confirm_grant(d: _Draft, e: ev.ConfirmGrant) -> None:
     lease = _leased(d, e.fence)
     if not lease.claimed:
         d.lock = replace(d.lock, lease=replace(lease, claimed=True))
@@ -288,7 +288,7 @@ def _accept_turn(d: _Draft, e: ev.AcceptTurn) -> None:
     _leased(d, e.fence)
     if d.lock.turn is not None:
         raise ev.TurnOpen(d.lock.turn)
-    _claim(d, ev.Claim(e.fence))
+    _confirm_grant(d, ev.ConfirmGrant(e.fence))
     d.lock = replace(d.lock, turn=e.turn)
 
 
@@ -353,7 +353,7 @@ _HANDLERS: Mapping[type, Callable[[_Draft, Any], None]] = {
     ev.Wait: _wait,
     ev.WaitOver: _wait_over,
     ev.HangUp: _hang_up,
-    ev.Claim: _claim,
+    ev.ConfirmGrant: _confirm_grant,
     ev.Release: _release,
     ev.GiveUp: _give_up,
     ev.Withdraw: _withdraw,

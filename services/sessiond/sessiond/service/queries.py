@@ -16,7 +16,7 @@ from sessiond.session import views
 from sessiond.session.callers.turn_record import TurnRecord
 from sessiond.session.reader import SessionReader
 from sessiond.session.state import conversation_of
-from sessiond.store.store import Away
+from sessiond.store.connection import RedisUnavailable
 
 POLL_SECONDS: Final = 0.5
 """How often an unused session is checked for its first ticket."""
@@ -151,7 +151,7 @@ class UnusedSession:
 def _redis_away() -> Iterator[None]:
     try:
         yield
-    except Away as error:
+    except RedisUnavailable as error:
         raise away() from error
 
 

@@ -19,8 +19,8 @@ from sessiond.session.agent.slots import Slots
 from sessiond.session.audit import follow
 from sessiond.session.loop import Session
 from sessiond.settings import Settings
-from sessiond.store.connection import Away, Broken
-from sessiond.store.ownership import OtherOwner, Owners
+from sessiond.store.connection import Broken, RedisUnavailable
+from sessiond.store.ownership import Instance, OtherOwner, OwnershipStore
 from sessiond.store.store import Behind, Deposed, Store
 
 log = structlog.get_logger("sessiond.sessions")
@@ -41,10 +41,8 @@ class SessionRegistry:
         self._locks: dict[str, RLock] = {}
         self._away_at: dict[str, float] = {}
         self._slots = Slots(settings.max_agents)
-        self._owners = Owners(
-            settings.redis_url, settings.instance, settings.url, settings.state_dir, settings.host_name,
-            settings.times.owner_ttl,
-        )  # fmt: skip
+        instance = Instance(settings.instance, settings.url, settings.state_dir, settings.host_name)
+        self._owners = OwnershipStore(settings.redis_url, instance, settings.times.owner_ttl)
         self._stopping = self._stopped = self._adopted = False
         self._stop_lock = RLock()
         self._tasks: list[gevent.Greenlet[..., None]] = []
@@ -105,7 +103,7 @@ class SessionRegistry:
     def _used(self, name: str) -> SessionCommands | None:
         try:
             used = name in self._owned or self._stopping or self._owners.knows(name)
-        except (Away, Broken) as error:
+        except (RedisUnavailable, Broken) as error:
             raise away() from error
         return self.get(name) if used else None
 
@@ -121,7 +119,7 @@ class SessionRegistry:
                 return self._open(name)
             except OtherOwner as other:
                 raise not_owner(other.url) from other
-            except (Away, Broken) as error:
+            except (RedisUnavailable, Broken) as error:
                 self._away_at[name] = time.monotonic()
                 raise away() from error
 
@@ -149,7 +147,7 @@ class SessionRegistry:
             pause = seconds
             try:
                 work()
-            except (Away, Broken):
+            except (RedisUnavailable, Broken):
                 continue
             except Exception:
                 log.exception("a task of the registry failed; it runs again", what=work.__name__)
@@ -172,7 +170,7 @@ class SessionRegistry:
         asked = time.monotonic()
         try:
             deposed = self._owners.renew(session.name, session.reader.epoch, session.reader.version)
-        except (Away, Broken, Behind) as error:
+        except (RedisUnavailable, Broken, Behind) as error:
             log.warning("owner record not renewed", session=session.name, error=str(error))
             session.doubt()
             return
@@ -193,7 +191,7 @@ class SessionRegistry:
                         self._open(name)
                     except OtherOwner:
                         continue
-                    except Away:
+                    except RedisUnavailable:
                         raise
                     except Exception:
                         # Its callers are refused; the other sessions' claims must be kept alive.
@@ -222,7 +220,7 @@ class SessionRegistry:
             return False, "stopping"
         try:
             self._owners.known()
-        except (Away, Broken) as error:
+        except (RedisUnavailable, Broken) as error:
             return False, f"Redis cannot be reached: {error}"
         if not self._adopted:
             return False, "the sessions are being taken over"
@@ -242,7 +240,7 @@ class SessionRegistry:
     def _release(self, session: Session) -> None:
         try:
             self._owners.release(session.name, session.reader.epoch)
-        except (Away, Broken) as error:
+        except (RedisUnavailable, Broken) as error:
             log.warning("owner record not released", session=session.name, error=str(error))
 
     def _give_up(self) -> None:

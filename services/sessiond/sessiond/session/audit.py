@@ -11,7 +11,7 @@ import gevent
 import structlog
 
 from sessiond import metrics
-from sessiond.store.connection import Away, Broken
+from sessiond.store.connection import Broken, RedisUnavailable
 from sessiond.store.store import Store
 from sessiond.verify import Reader, Unreadable
 
@@ -81,7 +81,7 @@ def follow(sessions: Callable[[], Iterable[Audited]]) -> None:
         for session in sessions():
             try:
                 session.audit.read_on()
-            except (Away, Broken) as error:
+            except (RedisUnavailable, Broken) as error:
                 log.warning("the ledger cannot be read", error=str(error))
             except Exception:  # the other sessions' ledgers are still read
                 log.exception("the ledger cannot be audited")

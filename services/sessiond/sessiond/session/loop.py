@@ -36,8 +36,9 @@ from sessiond.session.shutdown import Shutdown
 from sessiond.session.timers import LONGEST_SLEEP
 from sessiond.settings import Settings
 from sessiond.store.codec import Stored
-from sessiond.store.ownership import Owned
-from sessiond.store.store import Away, Deposed, Store
+from sessiond.store.connection import RedisUnavailable
+from sessiond.store.ownership import Ownership
+from sessiond.store.store import Deposed, Store
 
 log = structlog.get_logger("sessiond.session")
 
@@ -51,7 +52,7 @@ class Session:
     """One session as its owner runs it. `reader` shows its state; `ask` and `wait` change it."""
 
     def __init__(
-        self, settings: Settings, store: Store, owned: Owned, slots: Slots, handlers: Handlers = HANDLERS
+        self, settings: Settings, store: Store, owned: Ownership, slots: Slots, handlers: Handlers = HANDLERS
     ) -> None:
         """`owned` is the claim on the session that `store` names. `handlers` may add commands of a test."""
         self.name, self.settings, self.store = store.name, settings, store
@@ -124,7 +125,7 @@ class Session:
         try:
             self._load(self._predecessor, at_start=True)
         except NotApplied as error:
-            raise Away("Redis was away as the session was taken over") from error
+            raise RedisUnavailable("Redis was away as the session was taken over") from error
         self._greenlet = gevent.spawn(self._run)
 
     def stop(self, problem: Problem) -> None:

@@ -89,16 +89,16 @@ class SessionReader:
         return self._context.turns.find_key(key)
 
     def ledger_after(self, after: str | None, count: int) -> list[dict[str, Any]]:
-        """Return at most `count` entries behind the id `after` (None: from the first). Raises store.Away."""
+        """Return at most `count` entries after the id `after` (None: from the first). Raises RedisUnavailable."""
         return self._context.store.ledger(after, count)
 
     def wait_ledger(self, after: str | None, seconds: float) -> list[dict[str, Any]]:
-        """The same, but wait at most `seconds` for the first entry. Raises store.Away."""
+        """The same, but wait at most `seconds` for the first entry. Raises store.RedisUnavailable."""
         return self._context.store.ledger_wait(after, int(seconds * 1000))
 
     def ledger_before(self, before: str | None, count: int) -> list[dict[str, Any]]:
         """Return at most `count` entries before the id `before` (None: from the last), newest first.
 
-        Raises store.Away.
+        Raises store.RedisUnavailable.
         """
         return self._context.store.ledger_before(before, count)

@@ -1,7 +1,7 @@
 """Connections to Redis with a deadline and without retries, and scripts that run by their hash.
 
 redis-py repeats a command whose answer was lost, which runs a script twice. Here a lost answer raises
-`Away`, and the caller decides whether to repeat the script.
+`RedisUnavailable`, and the caller decides whether to repeat the script.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class StoreError(Exception):
     """Base of the store's errors."""
 
 
-class Away(StoreError):
+class RedisUnavailable(StoreError):
     """Redis did not answer in time, or cannot serve now. Whether the call ran is unknown."""
 
 
@@ -60,7 +60,7 @@ class RedisConnections:
     time of a blocking read.
 
     Raises:
-        Away: from any call; see the class.
+        RedisUnavailable: from any call; see the class.
         Broken: from any call; see the class. redis-py's own errors never leave this class.
     """
 
@@ -99,7 +99,7 @@ class RedisConnections:
         try:
             return self.call(*call)
         except _ScriptMissing as error:
-            raise Away("Redis lost a script right after it was loaded") from error
+            raise RedisUnavailable("Redis lost a script right after it was loaded") from error
 
     def close(self) -> None:
         """Close the connections. A later call opens new ones."""
@@ -116,13 +116,13 @@ class RedisConnections:
         except redis.exceptions.NoScriptError as error:
             raise _ScriptMissing(str(error)) from error
         except (redis.ConnectionError, redis.TimeoutError, *_NOT_NOW) as error:
-            raise Away(str(error) or type(error).__name__) from error
+            raise RedisUnavailable(str(error) or type(error).__name__) from error
         except redis.RedisError as error:
             if str(error).startswith(_NOT_NOW_CODES):
-                raise Away(str(error)) from error
+                raise RedisUnavailable(str(error)) from error
             raise Broken(str(error)) from error
         except OSError as error:
-            raise Away(str(error)) from error
+            raise RedisUnavailable(str(error)) from error
         except BaseException:
             # A greenlet that is killed during a call leaves an unread answer on the connection. The next call
             # would read it as its own.

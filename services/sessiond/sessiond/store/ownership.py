@@ -86,7 +86,7 @@ class FileLock:
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
+class Ownership:
     """An acquired session: our epoch, the stored version, and the previous owner's instance ('' for none)."""
 
     epoch: int
@@ -110,23 +110,33 @@ class _Observed:
     older: bool = False
 
 
-class Owners:
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A sessiond instance: its name, its URL, its state directory, and its host's name."""
+
+    name: str
+    url: str
+    state_dir: Path
+    host: str
+
+
+class OwnershipStore:
     """Acquires, renews and releases this instance's ownership of sessions."""
 
-    def __init__(self, redis_url: str, instance: str, url: str, state_dir: Path, host: str, owner_ttl: float) -> None:
-        self.instance, self.url, self.host = instance, url, host
-        self._state_dir = str(state_dir.resolve())
+    def __init__(self, redis_url: str, instance: Instance, owner_ttl: float) -> None:
+        self._instance = instance
+        self._state_dir = str(instance.state_dir.resolve())
         self._ttl = owner_ttl
-        self._lock = FileLock(state_dir)
+        self._lock = FileLock(instance.state_dir)
         self._redis = RedisConnections(redis_url)
         self._observed: dict[str, _Observed] = {}
 
-    def acquire(self, name: str) -> Owned:
+    def acquire(self, name: str) -> Ownership:
         """Acquire ownership of the session.
 
         Raises:
             OtherOwner: another instance owns the session, or may still own it.
-            Away: Redis cannot be reached.
+            RedisUnavailable: Redis cannot be reached.
         """
         self._redis.call("SADD", SESSIONS_KEY, name)
         answer = self._try(name, "", "")
@@ -138,12 +148,12 @@ class Owners:
         if answer[0] == "HELD":
             raise OtherOwner(answer[1], answer[2])
         self._observed.pop(name, None)
-        return Owned(int(answer[1]), int(answer[2]), answer[3])
+        return Ownership(int(answer[1]), int(answer[2]), answer[3])
 
     def _try(self, name: str, dead: str, beat: str) -> list[str]:
         seen = self._observed.get(name)
         least = ["0", "0"] if seen is None else [str(seen.epoch), str(seen.version)]
-        args = [self.instance, self.url, self._state_dir, self.host, dead, beat, *least]
+        args = [self._instance.name, self._instance.url, self._state_dir, self._instance.host, dead, beat, *least]
         answer: list[str] = self._redis.run(ACQUIRE, _base(name), args)
         return answer
 
@@ -163,7 +173,7 @@ class Owners:
 
     def _is_dead(self, name: str, held: list[str]) -> bool:
         _, instance, url, beat, state_dir, host, epoch, version = held
-        if self._lock.held and state_dir == self._state_dir and host == self.host:
+        if self._lock.held and state_dir == self._state_dir and host == self._instance.host:
             return True
         seen, now = self._observed.get(name), time.monotonic()
         known = seen is not None and not seen.older and (seen.instance, seen.beat) == (instance, beat)
@@ -176,9 +186,9 @@ class Owners:
 
         Raises:
             Behind: a version lower than `version` is stored. Redis lost writes.
-            Away: Redis cannot be reached.
+            RedisUnavailable: Redis cannot be reached.
         """
-        answer = self._redis.run(RENEW, _base(name), [self.instance, str(epoch), str(version)])
+        answer = self._redis.run(RENEW, _base(name), [self._instance.name, str(epoch), str(version)])
         if answer[0] == "BEHIND":
             raise Behind(int(answer[1]))
         return None if answer[0] == "RENEWED" else str(answer[1])
@@ -187,15 +197,15 @@ class Owners:
         """Release ownership, so that another instance can acquire the session at once.
 
         Raises:
-            Away: Redis cannot be reached.
+            RedisUnavailable: Redis cannot be reached.
         """
-        self._redis.run(RELEASE, _base(name), [self.instance, str(epoch)])
+        self._redis.run(RELEASE, _base(name), [self._instance.name, str(epoch)])
 
     def known(self) -> list[str]:
         """Return the names of all sessions that any instance ever owned, sorted.
 
         Raises:
-            Away: Redis cannot be reached.
+            RedisUnavailable: Redis cannot be reached.
         """
         return sorted(self._redis.call("SMEMBERS", SESSIONS_KEY))
 
@@ -203,7 +213,7 @@ class Owners:
         """Return whether any instance ever owned the session.
 
         Raises:
-            Away: Redis cannot be reached.
+            RedisUnavailable: Redis cannot be reached.
         """
         return bool(self._redis.call("SISMEMBER", SESSIONS_KEY, name))
 

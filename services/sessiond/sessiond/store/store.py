@@ -16,7 +16,7 @@ import orjson
 
 from sessiond.store import codec
 from sessiond.store.codec import Meta, Raw, RedisCommand, Stored
-from sessiond.store.connection import CALL_DEADLINE, Away, RedisConnections, Script, StoreError
+from sessiond.store.connection import RedisConnections, Script, StoreError
 from sessiond.store.ledger import entry_of
 
 LEDGER_LENGTH: Final = 200_000
@@ -128,7 +128,7 @@ class Store:
     """One session's keys in Redis. Steps use a connection of their own.
 
     Raises:
-        Away: from any method, when Redis cannot be reached or cannot serve.
+        RedisUnavailable: from any method, when Redis cannot be reached or cannot serve.
     """
 
     def __init__(self, redis_url: str, name: str, instance: str = "") -> None:
@@ -150,7 +150,7 @@ class Store:
             Behind: Redis lost writes. Nothing was applied.
             Ahead: there is a second writer. Nothing was applied.
             NotHead: the grant is not the head of the queue. Nothing was applied.
-            Away: Redis did not answer. The step may have been applied.
+            RedisUnavailable: Redis did not answer. The step may have been applied.
         """
         for command in step.commands:
             if command[0] not in ALLOWED:
@@ -209,7 +209,7 @@ class Store:
         """Check that Redis accepts writes, with a write that changes nothing.
 
         Raises:
-            Away: Redis does not accept writes, even if it answers reads.
+            RedisUnavailable: Redis does not accept writes, even if it answers reads.
         """
         self._steps.call("SETRANGE", self.base + "probe", 0, "")
 
@@ -282,6 +282,3 @@ def _scored(answer: Any) -> list[tuple[str, Any]]:
     if answer and not isinstance(answer[0], (tuple, list)):
         return list(zip(answer[::2], answer[1::2], strict=True))
     return [tuple(pair) for pair in answer]
-
-
-__all__ = ["CALL_DEADLINE", "Ahead", "Away", "Behind", "CommitResult", "Deposed", "NotHead", "Store", "StoreStep"]

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from sessiond.verify import leases, snapshots, tickets, turns
 from sessiond.verify.report import Report
-from sessiond.verify.state import State, Step
+from sessiond.verify.state import LedgerStep, State
 from sessiond.verify.steps import step_over
 
 Entry = Mapping[str, Any]
@@ -69,7 +69,7 @@ class Reader:
         new = (epoch, version) != (self._epoch, last)
         if new:
             self.step_over()
-            self._state.step = Step()
+            self._state.step = LedgerStep()
         self._state.id = str(entry["id"])
         if before is not None and now <= before:
             self._state.wrong("single_writer", f"the entry's id is not above the previous id {before[0]}-{before[1]}")

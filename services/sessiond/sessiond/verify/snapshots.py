@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sessiond.verify.places import Place, Places
-from sessiond.verify.state import Agent, Drain, Lease, Life, State, Turn
+from sessiond.verify.state import Agent, Drain, Lease, Life, OpenTurn, State
 from sessiond.verify.tickets import ARRIVALS
 
 Entry = Mapping[str, Any]
@@ -39,7 +39,7 @@ def snapshot(r: State, e: Entry) -> None:
         r.turn = None
     elif r.turn is None or r.turn.id != turn:
         holds = lease or drain
-        r.turn = Turn(turn, holds["fence"] if holds else None)
+        r.turn = OpenTurn(turn, holds["fence"] if holds else None)
     if lease is None:
         r.lease = None
     elif r.lease is None or r.lease.fence != lease["fence"]:

@@ -28,7 +28,7 @@ class Drain:
 
 
 @dataclass(slots=True)
-class Turn:
+class OpenTurn:
     """The open turn. None in a field means unknown, because the turn's acceptance was not read."""
 
     id: str
@@ -67,7 +67,7 @@ class Ended:
 
 
 @dataclass(slots=True)
-class Step:
+class LedgerStep:
     """What the entries of the present version have said so far."""
 
     ended: Ended | None = None
@@ -98,12 +98,12 @@ class State:
     fence: int = 0
     lease: Lease | None = None
     drain: Drain | None = None
-    turn: Turn | None = None
+    turn: OpenTurn | None = None
     tasks: bool = False
     closed: str | None = None
     """The latest closed turn."""
     agent: Agent = field(default_factory=Agent)
-    step: Step = field(default_factory=Step)
+    step: LedgerStep = field(default_factory=LedgerStep)
 
     def wrong(self, invariant: str, text: str) -> None:
         """Report that the present entry breaks this invariant."""

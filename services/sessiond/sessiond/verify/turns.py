@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sessiond.verify.state import Agent, Life, State, Turn
+from sessiond.verify.state import Agent, Life, OpenTurn, State
 
 Entry = Mapping[str, Any]
 LEASE_ENDS: Final = frozenset(
@@ -22,7 +22,7 @@ def accepted(r: State, e: Entry) -> None:
         )
     elif (r.lease.ticket, r.lease.kind) != (e["ticket"], e["kind"]):
         r.wrong("one_holder_per_lease", f"{turn} belongs to {e['ticket']}, but the lease belongs to {r.lease.ticket}")
-    r.turn = Turn(turn, fence, e["kind"], started=False, interrupted=False)
+    r.turn = OpenTurn(turn, fence, e["kind"], started=False, interrupted=False)
 
 
 def started(r: State, e: Entry) -> None:
@@ -64,7 +64,7 @@ def closed(r: State, e: Entry) -> None:
     r.turn, r.closed = None, turn.id
 
 
-def _wrong_outcome(r: State, e: Entry, turn: Turn) -> tuple[str, str] | None:
+def _wrong_outcome(r: State, e: Entry, turn: OpenTurn) -> tuple[str, str] | None:
     outcome, reason = e["outcome"], e.get("reason")
     if outcome == "completed" and not e.get("text_chars", 1):
         return "empty_result_is_not_completion", f"{turn.id} is completed with an empty result"

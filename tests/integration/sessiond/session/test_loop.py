@@ -20,7 +20,7 @@ from sessiond.service.commands import SessionCommands, TurnRequest
 from sessiond.session.agent.slots import Slots
 from sessiond.session.loop import Session
 from sessiond.settings import Settings
-from sessiond.store.ownership import Owners
+from sessiond.store.ownership import Instance, OwnershipStore
 from sessiond.store.store import Store
 from support.servers import SCRIPTED, Redis
 from support.session.in_loop import TEST_HANDLERS, RunInLoop
@@ -36,7 +36,7 @@ class Here:
         settings = Settings(
             redis_url=redis.url, state_dir=place, instance="i", host_name="h", agent_command=command, times=times
         )  # fmt: skip
-        owned = Owners(redis.url, "i", settings.url, place, "h", 15).acquire("o/r")
+        owned = OwnershipStore(redis.url, Instance("i", settings.url, place, "h"), 15).acquire("o/r")
         self.slots = Slots(1)
         self.session = Session(settings, Store(redis.url, "o/r", "i"), owned, self.slots, TEST_HANDLERS)
         self.session.start()

@@ -143,7 +143,7 @@ def test_a_wait_that_ends_as_redis_goes_away_is_answered(sessiond: Start, redis_
     """After an owner's restart over a handler's lease, even a step that changes nothing is stored."""
     service = sessiond(scripted_env())
     client = service.client()
-    post = partial(client._transport.call, "POST", session=SESSION)
+    post = partial(client.transport.call, "POST", session=SESSION)
     held = client.take(SESSION, key="held")["id"]
     granted = post(f"/tickets/{held}/wait", body={"holder": "holds", "wait": 5}).body
     post("/lease/renew", secret=granted["lease"]["secret"])
@@ -186,7 +186,7 @@ def test_a_place_without_a_key_that_was_taken_in_an_outage_is_given_up(sessiond:
         pass
     redis_server.pause()
     with ThreadPoolExecutor(1) as pool:
-        refused = pool.submit(client._transport.call, "POST", "/tickets", session=SESSION, body={"kind": "handler"})
+        refused = pool.submit(client.transport.call, "POST", "/tickets", session=SESSION, body={"kind": "handler"})
         with pytest.raises(Unavailable, match="redis-away"):
             refused.result(60)
     redis_server.go_on()
@@ -205,7 +205,7 @@ def test_who_asks_for_a_new_session_in_an_outage_is_answered_in_its_own_time(
     def ask(_: int) -> float:
         began = time.monotonic()
         with pytest.raises(Unavailable):
-            service.client()._transport.call("POST", "/tickets", session="octo/new", body=body, timeout=100)
+            service.client().transport.call("POST", "/tickets", session="octo/new", body=body, timeout=100)
         return time.monotonic() - began
 
     redis_server.pause()
@@ -224,7 +224,7 @@ def test_redis_gone_as_a_session_is_taken_over_keeps_nobody_waiting(
     service = sessiond(scripted_env() | {"SESSIOND_HOOKS_DIR": str(tmp_path)})
     body = {"kind": "handler", "key": "k"}
     with ThreadPoolExecutor(3) as pool:
-        call = partial(service.client()._transport.call, "POST", "/tickets", session="octo/new", body=body, timeout=100)
+        call = partial(service.client().transport.call, "POST", "/tickets", session="octo/new", body=body, timeout=100)
         asked = [pool.submit(call) for _ in range(3)]
         eventually(hold.with_suffix(".reached").exists, 30)
         redis_server.kill9()

@@ -43,7 +43,7 @@ def test_a_long_wait_is_logged_with_what_is_ahead_also_by_the_next_owner(session
     def wait(ticket: str) -> None:
         body = {"holder": "h", "wait": 60}
         with contextlib.suppress(Unavailable):  # the service stops
-            client._transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=70)
+            client.transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=70)
 
     with client.lease(SESSION, kind="worker"):
         ticket = client.take(SESSION, kind="worker", key="waits")["id"]

@@ -24,11 +24,11 @@ SHORT = {"head_wait": 0.2, "poll_grace": 10.0, "absence": 1.0, "claim_window": 1
 
 def wait(client: Client, ticket: str, holder: str, seconds: float) -> dict[str, Any]:
     body = {"holder": holder, "wait": seconds}
-    return dict(client._transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=60).body)
+    return dict(client.transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=60).body)
 
 
 def renew(client: Client, granted: dict[str, Any], method: str = "POST", path: str = "/lease/renew") -> None:
-    client._transport.call(method, path, session=SESSION, secret=granted["lease"]["secret"])
+    client.transport.call(method, path, session=SESSION, secret=granted["lease"]["secret"])
 
 
 class Play:
@@ -42,7 +42,7 @@ class Play:
         """Run two turns of one lease, one of them cancelled, and background tasks that the lease's end stops."""
         with self.client.lease(SESSION, key="turns") as lease:
             assert lease.turn("#say one").result().completed
-            self.cut(lease, lambda turn: self.client._transport.call("DELETE", f"/turns/{turn}", session=SESSION))
+            self.cut(lease, lambda turn: self.client.transport.call("DELETE", f"/turns/{turn}", session=SESSION))
             assert lease.turn("#bg 60s\n#say two").result().completed
             eventually(lambda: self.client.view(SESSION)["agent"]["tasks"])
 

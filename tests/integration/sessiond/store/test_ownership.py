@@ -13,13 +13,14 @@ import gevent
 import psutil
 import pytest
 import redis as redis_library
+import urllib3
 
 from sessiond.client import NotOwner, ProblemError, Unavailable
 from sessiond.lock.rules import Times
 from sessiond.session.agent.slots import Slots
 from sessiond.session.loop import Session
 from sessiond.settings import Settings
-from sessiond.store.ownership import Owners
+from sessiond.store.ownership import Instance, OwnershipStore
 from sessiond.store.store import Deposed, Store
 from sessiond.verify import verify
 from support.servers import Redis, Sessiond, eventually, scripted_env
@@ -33,7 +34,7 @@ def test_the_other_answers_421_with_the_owners_url_and_the_client_follows(sessio
     first, second = sessiond(scripted_env(), name="a"), sessiond(scripted_env(), name="b")
     with first.client().lease(SESSION) as lease:
         epoch = first.client().view(SESSION)["epoch"]
-        answer = second.client()._transport._pool.request(
+        answer = urllib3.request(
             "GET", f"{second.url}/v1/sessions/{SESSION}", headers={"Authorization": "Bearer admin-key"}, retries=False
         )
         assert (answer.status, answer.json()["type"], answer.json()["owner_url"]) == (421, "not-owner", first.url)
@@ -53,7 +54,7 @@ def test_a_second_421_is_not_followed(redis_server: Redis, sessiond: Start) -> N
     named(second.url)  # the record names an instance that does not own the session
 
     def refused() -> float:
-        found = second.client()._transport._pool.request("GET", f"{second.url}/metrics", retries=False).data.decode()
+        found = urllib3.request("GET", f"{second.url}/metrics", retries=False).data.decode()
         lines = [line for line in found.splitlines() if "requests_total" in line and 'status="421"' in line]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -142,7 +143,9 @@ def test_an_owner_deposed_before_it_reads_the_state_ends_no_agent(
     settings = Settings(
         redis_url=redis_server.url, state_dir=place, instance="x", host_name=socket.gethostname(), times=Times(**times)
     )  # fmt: skip
-    owned = Owners(redis_server.url, "x", settings.url, place, settings.host_name, 2.0).acquire(SESSION)
+    owned = OwnershipStore(redis_server.url, Instance("x", settings.url, place, settings.host_name), 2.0).acquire(
+        SESSION
+    )
     scene = Scene(sessiond(scripted_env(**times), name="b"), SESSION)
     eventually(lambda: _taken(scene), 20, "it takes the session over: nobody renews")
     scene.lease("a")
@@ -159,8 +162,8 @@ def test_an_owner_deposed_before_it_reads_the_state_ends_no_agent(
 
 def _other_than(status: int, service: Sessiond) -> Any:
     """Return this instance's own answer once its status differs from `status`."""
-    pool, url = service.client()._transport._pool, f"{service.url}/v1/sessions/{SESSION}"
-    answer = pool.request("GET", url, headers={"Authorization": "Bearer admin-key"}, retries=False)
+    url = f"{service.url}/v1/sessions/{SESSION}"
+    answer = urllib3.request("GET", url, headers={"Authorization": "Bearer admin-key"}, retries=False)
     return None if answer.status == status else answer
 
 

@@ -16,11 +16,11 @@ from sessiond.store.store import (
     RECENT,
     RECENT_SIZE,
     Ahead,
-    Away,
     Behind,
     CommitResult,
     Deposed,
     NotHead,
+    RedisUnavailable,
     Store,
     StoreStep,
 )
@@ -110,7 +110,7 @@ def test_a_step_whose_answer_was_lost_is_not_applied_twice(
     server.pause()
     timer = threading.Timer(1.0, server.go_on)
     timer.start()
-    with pytest.raises(Away):
+    with pytest.raises(RedisUnavailable):
         store.commit(step(1, "s2", ("ZADD", "queue", "5", "a")))
     timer.join()
     ends = time.monotonic() + 5
@@ -118,7 +118,7 @@ def test_a_step_whose_answer_was_lost_is_not_applied_twice(
         try:
             outcome = store.commit(step(1, "s2", ("ZADD", "queue", "5", "a")))
             break
-        except Away:
+        except RedisUnavailable:
             continue
     assert outcome in (CommitResult.REPEATED, CommitResult.APPLIED)
     assert raw.xlen(f"{BASE}ledger") == 2

@@ -136,7 +136,7 @@ class Storm:
                 continue
 
     def _cancel(self, client: Client, session: str, view: dict[str, Any]) -> None:
-        client._transport.call("DELETE", f"/turns/{view['turn']}", session=session)
+        client.transport.call("DELETE", f"/turns/{view['turn']}", session=session)
         self.done["cancel"] += 1
 
     def _force(self, client: Client, session: str, view: dict[str, Any]) -> None:

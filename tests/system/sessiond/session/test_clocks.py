@@ -80,7 +80,7 @@ def stepped_redis(clock: Clock) -> Iterator[Redis]:
 
 
 def ask(client: Client, method: str, session: str, path: str, body: object = None, secret: str | None = None) -> Any:
-    return client._transport.call(method, path, session=session, body=body, secret=secret, timeout=70).body
+    return client.transport.call(method, path, session=session, body=body, secret=secret, timeout=70).body
 
 
 def wait(client: Client, session: str, ticket: str, holder: str, seconds: float) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def test_sessionds_wall_clock_decides_nothing(sessiond: Start, redis_server: Red
     prompt = {"prompt": "#tokens 300\n#pace 10ms\n#say through"}
 
     def turn() -> None:
-        stream = client._transport.stream("POST", "/turns", session=HELD, body=prompt, secret=lease["secret"])
-        turned.append(Turn(client._transport, HELD, stream, lambda _: None).result())
+        stream = client.transport.stream("POST", "/turns", session=HELD, body=prompt, secret=lease["secret"])
+        turned.append(Turn(client.transport, HELD, stream, lambda _: None).result())
 
     threads = [
         threading.Thread(target=turn),
@@ -182,7 +182,7 @@ def _redis_steps(service: Sessiond, redis: Redis, clock: Clock, matrix: Row) -> 
     with client.lease(HELD, key="first") as lease:
         turn = lease.turn("remembered")
         assert turn.result().completed
-    lost = lease._secret
+    lost = lease.secret
     for key in ("b", "c"):
         client.take(HELD, key=key)
     epochs, fences, cursor = [client.view(HELD)["epoch"]], [lease.fence], everything(client, HELD)[-1]["id"]

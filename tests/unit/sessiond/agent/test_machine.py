@@ -11,7 +11,7 @@ from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.machine import decide, timers
 from sessiond.agent.messages import NEEDED
-from sessiond.agent.state import Agent, Phase, Turn
+from sessiond.agent.state import Agent, AgentTurn, Phase
 from sessiond.agent.transitions import MOVES, BadMove, Draft, Move
 from sessiond.lock.rules import Kind, Times
 from support.agent.machine_runs import agent_request, closes, ended, idle, in_turn, run, written
@@ -35,15 +35,15 @@ def test_a_move_outside_the_table_is_refused_by_name(phase: Phase, move: Move) -
 
 def test_a_second_turn_names_the_event_and_the_state() -> None:
     with pytest.raises(ValueError, match="one_turn_open: Begin v in in_turn, t is open"):
-        decide(in_turn(), st.Begin(Turn("v", "v", "p", Kind.WORKER, "m")))
+        decide(in_turn(), st.Begin(AgentTurn("v", "v", "p", Kind.WORKER, "m")))
 
 
 def test_a_question_is_answered_according_to_the_leases_kind() -> None:
     agent, asked = run(in_turn(), st.Got(QUESTION))
     assert (asked, list(agent.questions)) == ([st.Asked("q1")], ["q1"])
-    agent, outputs = run(agent, st.Answer("q1"))
+    agent, outputs = run(agent, st.AnswerQuestion("q1"))
     assert (written(outputs), agent.questions) == (["allow"], {})
-    agent, outputs = run(in_turn(kind=Kind.HANDLER), st.Got(replace(QUESTION, tool="Bash")), st.Answer("q1"))
+    agent, outputs = run(in_turn(kind=Kind.HANDLER), st.Got(replace(QUESTION, tool="Bash")), st.AnswerQuestion("q1"))
     assert written(outputs) == ["deny"]
 
 
@@ -66,7 +66,7 @@ def test_a_question_is_allowed_only_for_the_worker_and_inside_the_directory(
     kind: Kind, tool: str, given: dict[str, Any], leads_to: str | None, worker_may: bool
 ) -> None:
     question = wire.Question("q1", tool, given, leads_to)
-    _, outputs = run(in_turn(kind=kind), st.Got(question), st.Answer("q1"))
+    _, outputs = run(in_turn(kind=kind), st.Got(question), st.AnswerQuestion("q1"))
     assert written(outputs) == ["allow" if worker_may and kind is Kind.WORKER else "deny"]
 
 
@@ -80,8 +80,8 @@ def test_a_cancelled_turn_closes_after_its_open_question_is_withdrawn() -> None:
     assert written(outputs) == ["fence"]
     (fence,) = agent.requests
     agent, outputs = run(agent, st.Got(wire.Response(fence, True, {})))
-    assert (ended(outputs), agent.phase) == ([st.Outcome.CANCELLED], Phase.IDLE)
-    assert run(agent, st.Answer("q1"))[1] == [], "a late answer is not written"
+    assert (ended(outputs), agent.phase) == ([st.TurnOutcome.CANCELLED], Phase.IDLE)
+    assert run(agent, st.AnswerQuestion("q1"))[1] == [], "a late answer is not written"
 
 
 def test_a_fence_followed_by_an_interrupt_does_not_count() -> None:
@@ -92,17 +92,17 @@ def test_a_fence_followed_by_an_interrupt_does_not_count() -> None:
     agent, outputs = run(agent, st.Got(wire.Response(fence, True, {})), st.Got(wire.Response(interrupt, True, {})))
     assert (written(outputs), ended(outputs)) == (["fence"], [])
     (fence,) = agent.requests
-    assert ended(run(agent, st.Got(wire.Response(fence, True, {})))[1]) == [st.Outcome.COMPLETED]
+    assert ended(run(agent, st.Got(wire.Response(fence, True, {})))[1]) == [st.TurnOutcome.COMPLETED]
 
 
 def test_a_question_whose_turn_is_being_cancelled_is_denied() -> None:
-    _, outputs = run(in_turn(), st.Got(QUESTION), st.LeaseEnded("preempted"), st.Answer("q1"))
+    _, outputs = run(in_turn(), st.Got(QUESTION), st.LeaseEnded("preempted"), st.AnswerQuestion("q1"))
     assert written(outputs) == ["interrupt", "deny"]
 
 
 def test_a_question_after_the_turns_result_is_denied() -> None:
     over = st.Got(wire.Result(("u",), None, False, "completed", "done"))
-    assert written(run(in_turn(), over, st.Got(QUESTION), st.Answer("q1"))[1]) == ["deny"]
+    assert written(run(in_turn(), over, st.Got(QUESTION), st.AnswerQuestion("q1"))[1]) == ["deny"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_turn_with_a_result_keeps_its_cost_when_the_agent_dies() -> None:
     result = wire.Result(("u",), None, False, "completed", "done", cost_usd=0.75)
     agent, outputs = run(replace(in_turn(), cost=0.5, fails=2), st.Got(result), st.Exited(1, "gone"))
     (over,) = [o for o in outputs if isinstance(o, st.TurnOver)]
-    assert (over.outcome, over.cost_usd) == (st.Outcome.COMPLETED, 0.25)
+    assert (over.outcome, over.cost_usd) == (st.TurnOutcome.COMPLETED, 0.25)
     assert (agent.cost, agent.fails, agent.phase) == (0.0, 1, Phase.ASLEEP), "the next process counts from zero"
 
 
@@ -140,13 +140,13 @@ def test_sleep_does_not_break_an_agent_that_has_recovered() -> None:
 
 def test_a_refusal_for_an_earlier_turn_does_not_fail_the_next() -> None:
     idle = replace(in_turn(), phase=Phase.IDLE, said="idle", turn=None)
-    first, second = (Turn(name, name, "prompt", Kind.WORKER, f"model {name}") for name in ("t", "v"))
+    first, second = (AgentTurn(name, name, "prompt", Kind.WORKER, f"model {name}") for name in ("t", "v"))
     agent, outputs = run(idle, st.Begin(first), st.Cancel("t", "cancelled"), st.Begin(second))
     assert written(outputs) == ["model:model t"]
     agent, outputs = run(agent, st.Got(wire.Response(agent_request(agent), False, {}, "no such model")))
     assert (written(outputs), ended(outputs)) == (["model:model v"], [])
     _, outputs = run(agent, st.Got(wire.Response(agent_request(agent), False, {}, "no such model")))
-    assert ended(outputs) == [st.Outcome.FAILED]
+    assert ended(outputs) == [st.TurnOutcome.FAILED]
 
 
 @pytest.mark.parametrize("event", [st.Fault("garbage", "not JSON"), st.Fault("stdin-full", "16 MB wait")])
@@ -171,7 +171,7 @@ def test_the_agent_stays_busy_after_a_lease_until_the_tree_is_gone() -> None:
 def test_questions_end_with_their_process() -> None:
     agent, _ = run(in_turn(), st.Got(QUESTION), st.Exited(1, "gone"))
     assert (agent.questions, agent.phase) == ({}, Phase.ASLEEP)
-    assert run(agent, st.Answer("q1"))[1] == []
+    assert run(agent, st.AnswerQuestion("q1"))[1] == []
 
 
 def test_a_new_conversation_increments_the_generation() -> None:
@@ -183,7 +183,7 @@ def test_a_new_conversation_increments_the_generation() -> None:
 
 def test_an_owner_in_doubt_does_not_count_as_an_agent_failure() -> None:
     agent, outputs = run(in_turn(), st.Exited(143, "", "owner-doubt"))
-    assert ended(outputs) == [st.Outcome.LOST]
+    assert ended(outputs) == [st.TurnOutcome.LOST]
     assert (agent.phase, agent.fails) == (Phase.ASLEEP, 0)
     assert run(in_turn(), st.Exited(143, ""))[0].fails == 1
 
@@ -235,16 +235,16 @@ def closing(leased: bool, strays: bool) -> tuple[Agent, list[st.Output]]:
 
 
 def test_strays_keep_a_turn_open_after_its_lease() -> None:
-    assert ended(closing(leased=False, strays=False)[1]) == [st.Outcome.CANCELLED]
+    assert ended(closing(leased=False, strays=False)[1]) == [st.TurnOutcome.CANCELLED]
     agent, outputs = closing(leased=False, strays=True)
     assert ended(outputs) == [] and st.Busy(True) in outputs
     looking, outputs = run(agent, st.Due("look", str(agent.count)))
     assert written(outputs) == ["fence"]
     _, outputs = run(looking, st.Looked(False), st.Got(wire.Response("r2", True, {}, None)))
-    assert ended(outputs) == [st.Outcome.CANCELLED] and st.Busy(False) in outputs
+    assert ended(outputs) == [st.TurnOutcome.CANCELLED] and st.Busy(False) in outputs
     stopping, outputs = run(agent, st.Due("strays", agent.conversation))
     assert stopping.phase is Phase.STOPPING and st.Kill("strays") in outputs
-    assert ended(run(stopping, st.Exited(143))[1]) == [st.Outcome.CANCELLED]
+    assert ended(run(stopping, st.Exited(143))[1]) == [st.TurnOutcome.CANCELLED]
 
 
 def test_strays_may_run_between_the_turns_of_a_lease_only() -> None:
@@ -301,7 +301,7 @@ def test_an_ended_task_may_have_left_strays() -> None:
 def test_a_process_without_a_slot_in_time_is_no_failure() -> None:
     agent = Agent("c")
     for number in range(5):
-        agent, outputs = run(agent, st.Begin(Turn(f"t{number}", "u", "prompt", Kind.WORKER, "m")))
+        agent, outputs = run(agent, st.Begin(AgentTurn(f"t{number}", "u", "prompt", Kind.WORKER, "m")))
         assert agent.phase is Phase.STARTING
         agent, outputs = run(agent, st.Due("start", f"t{number}"), st.Exited(None, tried=False))
         assert [(o.turn, o.reason) for o in outputs if isinstance(o, st.TurnOver)] == [(f"t{number}", "start-deadline")]
@@ -310,9 +310,9 @@ def test_a_process_without_a_slot_in_time_is_no_failure() -> None:
 
 def test_model_and_rules_are_set_again_after_a_raw_command() -> None:
     """After `/model` in a raw prompt, the next turn runs on its own model and under its own rules."""
-    agent, _ = run(idle(), st.Begin(Turn("t", "u", "/model other", Kind.WORKER, "m", composed=False)))
+    agent, _ = run(idle(), st.Begin(AgentTurn("t", "u", "/model other", Kind.WORKER, "m", composed=False)))
     agent, _ = closes(agent, "u")
-    agent, asked = run(agent, st.Begin(Turn("v", "v", "p", Kind.WORKER, "m")))
+    agent, asked = run(agent, st.Begin(AgentTurn("v", "v", "p", Kind.WORKER, "m")))
     agent, more = run(agent, st.Got(wire.Response(agent_request(agent), True, {})))
     assert [*written(asked), *written(more)] == ["rules:worker", "model:m"]
 
@@ -338,10 +338,10 @@ def test_no_such_deadline_runs_while_the_turn_or_its_tasks_run() -> None:
 
 
 def test_a_turn_that_waits_for_an_exit_starts_nothing_after_shutdown() -> None:
-    stopping, _ = run(idle(), st.Stop("sleep"), st.Begin(Turn("t", "t", "p", Kind.WORKER, "m")))
+    stopping, _ = run(idle(), st.Stop("sleep"), st.Begin(AgentTurn("t", "t", "p", Kind.WORKER, "m")))
     agent, outputs = run(stopping, st.Stop("shutdown"), st.Exited(143, ""))
     assert agent.phase is Phase.ASLEEP and not [o for o in outputs if isinstance(o, st.Launch)]
-    assert ended(outputs) == [st.Outcome.FAILED]
+    assert ended(outputs) == [st.TurnOutcome.FAILED]
 
 
 def test_an_unknown_request_is_refused_at_once() -> None:

@@ -50,7 +50,7 @@ class Play:
             if isinstance(output, st.Launch):
                 self.process, self.spawned = True, False
             if isinstance(output, st.Asked):
-                self.step(st.Answer(output.request))
+                self.step(st.AnswerQuestion(output.request))
 
     def _check(self, plan: Plan) -> None:
         over = [o.turn for o in plan.outputs if isinstance(o, st.TurnOver)]
@@ -184,7 +184,7 @@ class Play:
             self.wants(dice.choice([Kind.HANDLER, Kind.WORKER]))
         elif lock.turn is None and self.agent.phase is not Phase.BROKEN:
             self.turns += 1
-            turn = st.Turn(f"t{self.turns}", f"u{self.turns}", "p", lock.lease.kind, dice.choice("mn"))
+            turn = st.AgentTurn(f"t{self.turns}", f"u{self.turns}", "p", lock.lease.kind, dice.choice("mn"))
             self.step(ev.AcceptTurn(lock.lease.fence, turn.id), st.Begin(turn))
         elif lock.turn is not None and dice.random() < 0.3:
             self.step(st.Cancel(lock.turn, "cancelled"))

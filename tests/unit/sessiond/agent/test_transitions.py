@@ -9,7 +9,7 @@ from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.machine import timers
 from sessiond.agent.messages import ODD_ALLOWED
-from sessiond.agent.state import Agent, Phase, Turn
+from sessiond.agent.state import Agent, AgentTurn, Phase
 from sessiond.agent.termination import FAILS_ALLOWED
 from sessiond.lock.rules import Kind, Times
 from support.agent.machine_runs import agent_request, closes, ended, idle, in_turn, run, written
@@ -21,7 +21,7 @@ IDLE = st.Got(wire.StateChanged("idle"))
 
 
 def mine(name: str = "t", kind: Kind = Kind.WORKER, model: str = "m") -> st.Begin:
-    return st.Begin(Turn(name, name, "p", kind, model))
+    return st.Begin(AgentTurn(name, name, "p", kind, model))
 
 
 NEXT = (st.LeaseEnded("preempted"), st.LeaseBegan(), mine("v", Kind.HANDLER))
@@ -54,7 +54,7 @@ def test_a_turn_that_inherits_a_hanging_process_gets_the_whole_deadline_with_the
     assert (stopping.phase, ended(outputs)) == (Phase.STOPPING, [])
     assert ("inherited", "v") not in timers(stopping, TIMES), "the inherited deadline has ended"
     assert timers(stopping, TIMES)["gone", "v"] == WHOLE, "the process may never exit"
-    assert ended(run(stopping, st.Due("gone", "v"))[1]) == [st.Outcome.FAILED]
+    assert ended(run(stopping, st.Due("gone", "v"))[1]) == [st.TurnOutcome.FAILED]
     following, _ = run(stopping, st.Exited(143, ""))
     assert following.phase is Phase.STARTING and timers(following, TIMES)["start", "v"] == WHOLE
 
@@ -69,7 +69,7 @@ def test_a_turn_that_inherits_a_crashing_process_gets_the_whole_deadline_with_th
 def test_a_turn_that_could_not_start_takes_no_time_from_the_next() -> None:
     starting, _ = run(Agent("c", leased=True), mine(), st.Spawned())
     agent, outputs = run(starting, st.Due("start", "t"))
-    assert (agent.phase, ended(outputs)) == (Phase.STOPPING, [st.Outcome.FAILED])
+    assert (agent.phase, ended(outputs)) == (Phase.STOPPING, [st.TurnOutcome.FAILED])
     agent, outputs = run(agent, mine("v"), st.Due("start", "t"), st.Exited(143, ""))
     assert (agent.phase, ended(outputs)) == (Phase.STARTING, []), "the next turn waits for the next process"
 
@@ -102,7 +102,7 @@ def test_a_process_that_does_not_answer_is_replaced_for_the_waiting_turn(model: 
 
 def test_refused_rules_fail_only_the_turn_that_asked() -> None:
     asked, _ = run(idle(rules=None), mine())
-    assert ended(run(asked, answered(asked, ok=False))[1]) == [st.Outcome.FAILED]
+    assert ended(run(asked, answered(asked, ok=False))[1]) == [st.TurnOutcome.FAILED]
     given, _ = run(asked, *NEXT)
     stopping, outputs = run(given, answered(given, ok=False))
     assert (stopping.phase, ended(outputs)) == (Phase.STOPPING, []), "the process is not used any further"
@@ -111,7 +111,7 @@ def test_refused_rules_fail_only_the_turn_that_asked() -> None:
 
 def test_a_refused_model_fails_only_the_turn_that_asked() -> None:
     asked, _ = run(idle(), mine(model="bad"))
-    assert ended(run(asked, answered(asked, ok=False))[1]) == [st.Outcome.FAILED]
+    assert ended(run(asked, answered(asked, ok=False))[1]) == [st.TurnOutcome.FAILED]
     given, _ = run(asked, st.LeaseEnded("preempted"), st.LeaseBegan(), mine("v", Kind.HANDLER, "bad"))
     assert ended(run(given, answered(given, ok=False))[1]) == []
 
@@ -151,13 +151,13 @@ def test_an_agent_that_never_reaches_a_prompt_is_not_restarted_for_ever(what: st
     agent, _ = run(Agent("c", leased=True), mine())
     for number in range(1, FAILS_ALLOWED + 1):
         agent, outputs = run(agent, st.Spawned(), st.Fault(what, "?"), st.Exited(143, ""))
-        assert ended(outputs) == ([st.Outcome.FAILED] if number == FAILS_ALLOWED else [])
+        assert ended(outputs) == ([st.TurnOutcome.FAILED] if number == FAILS_ALLOWED else [])
     assert (agent.phase, agent.why) == (Phase.BROKEN, what)
 
 
 def test_a_fault_during_a_turn_does_not_count_as_a_failed_start() -> None:
     agent, outputs = run(in_turn(), st.Fault("garbage", "?"), st.Exited(143, ""))
-    assert (agent.fails, ended(outputs)) == (0, [st.Outcome.LOST])
+    assert (agent.fails, ended(outputs)) == (0, [st.TurnOutcome.LOST])
 
 
 @pytest.mark.parametrize("reason", ["completed", "aborted_tools"])

@@ -158,7 +158,7 @@ def test_rule_7_the_same_key_is_the_same_ticket_and_another_kind_is_refused() ->
 def test_rule_8_claim_window_then_lease_ttl_and_max_hold_for_handlers() -> None:
     play = Play().take("h").wait("h")
     assert play.runs("claim") and play.runs("hold") and not play.runs("lease")
-    play.do(ev.Claim(play.lock.fence))
+    play.do(ev.ConfirmGrant(play.lock.fence))
     assert play.runs("lease") and not play.runs("claim")
     play.lease_due("hold")
     assert play.queue == [] and play.said[-1][1]["reason"] == "hold-limit"

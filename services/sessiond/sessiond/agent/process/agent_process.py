@@ -19,7 +19,7 @@ from gevent.os import nb_read, nb_write
 from gevent.subprocess import Popen
 
 from sessiond.agent.process import guard as guarding
-from sessiond.agent.process.guard_registry import AGAIN, EMPTY_LOOKS, SWEEP_SECONDS, GuardId, guard_alive, sweep
+from sessiond.agent.process.guard_registry import EMPTY_LOOKS, RETRY_SECONDS, SWEEP_SECONDS, GuardId, guard_alive, sweep
 from sessiond.agent.process.pipes import READ_SIZE, Pipes
 from sessiond.agent.process.user import User
 
@@ -198,9 +198,9 @@ class AgentProcess:
             log.error(
                 "processes of the ended guard %d still run, or /proc cannot be read; retrying in %g s",
                 self.guard.pid,
-                AGAIN,
+                RETRY_SECONDS,
             )
-            gevent.sleep(AGAIN)
+            gevent.sleep(RETRY_SECONDS)
         self.stop()
         readers: list[gevent.Greenlet[..., None]] = [self._output, self._errors]
         gevent.joinall(readers, timeout=EOF_SECONDS)

@@ -18,7 +18,7 @@ from sessiond.agent.process import guard as guarding
 from sessiond.agent.process.user import User, acting_as
 
 SWEEP_SECONDS = 2.0
-AGAIN = 0.5
+RETRY_SECONDS = 0.5
 """Seconds between two attempts to end processes that are not gone."""
 EMPTY_LOOKS = 2
 """Looks in a row that must find nothing. One look can miss a process that forks and exits during it."""

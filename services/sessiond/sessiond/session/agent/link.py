@@ -14,7 +14,7 @@ import structlog
 from sessiond.agent import state as st
 from sessiond.agent.machine import KILLED_AFTER
 from sessiond.agent.process.agent_process import AgentProcess, InputFull
-from sessiond.agent.process.guard_registry import AGAIN, GuardId, GuardNote, end_guard
+from sessiond.agent.process.guard_registry import RETRY_SECONDS, GuardId, GuardNote, end_guard
 from sessiond.session.agent.items import AgentEvent, AgentItem, AgentLines
 from sessiond.session.agent.launch import AgentStart, conversation_known, launch
 from sessiond.session.agent.slots import Sleeper, Slots
@@ -187,7 +187,7 @@ class AgentLink:
         for identity in guards:
             while not self._end_guard(identity):
                 log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
-                gevent.sleep(AGAIN)
+                gevent.sleep(RETRY_SECONDS)
         self._put(AgentEvent(number, st.Exited(None)))
 
     def _end_guard(self, guard: GuardId) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from sessiond.agent.state import Outcome, TurnOver
+from sessiond.agent.state import TurnOutcome, TurnOver
 from sessiond.lock.rules import Kind
 from sessiond_common.clock import now_text
 
@@ -45,7 +45,7 @@ class TurnRecord:
     accepted_at: str = ""
     conversation: Mapping[str, Any]
     started_at: str | None = None
-    outcome: Outcome | None = None
+    outcome: TurnOutcome | None = None
     text: str = ""
     reason: str | None = None
     usage: Mapping[str, Any] | None = None
@@ -111,7 +111,7 @@ def decode_turn(data: Mapping[str, Any]) -> TurnRecord:
         key=data.get("key"), attempt=data.get("attempt", 1), state=TurnState(data["state"]), uuid=data.get("uuid", ""),
         model=data.get("model", ""), prompt_sha256=data.get("prompt_sha256", ""),
         accepted_at=data.get("accepted_at", ""), conversation=data.get("conversation") or {},
-        started_at=data.get("started_at"), outcome=Outcome(outcome) if outcome is not None else None,
+        started_at=data.get("started_at"), outcome=TurnOutcome(outcome) if outcome is not None else None,
         text=data.get("text", ""), reason=data.get("reason"), usage=data.get("usage"), cost_usd=data.get("cost_usd"),
         closed_at=data.get("closed_at"),
     )  # fmt: skip

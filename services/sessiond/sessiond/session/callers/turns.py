@@ -18,7 +18,7 @@ from sessiond.problems import away
 from sessiond.session.callers.turn_record import TurnRecord, TurnState, decode_turn
 from sessiond.session.callers.turn_stream import TurnStream
 from sessiond.store import codec
-from sessiond.store.connection import Away
+from sessiond.store.connection import RedisUnavailable
 from sessiond.store.store import Behind, Store
 
 
@@ -91,7 +91,7 @@ class Turns:
     def _get(self, suffix: str) -> str | None:
         try:
             return self._store.get(suffix)
-        except (Away, Behind) as error:
+        except (RedisUnavailable, Behind) as error:
             self._doubt()
             raise away() from error
 
@@ -111,7 +111,7 @@ class Turns:
         found = self._record(turn)  # the turn may have begun and ended during the first read
         if found is None or found.closed:
             return found
-        return replace(found, state=TurnState.CLOSED, outcome=st.Outcome.LOST, text="", reason="restored")
+        return replace(found, state=TurnState.CLOSED, outcome=st.TurnOutcome.LOST, text="", reason="restored")
 
     def _record(self, turn: str) -> TurnRecord | None:
         found = self.read(f"turn:{turn}")

@@ -91,7 +91,7 @@ def agent_event(pipeline: Pipeline, item: AgentEvent) -> None:
 
 def answer_question(pipeline: Pipeline, command: AnswerQuestion) -> None:
     """Answer the question with this id, unless the agent took it back."""
-    pipeline.step(st.Answer(command.request))
+    pipeline.step(st.AnswerQuestion(command.request))
 
 
 def sleep_agent(pipeline: Pipeline, command: SleepAgent) -> None:

@@ -16,7 +16,7 @@ def renew_lease(pipeline: Pipeline, command: RenewLease) -> dict[str, Any]:
     lease = context.state.lease_of(command.secret)
     if lease is None:
         raise lease_lost(context, command.secret)
-    pipeline.step(ev.Claim(lease.fence))
+    pipeline.step(ev.ConfirmGrant(lease.fence))
     context.lease_time.renewed()
     return {"expires_at": context.lease_time.expires_at()}
 

@@ -29,7 +29,7 @@ def start_turn(pipeline: Pipeline, command: StartTurn) -> TurnStream:
     if before is not None:
         stored = _stored_result(before, request)
         if stored is not None:
-            pipeline.step(ev.Claim(lease.fence))
+            pipeline.step(ev.ConfirmGrant(lease.fence))
             return stored
         attempt = before.attempt + 1
     if context.state.lock.turn is not None:
@@ -45,7 +45,7 @@ def _stored_result(before: TurnRecord, request: TurnRequest) -> TurnStream | Non
         raise Problem("key-reused", 409, "The key belongs to a turn with another prompt", turn=before.id)
     if not before.closed:
         raise Problem("turn-open", 409, "The turn with this key is still open", turn=before.id)
-    if before.outcome is not st.Outcome.COMPLETED:
+    if before.outcome is not st.TurnOutcome.COMPLETED:
         return None
     stream = TurnStream(before.id)
     stream.finish(before.result())
@@ -63,7 +63,7 @@ def _agent_broken(context: SessionContext) -> Problem:
 
 def _accept(pipeline: Pipeline, lease: Lease, request: TurnRequest, attempt: int) -> TurnStream:
     context = pipeline.context
-    turn = st.Turn(
+    turn = st.AgentTurn(
         id=f"tu-{uuid.uuid4().hex}", uuid=str(uuid.uuid4()), prompt=request.prompt, kind=lease.kind,
         model=request.model or context.settings.model, composed=not request.raw, timeout=request.timeout,
     )  # fmt: skip

@@ -12,7 +12,8 @@ from sessiond import metrics
 from sessiond.lock.events import Entry, InvariantBroken
 from sessiond.session.pipeline.step import Step
 from sessiond.store.codec import RedisCommand
-from sessiond.store.store import Ahead, Away, Behind, NotHead, Store, StoreStep
+from sessiond.store.connection import RedisUnavailable
+from sessiond.store.store import Ahead, Behind, NotHead, Store, StoreStep
 
 log = structlog.get_logger("sessiond.commits")
 
@@ -73,7 +74,7 @@ class Commits:
                     self._store.confirm(sent)
                 else:
                     raise NotApplied
-            except Away:
+            except RedisUnavailable:
                 was_away = True
                 on_outage()
             else:
@@ -99,7 +100,7 @@ class Commits:
         self.confirm(asked)
 
     def _write_back(self) -> None:
-        """If Redis lost writes, write the owner's whole state before anything else. Raises Away."""
+        """If Redis lost writes, write the owner's whole state before anything else. Raises RedisUnavailable."""
         meta, asked = self._store.read_meta(), self._confirmed_at
         if self._restoring is None or meta.step != self._restoring.step_id:
             if (meta.epoch, meta.version) >= (self.epoch, self.version):
@@ -118,7 +119,7 @@ class Commits:
         try:
             self._write_back()
             self._store.writable()
-        except Away:
+        except RedisUnavailable:
             return False
         return True
 

@@ -91,7 +91,7 @@ class Persistence:
                     ended = True
                 case st.Gone() if not ended and turns.open is not None and plan.lock.turn is None:
                     why = self._context.state.agent.why or "reaped"
-                    lost = st.TurnOver(turns.open.id, st.Outcome.LOST, reason=why)
+                    lost = st.TurnOver(turns.open.id, st.TurnOutcome.LOST, reason=why)
                     commands += turns.end(lost, plan.ledger, conversation)
         return commands
 

@@ -24,7 +24,7 @@ from sessiond.session.pipeline.step import Step
 from sessiond.session.pipeline.step_reports import StepLog, StepMetrics
 from sessiond.session.timers import SessionTimer
 from sessiond.store import codec
-from sessiond.store.ownership import Owned
+from sessiond.store.ownership import Ownership
 
 SNAPSHOT_EVERY = 500
 """Steps between two snapshots of the lock in the ledger."""
@@ -33,7 +33,7 @@ SNAPSHOT_EVERY = 500
 class Pipeline:
     """Makes the steps of one session, one at a time."""
 
-    def __init__(self, context: SessionContext, owned: Owned) -> None:
+    def __init__(self, context: SessionContext, owned: Ownership) -> None:
         self.context = context
         self.cause = time.monotonic()
         """When the item came in that is handled now."""

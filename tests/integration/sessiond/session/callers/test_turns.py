@@ -41,7 +41,7 @@ def test_a_cancelled_turn_keeps_the_lease_and_runs_again_as_the_next_attempt(ses
         eventually(lambda: client.turn(SESSION, turn.id)["state"] == "started")
         with pytest.raises(ProblemError, match="turn-open"):
             lease.turn("other")
-        client._transport.call("DELETE", f"/turns/{turn.id}", session=SESSION)
+        client.transport.call("DELETE", f"/turns/{turn.id}", session=SESSION)
         assert turn.result().outcome == "cancelled"
         lease.check()
         assert lease.turn("#tokens 1000\n#pace 10ms", key="t1", timeout=1).result().reason == "timeout"
@@ -189,9 +189,9 @@ def test_a_turn_that_is_answered_from_its_key_claims_the_lease_as_any_other(sess
         lease.turn("#say once", key="k").result()
     place = client.take(SESSION, key="again")
     body = {"holder": "raw", "wait": 5}
-    granted = client._transport.call("POST", f"/tickets/{place['id']}/wait", session=SESSION, body=body).body
+    granted = client.transport.call("POST", f"/tickets/{place['id']}/wait", session=SESSION, body=body).body
     again, secret = {"prompt": "#say once", "key": "k"}, granted["lease"]["secret"]
-    told = client._transport.stream("POST", "/turns", session=SESSION, body=again, secret=secret)
+    told = client.transport.stream("POST", "/turns", session=SESSION, body=again, secret=secret)
     assert [event.event for event in told if event is not None] == ["result"]
     assert [e["event"] for e in client.ledger(SESSION)].count("claimed") == 2
 

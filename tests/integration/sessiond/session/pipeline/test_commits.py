@@ -203,7 +203,7 @@ def prompts_of(service: Sessiond, moment: str) -> int:
 
 def ask(service: Sessiond, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
     """Ask this instance and no other: follow no 421."""
-    answer = service.client()._transport._pool.request(
+    answer = service.client().transport._pool.request(
         method, f"{service.url}/v1/sessions/{path}", json=body, headers={"Authorization": "Bearer admin-key"},
         retries=False, timeout=20,
     )  # fmt: skip
@@ -314,7 +314,7 @@ def test_a_holder_that_stood_still_past_its_lease_has_lost_it_and_keeps_its_plac
     assert second["fence"] > first["fence"] and second["secret"] != first["secret"]
     for method, path, body in (("POST", "/lease/renew", None), ("POST", "/turns", {"prompt": "late"})):
         with pytest.raises(LeaseLost, match="expired"):
-            client._transport.call(method, path, session=SESSION, body=body, secret=first["secret"])
+            client.transport.call(method, path, session=SESSION, body=body, secret=first["secret"])
     still.go_on()
     assert still.hear("leaving")["lost"] == "expired"
     still.hear("done")

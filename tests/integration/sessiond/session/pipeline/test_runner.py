@@ -142,7 +142,7 @@ def test_when_redis_is_back_nobody_is_passed_over(owners: Callable[[str], Owner]
     lock = owner.session.reader.lock
     assert lock.tickets["tk-1"].passed and lock.lease is not None and lock.lease.ticket == "tk-2"
     owner.store.fault = Fault.LOST_ANSWER
-    step(owner, ev.Claim(lock.lease.fence))
+    step(owner, ev.ConfirmGrant(lock.lease.fence))
     owner.settle()
     assert not owner.session.reader.lock.tickets["tk-1"].passed
 
@@ -169,7 +169,7 @@ def test_a_turn_that_is_over_at_once_is_stored_as_over(server: Redis, owners: Ca
 
     def accept(turn: str) -> None:
         record = TurnRecord(id=turn, fence=lease.fence, ticket="tk-1", kind=H, conversation={})
-        begin = st.Begin(st.Turn(turn, f"u-{turn}", "do it", H, "m"))
+        begin = st.Begin(st.AgentTurn(turn, f"u-{turn}", "do it", H, "m"))
         _, commands = session.pipeline.context.turns.accept(record)
         session.pipeline.step(ev.AcceptTurn(lease.fence, turn), begin, commands=commands)
 

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import pytest
 
-from sessiond.agent.state import Outcome, TurnOver
+from sessiond.agent.state import TurnOutcome, TurnOver
 from sessiond.lock.rules import Kind
 from sessiond.session.callers.turn_record import TurnRecord, decode_turn
 
@@ -18,7 +18,7 @@ STORED: Final[dict[str, Any]] = {
     "kind": "worker", "uuid": "u", "model": "m", "prompt_sha256": "d", "accepted_at": "2030-01-01T00:00:00.000Z",
     "conversation": CONVERSATION,
 }  # fmt: skip
-END: Final = TurnOver("tu-1", Outcome.COMPLETED, "done", usage={"input_tokens": 3}, cost_usd=0.5)
+END: Final = TurnOver("tu-1", TurnOutcome.COMPLETED, "done", usage={"input_tokens": 3}, cost_usd=0.5)
 
 
 def without_times(record: TurnRecord) -> dict[str, Any]:
@@ -53,14 +53,14 @@ def test_a_record_that_is_no_turn_is_an_error() -> None:
 
 
 def test_callers_see_neither_empty_fields_nor_the_prompts_digest() -> None:
-    view = ACCEPTED.ended(TurnOver("tu-1", Outcome.LOST, reason="restored"), CONVERSATION).view()
+    view = ACCEPTED.ended(TurnOver("tu-1", TurnOutcome.LOST, reason="restored"), CONVERSATION).view()
     assert list(view) == sorted(view)
     assert not {"prompt_sha256", "turn", "cost_usd"} & view.keys()
     assert (view["outcome"], view["reason"], view["text"]) == ("lost", "restored", "")
 
 
 def test_a_result_has_its_text_always_and_other_fields_if_there_are_any() -> None:
-    lost = ACCEPTED.ended(TurnOver("tu-1", Outcome.LOST, reason="gone"), CONVERSATION).result()
+    lost = ACCEPTED.ended(TurnOver("tu-1", TurnOutcome.LOST, reason="gone"), CONVERSATION).result()
     assert lost == {
         "turn": "tu-1", "outcome": "lost", "text": "", "reason": "gone", "usage": {}, "conversation": CONVERSATION,
     }  # fmt: skip

@@ -34,7 +34,7 @@ def ended(stream: TurnStream) -> StreamItem:
 def test_the_turn_that_is_found_open_again_has_its_reader_still() -> None:
     turns, stream = opened()
     turns.load(TURN.stored())
-    turns.end(st.TurnOver("tu-1", st.Outcome.LOST, reason="owner-restart"), [], TURN.conversation)
+    turns.end(st.TurnOver("tu-1", st.TurnOutcome.LOST, reason="owner-restart"), [], TURN.conversation)
     turns.publish()
     name, result = ended(stream)
     assert (name, result["outcome"], result["reason"]) == ("result", "lost", "owner-restart")

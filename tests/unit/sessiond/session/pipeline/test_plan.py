@@ -22,7 +22,7 @@ def test_the_end_of_a_workers_lease_cancels_its_turn_in_the_same_step() -> None:
     agent = st.Agent("c", phase=st.Phase.ASLEEP)
     taken = compose(Lock(), agent, [ev.Take("w", Kind.WORKER, 30), ev.Wait("w", "worker")])
     assert taken.grant is not None and taken.agent.leased
-    turn = st.Turn("tu-1", "u", "do it", Kind.WORKER, "m")
+    turn = st.AgentTurn("tu-1", "u", "do it", Kind.WORKER, "m")
     begun = compose(taken.lock, taken.agent, [ev.AcceptTurn(taken.grant.fence, "tu-1"), st.Begin(turn)])
     assert begun.agent.turn is not None and begun.lock.turn == "tu-1"
     preempted = compose(begun.lock, begun.agent, [ev.Take("a", H, 5)])

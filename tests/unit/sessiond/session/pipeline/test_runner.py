@@ -24,8 +24,8 @@ from sessiond.session.pipeline.runner import Pipeline, do_not_wait
 from sessiond.session.pipeline.step import Step
 from sessiond.settings import Settings
 from sessiond.store.codec import Meta
-from sessiond.store.connection import Away
-from sessiond.store.ownership import Owned
+from sessiond.store.connection import RedisUnavailable
+from sessiond.store.ownership import Ownership
 from sessiond.store.store import Ahead, CommitResult, Store, StoreStep
 
 H = Kind.HANDLER
@@ -71,7 +71,7 @@ class Scene:
         self.store = ListStore(self.happened)
         settings = Settings(state_dir=place, instance="i", host_name="h", model="m")
         self.context = SessionContext(settings, self.store, Slots(1))
-        self.pipeline = Pipeline(self.context, Owned(epoch=1, version=0, predecessor=""))
+        self.pipeline = Pipeline(self.context, Ownership(epoch=1, version=0, predecessor=""))
         monkeypatch.setattr(self.context.link, "write", lambda data: self.happened.append("write"))
         monkeypatch.setattr(self.context.link, "start", lambda *_: self.happened.append("start"))
 
@@ -109,7 +109,7 @@ class Scene:
     def begin_turn(self, fence: int) -> TurnStream:
         """A turn that runs, with an agent that says nothing."""
         stream, commands = self.context.turns.accept(self.record(fence))
-        turn = st.Turn("tu-1", "u", "do it", Kind.WORKER, "m")
+        turn = st.AgentTurn("tu-1", "u", "do it", Kind.WORKER, "m")
         self.pipeline.step(ev.AcceptTurn(fence, "tu-1"), st.Begin(turn), commands=commands)
         agent = self.context.state.agent
         assert agent.turn is not None
@@ -162,7 +162,7 @@ def test_a_second_writer_leaves_the_state_as_it_was(scene: Scene) -> None:
 
 
 def test_a_step_whose_answer_is_lost_is_committed_once(scene: Scene) -> None:
-    scene.store.fail = ("after", Away("the answer is lost"))
+    scene.store.fail = ("after", RedisUnavailable("the answer is lost"))
     scene.pipeline.step(ev.Take("tk-1", H, 5))
     assert [events for events in scene.store.events if "taken" in events] == [["taken"]]
     assert scene.pipeline.commits.version == len(scene.store.steps)
@@ -171,7 +171,7 @@ def test_a_step_whose_answer_is_lost_is_committed_once(scene: Scene) -> None:
 
 def test_after_an_outage_the_agents_events_are_decided_again(scene: Scene) -> None:
     scene.begin_turn(scene.lease("w", "worker"))
-    scene.store.fail = ("before", Away("the command is lost"))
+    scene.store.fail = ("before", RedisUnavailable("the command is lost"))
     plan = scene.pipeline.step(st.Fault("garbage", "no JSON"), ledger=[("said", {})])
     assert scene.store.events[-1][:2] == ["said", "fault"]
     assert sum("fault" in events for events in scene.store.events) == 1
@@ -181,7 +181,7 @@ def test_after_an_outage_the_agents_events_are_decided_again(scene: Scene) -> No
 def test_after_an_outage_a_requests_step_is_dropped(scene: Scene) -> None:
     inbox = scene.context.inbox
     inbox.serving = inbox.post(ReleaseLease("s"))
-    scene.store.fail = ("before", Away("the command is lost"))
+    scene.store.fail = ("before", RedisUnavailable("the command is lost"))
     with pytest.raises(AlreadyAnswered):
         scene.pipeline.step(ev.Take("tk-1", H, 5))
     assert inbox.serving_answered and not scene.context.state.lock.tickets
@@ -189,7 +189,7 @@ def test_after_an_outage_a_requests_step_is_dropped(scene: Scene) -> None:
 
 def test_after_an_outage_a_timers_step_is_dropped_and_the_timer_runs_again(scene: Scene) -> None:
     fence = scene.lease("w", "worker")
-    scene.store.fail = ("before", Away("the command is lost"))
+    scene.store.fail = ("before", RedisUnavailable("the command is lost"))
     with pytest.raises(AlreadyAnswered):
         scene.pipeline.step(ev.Due(ev.Timer("claim", str(fence))))
     assert scene.context.state.lock.lease is not None
@@ -200,7 +200,7 @@ def test_an_outage_refuses_the_waiters_and_forgets_that_they_were_present(scene:
     scene.lease("w", "worker")
     scene.pipeline.step(ev.Take("w2", Kind.WORKER, 30))
     waiter = scene.wait("w2", "two")
-    scene.store.fail = ("after", Away("the answer is lost"))
+    scene.store.fail = ("after", RedisUnavailable("the answer is lost"))
     scene.pipeline.step(ev.Take("w3", Kind.WORKER, 30))
     with pytest.raises(Problem, match="redis-away"):
         waiter.answer(0)
@@ -209,7 +209,7 @@ def test_an_outage_refuses_the_waiters_and_forgets_that_they_were_present(scene:
 
 
 def test_an_epoch_does_not_wait_for_redis(scene: Scene) -> None:
-    scene.store.fail = ("before", Away("the command is lost"))
+    scene.store.fail = ("before", RedisUnavailable("the command is lost"))
     step = Step(scene.pipeline.decide(), begins_epoch=True)
     step.plan.ledger.append(("epoch", {}))
     with pytest.raises(NotApplied):
