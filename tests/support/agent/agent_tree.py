@@ -31,7 +31,7 @@ class TreeScene:
         is the ledger event to wait for after the strays run.
         """
         self.service, self.session, self.client = service, session, service.client()
-        self.strays, self.told = Strays(*ways), list[Any]()
+        self.strays, self.results = Strays(*ways), list[Any]()
         self._prompt, self._ttl, self._over = tool(self.strays.command), ttl, threading.Event()
         self._thread = threading.Thread(target=self._hold, daemon=True)
         self._thread.start()
@@ -46,11 +46,11 @@ class TreeScene:
         try:
             client = self.service.client()
             with client.lease(self.session, kind="worker", key="w", lease_ttl=self._ttl) as lease:
-                self.told.append(lease.turn(self._prompt).result())
+                self.results.append(lease.turn(self._prompt).result())
                 while not lease.lost.is_set() and not self._over.wait(0.05):
                     pass
         except SessiondError as error:
-            self.told.append(error)
+            self.results.append(error)
 
     @property
     def place(self) -> Path:
@@ -72,7 +72,7 @@ class TreeScene:
 
     def until_turn_over(self) -> None:
         """Wait for the turn's end. The strays still run."""
-        eventually(lambda: self.told, 20)
+        eventually(lambda: self.results, 20)
         assert set(self.strays.found().values()) == set(self.strays.ways)
 
     def kill_agent(self) -> None:
@@ -100,8 +100,8 @@ class TreeScene:
     def next_turn(self) -> list[str]:
         """Run a handler's turn. Return the processes of the old tree that still ran when its agent had answered."""
         with self.service.client().lease(self.session, key="next", timeout=60) as lease:
-            told = lease.turn("#say next").result()
-            assert told.text == "next", told
+            result = lease.turn("#say next").result()
+            assert result.text == "next", result
             left = self.left()
         self.leave()
         return left

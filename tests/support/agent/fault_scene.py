@@ -25,7 +25,7 @@ class Scene:
         self.session = "faults/" + re.sub("[^a-z0-9]+", "-", f"{row.fault}-{row.when}".lower())
         self.place = service.state / "work" / self.session
         self.client = service.client()
-        self.told: list[TurnResult] = []
+        self.first_results: list[TurnResult] = []
         self.results = 0
         self.wrong: list[str] = []
         self.refused: str | None = None
@@ -72,7 +72,7 @@ class Scene:
                 for event in stream:
                     self.results += event is not None and event.event == "result"
                 turn = stream.headers["Turn-Id"]
-                self.told.append(result_of(self.client.turn(self.session, turn), turn))
+                self.first_results.append(result_of(self.client.turn(self.session, turn), turn))
                 if self.row.then:
                     self._arrives(self.row.then)
         except Exception as error:
@@ -146,7 +146,7 @@ class Scene:
             if not any(wanted.items() <= entry.items() for entry in self.entries):
                 self.wrong.append(f"not in the ledger: {wanted}")
         if row.recovery == "garbage":
-            self._is("faults told", len(self._all("fault")), self.row.times)
+            self._is("faults", len(self._all("fault")), self.row.times)
         if row.recovery == "drain-deadline":
             self._check_order()
 
@@ -158,17 +158,17 @@ class Scene:
     def _check_first(self) -> None:
         row = self.row
         self._is("results in the stream", self.results, 1)
-        if not self.told:
+        if not self.first_results:
             self.wrong.append("the first turn has no end")
             return
-        told = self.told[0]
-        self._is("outcome", told.outcome, row.outcome)
-        if not re.match(row.reason or "$", told.reason or ""):
-            self.wrong.append(f"reason: {told.reason}, expected {row.reason}")
-        self._is("text", told.text, row.text if row.outcome == "completed" else "")
-        self._is("generation", told.conversation["generation"], row.generation)
-        closed = [(e["outcome"], e["reason"]) for e in self._all("turn-closed") if e["turn"] == told.turn]
-        self._is("turn-closed", closed, [(told.outcome, told.reason)])
+        first = self.first_results[0]
+        self._is("outcome", first.outcome, row.outcome)
+        if not re.match(row.reason or "$", first.reason or ""):
+            self.wrong.append(f"reason: {first.reason}, expected {row.reason}")
+        self._is("text", first.text, row.text if row.outcome == "completed" else "")
+        self._is("generation", first.conversation["generation"], row.generation)
+        closed = [(e["outcome"], e["reason"]) for e in self._all("turn-closed") if e["turn"] == first.turn]
+        self._is("turn-closed", closed, [(first.outcome, first.reason)])
 
     def _check_broken(self) -> None:
         """Check the 503 and its reason, unless this machine was so slow that the backoff was over before the turn."""
@@ -205,7 +205,7 @@ class Scene:
 
     def report(self, matrix: Callable[..., None]) -> None:
         """Add the row's actual results to the printed table."""
-        first = self.told[0] if self.told else None
+        first = self.first_results[0] if self.first_results else None
         ends = [f"{e['event']} {e.get('what') or e.get('exit')}" for e in self.entries
                 if e["event"] in ("fault", "agent-reaped") and e.get("why") != "shutdown"]  # fmt: skip
         heard = [e["event"] for e in self.entries if e["event"] in ("foreign", "denied", "agent-broken", "drained")]

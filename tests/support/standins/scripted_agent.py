@@ -23,6 +23,10 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from scripted_faults import Faults
 
 CAPABILITIES = ["interrupt_cancel_queued_v1", "msg_lifecycle_v1"]
+KNOWN = ("initialize", "set_model", "apply_flag_settings", "get_session_cost", "stop_task")
+"""Control requests that are answered with success."""
+AFTER = {"initialize": "initialized", "get_session_cost": "fenced"}
+"""Moments after the response to a control request."""
 
 
 class Agent(Faults):
@@ -124,23 +128,24 @@ class Agent(Faults):
             kind = request["subtype"]
             if kind == "interrupt":
                 return line
+            mute = kind == self.faults.get("mute")
             if kind == "set_model":
                 self.model = request["model"]
             if kind == "stop_task":
-                self.at("stopping")
-            if kind == "stop_task" and kind != self.faults.get("mute"):
-                self.tasks.pop(request["task_id"], None)
-                self.changed()
-            known = ("initialize", "set_model", "apply_flag_settings", "get_session_cost", "stop_task")
+                self.stop_task(request["task_id"], mute)
             self.asked = rid
             if kind == "initialize":
                 self.at("initialize")
-            if kind != self.faults.get("mute"):
-                self.respond(rid, ok=kind in known and kind != self.faults.get("refuse"), pid=os.getpid())
-            if kind == "initialize":
-                self.at("initialized")
-            if kind == "get_session_cost":
-                self.at("fenced")
+            if not mute:
+                self.respond(rid, ok=kind in KNOWN and kind != self.faults.get("refuse"), pid=os.getpid())
+            if kind in AFTER:
+                self.at(AFTER[kind])
+
+    def stop_task(self, task, mute):
+        self.at("stopping")
+        if not mute:
+            self.tasks.pop(task, None)
+            self.changed()
 
     # ---- background tasks and foreign turns
 
@@ -279,13 +284,7 @@ class Agent(Faults):
         if "bg" in asked:
             self.background(float(asked["bg"].rstrip("s")))
         self.price = float(asked.get("cost", 0.001))
-        text = asked.get("say", "scripted answer")
-        if "lines" in asked:
-            text = asked["lines"].replace("|", "\n")
-        if "big" in asked:
-            text = "x" * int(asked["big"])
-        if "history" in asked:
-            text = json.dumps([json.loads(line) for line in open(self.file)])
+        text = self.text(asked)
         if "error" in asked and self.seen("#error") <= int(asked["error"] or 10**6):
             self.failing = True
             return "api_error", "API Error: 529"
@@ -293,12 +292,8 @@ class Agent(Faults):
             text = self.ask(*asked["ask"].partition(" ")[::2])
             if text is None:
                 return "aborted_tools", ""
-        pace = float(asked.get("pace", "1ms").removesuffix("ms").removesuffix("s")) / 1000
-        for word in range(int(asked.get("tokens", 1))):
-            if "flood" not in self.faults:
-                self.out(type="stream_event", event={"type": "content_block_delta", "n": word})
-            if self.stopped(pace):
-                return "aborted_streaming", ""
+        if self.streamed(asked):
+            return "aborted_streaming", ""
         if "fail" in asked:
             self.failing, text = True, asked["fail"]
         elif self.script is not None and ("script" in asked or not self.own(prompt)):
@@ -306,6 +301,26 @@ class Agent(Faults):
                 file.write("completed\n")
         self.out(type="assistant", message={"content": [{"type": "text", "text": text}]}, user_message_uuid=uid)
         return "completed", text
+
+    def text(self, asked):
+        """Return the turn's answer."""
+        if "history" in asked:
+            return json.dumps([json.loads(line) for line in open(self.file)])
+        if "big" in asked:
+            return "x" * int(asked["big"])
+        if "lines" in asked:
+            return asked["lines"].replace("|", "\n")
+        return asked.get("say", "scripted answer")
+
+    def streamed(self, asked):
+        """Stream the tokens at their pace. Return True when an interrupt came."""
+        pace = float(asked.get("pace", "1ms").removesuffix("ms").removesuffix("s")) / 1000
+        for word in range(int(asked.get("tokens", 1))):
+            if "flood" not in self.faults:
+                self.out(type="stream_event", event={"type": "content_block_delta", "n": word})
+            if self.stopped(pace):
+                return True
+        return False
 
     @staticmethod
     def spawn(command):

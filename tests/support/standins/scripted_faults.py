@@ -181,6 +181,22 @@ class Faults:
 
     def misbehave(self):
         """Run the turn's faults. Return True when the turn was interrupted."""
+        self.write_faults()
+        if "torrent" in self.faults:
+            return self.torrent(int(self.faults["torrent"]))
+        if "endless" in self.faults:
+            while not self.stopped(0.001):
+                self.out(type="stream_event", event={})
+            return True
+        if "retries" in self.faults:
+            for attempt in range(1, 10_000):
+                self.out(type="system", subtype="api_retry", attempt=attempt, error_status=529)
+                if self.stopped(0.05):
+                    return True
+        return False
+
+    def write_faults(self):
+        """Write what comes before the turn's answer."""
         if "garbage" in self.faults:
             self.raw(RAW["garbage"])
         if "half-line" in self.faults:
@@ -194,18 +210,6 @@ class Faults:
                 self.raw(line * 1000)
         if "stderr-flood" in self.faults:
             sys.stderr.write("noise\n" * 200_000)
-        if "torrent" in self.faults:
-            return self.torrent(int(self.faults["torrent"]))
-        if "endless" in self.faults:
-            while not self.stopped(0.001):
-                self.out(type="stream_event", event={})
-            return True
-        if "retries" in self.faults:
-            for attempt in range(1, 10_000):
-                self.out(type="system", subtype="api_retry", attempt=attempt, error_status=529)
-                if self.stopped(0.05):
-                    return True
-        return False
 
     def torrent(self, size):
         """Write lines as fast as possible. The file `torrent.mark` has the number of bytes so far."""

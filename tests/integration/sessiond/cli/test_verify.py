@@ -71,10 +71,10 @@ def test_a_sessions_ledger_and_the_same_one_saved(sessiond: Callable[..., Sessio
     assert [(done.returncode, done.stdout, done.stderr) for done in ways] == [(0, closing, b"")] * 3
     first, second = (e for e in entries if e["event"] == "granted")
     second["fence"] = first["fence"]
-    told = verify("--file", "-", given=lines(entries))
+    done = verify("--file", "-", given=lines(entries))
     text = f"{second['id']} fence_grows {first['fence']} follows {first['fence']}\n".encode()
-    assert told.stdout.startswith(text) and told.stdout.endswith(closing)
-    assert (told.returncode, told.stderr) == (1, b"")
+    assert done.stdout.startswith(text) and done.stdout.endswith(closing)
+    assert (done.returncode, done.stderr) == (1, b"")
     as_json = [json.loads(line) for line in verify("--file", "-", "--json", given=lines(entries)).stdout.splitlines()]
     assert (as_json[0]["entry"], as_json[0]["invariant"]) == (second["id"], "fence_grows")
     assert as_json[-1] == {
@@ -87,7 +87,7 @@ WRONG = [{**e, "fence": 7} if e["event"] == "granted" else e for e in HONEST]
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         (lines(HONEST[:9]) + b'{"id": "1-9", "eve\n', b"line 10: "),
         (lines(HONEST[:9]) + b"\xff\xfe\n", b"line 10: "),
@@ -102,10 +102,10 @@ WRONG = [{**e, "fence": 7} if e["event"] == "granted" else e for e in HONEST]
         (lines(HONEST[2:5]), b"none of 3 entries is a snapshot"),
     ],
 )
-def test_a_malformed_ledger_gives_one_line_and_exit_2(here: Callable[..., Done], given: bytes, told: bytes) -> None:
+def test_a_malformed_ledger_gives_one_line_and_exit_2(here: Callable[..., Done], given: bytes, expected: bytes) -> None:
     done = here(given=given)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
-    assert told in done.stderr and b"Traceback" not in done.stderr
+    assert expected in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_violations_before_a_malformed_line_are_printed(here: Callable[..., Done]) -> None:
@@ -148,8 +148,8 @@ def test_memory_does_not_grow_with_the_length_of_the_ledger(tmp_path: Path, figu
         command = [sys.executable, "-c", script, "verify", "--file", path]
         full = {**ENV, "PYTHONPATH": PYTHONPATH}
         done = subprocess.run(command, env=full, capture_output=True, text=True, timeout=200, check=True)
-        told, peak = done.stdout.splitlines()
+        counts, peak = done.stdout.splitlines()
         took.append(int(peak) / 1024)
-    figures(f"{told}, {queued} queued: {took[1] - took[0]:.1f} MB over the {took[0]:.0f} MB for an empty ledger")
+    figures(f"{counts}, {queued} queued: {took[1] - took[0]:.1f} MB over the {took[0]:.0f} MB for an empty ledger")
     # A place takes half a kB. Kept entries would take one kB each.
     assert took[1] - took[0] < 2 + queued / 500

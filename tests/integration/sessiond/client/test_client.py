@@ -69,11 +69,11 @@ def test_an_abandoned_lease_expires_and_the_place_is_kept(sessiond: Start) -> No
 
 def test_the_holder_learns_at_once_that_its_lease_is_lost_and_why(sessiond: Start) -> None:
     client = sessiond(scripted_env()).client()
-    told: list[str] = []
-    with client.lease(SESSION, key="k", lease_ttl=0.6, on_lost=told.append) as lease:
+    reasons: list[str] = []
+    with client.lease(SESSION, key="k", lease_ttl=0.6, on_lost=reasons.append) as lease:
         client.force_release(SESSION, lease.fence, "the test's")
         assert lease.lost.wait(5)
-        assert (lease.state, lease.lost_reason, told) == ("lost", "forced", ["forced"])
+        assert (lease.state, lease.lost_reason, reasons) == ("lost", "forced", ["forced"])
         with pytest.raises(LeaseLost, match="forced"):
             lease.check()
         with pytest.raises(LeaseLost):
@@ -232,7 +232,7 @@ def test_confirming_the_grant_survives_an_outage(sessiond: Start, redis_server: 
 
 def test_a_released_lease_is_not_reported_as_lost(sessiond: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A renewal is sent before the release and arrives after it."""
-    client, told = sessiond(scripted_env()).client(), list[str]()
+    client, reasons = sessiond(scripted_env()).client(), list[str]()
     on_its_way, released, renew = threading.Event(), threading.Event(), Lease._renew
 
     def late(self: Lease, transport: Any) -> None:
@@ -242,11 +242,11 @@ def test_a_released_lease_is_not_reported_as_lost(sessiond: Start, monkeypatch: 
         renew(self, transport)
 
     monkeypatch.setattr(Lease, "_renew", late)
-    with client.lease(SESSION, lease_ttl=0.3, on_lost=told.append) as lease:
+    with client.lease(SESSION, lease_ttl=0.3, on_lost=reasons.append) as lease:
         assert on_its_way.wait(60)
     released.set()
     lease._thread.join(60)
-    assert (told, lease.lost.is_set()) == ([], False)
+    assert (reasons, lease.lost.is_set()) == ([], False)
 
 
 def test_an_interrupted_wait_leaves_no_ticket(sessiond: Start) -> None:

@@ -337,11 +337,20 @@ def test_a_recorded_ledger_is_clean_and_each_altered_one_is_not(
     for alter in ALTERATIONS:
         found = Found(entries)
         where = alter(found)
-        told = verify(found.entries).violations
+        found_violations = verify(found.entries).violations
         if FULL:
             event = next(e["event"] for e in found.entries if e["id"] == where)
-            matrix("altered ledgers", invariant=alter.__name__, entry=event, text=told[0][2][:100] if told else "")
-        assert (alter.__name__, where) in [violation[:2] for violation in told], (alter.__name__, where, told[:3])
+            matrix(
+                "altered ledgers",
+                invariant=alter.__name__,
+                entry=event,
+                text=found_violations[0][2][:100] if found_violations else "",
+            )
+        assert (alter.__name__, where) in [violation[:2] for violation in found_violations], (
+            alter.__name__,
+            where,
+            found_violations[:3],
+        )
     trimmed(entries)
     figures(f"{len(entries)} entries, {report.handoffs} handoffs, {len(kinds)} kinds of entry, nothing wrong")
     noticed = detected(entries, 60 if FULL else 10, 5)

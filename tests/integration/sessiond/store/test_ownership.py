@@ -183,16 +183,16 @@ def _view(service: Sessiond):  # type: ignore[no-untyped-def]
 
 def test_after_kill_9_the_lease_is_kept_and_the_open_turn_is_lost(sessiond: Start) -> None:
     service = sessiond(scripted_env())
-    client, told = service.client(), []
+    client, results = service.client(), []
     ready = threading.Event()
 
     def holder() -> None:
         with service.client().lease(SESSION, key="holder") as lease:
             lease.turn("before").result()
             ready.set()
-            told.append(lease.turn("cut\n#tokens 100000\n#pace 10ms").result())
+            results.append(lease.turn("cut\n#tokens 100000\n#pace 10ms").result())
             lease.check()
-            told.append(lease.turn("#history").result())
+            results.append(lease.turn("#history").result())
 
     thread = threading.Thread(target=holder)
     thread.start()
@@ -208,8 +208,8 @@ def test_after_kill_9_the_lease_is_kept_and_the_open_turn_is_lost(sessiond: Star
     assert [t["key"] for t in after["queue"]] == ["next"]
     assert after["agent"]["conversation"]["id"] == before["agent"]["conversation"]["id"]
     thread.join(30)
-    assert [t.outcome for t in told] == ["lost", "completed"]
-    assert '"before"' in told[1].text
+    assert [t.outcome for t in results] == ["lost", "completed"]
+    assert '"before"' in results[1].text
     with client.lease(SESSION, key="next"):
         pass
     assert verify(client.ledger(SESSION)).violations == []

@@ -12,6 +12,7 @@ from hypothesis import strategies as some
 from sessiond.lock.rules import Kind
 from sessiond.lock.state import Drain, Lease, Lock, Ticket
 from sessiond.store import codec, diff
+from sessiond.store.connection import RedisUnavailable
 from sessiond.store.store import (
     RECENT,
     RECENT_SIZE,
@@ -20,7 +21,6 @@ from sessiond.store.store import (
     CommitResult,
     Deposed,
     NotHead,
-    RedisUnavailable,
     Store,
     StoreStep,
 )

@@ -55,7 +55,7 @@ def test_a_flood_of_lines_is_bounded_and_interruptible(
     sessiond: Callable[..., Sessiond], figures: Callable[[str], None], size: int
 ) -> None:
     service = sessiond(scripted_env(**TIMES))
-    client, told, gaps = service.client(), [], []
+    client, results, gaps = service.client(), [], []
     with client.lease("octo/other") as lease:
         lease.turn("#say awake").result()
     watch, enough = Watch(service), min(SENT, LINES * size)
@@ -67,7 +67,7 @@ def test_a_flood_of_lines_is_bounded_and_interruptible(
             preempted.wait(120)  # do not read before
             for event in turn:
                 gaps.extend([event.lost] if isinstance(event, Gap) else [])
-                told.extend([event] if isinstance(event, TurnResult) else [])
+                results.extend([event] if isinstance(event, TurnResult) else [])
 
     thread = threading.Thread(target=worker)
     thread.start()
@@ -86,7 +86,7 @@ def test_a_flood_of_lines_is_bounded_and_interruptible(
     thread.join(120)
     entries = client.ledger(SESSION)
     closed = [e for e in entries if e["event"] == "turn-closed"]
-    assert [(t.outcome, t.reason) for t in told] == [("cancelled", "preempted")] and sum(gaps) > 0
+    assert [(t.outcome, t.reason) for t in results] == [("cancelled", "preempted")] and sum(gaps) > 0
     assert [e["outcome"] for e in closed] == ["cancelled", "completed"]
     assert not [e for e in entries if e["event"] in ("recovery", "refused")] and verify(entries).violations == []
     took = closed[0]["ticket_to_interrupt_ms"], closed[0]["interrupt_to_closed_ms"]

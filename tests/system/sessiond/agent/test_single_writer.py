@@ -335,16 +335,23 @@ class Reader:
                 )
 
 
-def storm(
-    sessiond: Start, env: dict[str, str], place: Path, sessions: int, seconds: float, big: int, figures: Figures
-) -> None:
+@dataclass(frozen=True)
+class Size:
+    """How many sessions the load has, for how many seconds it runs, and the size of its big prompts."""
+
+    sessions: int
+    seconds: float
+    big: int
+
+
+def storm(sessiond: Start, env: dict[str, str], place: Path, size: Size, figures: Figures) -> None:
     """Run the load on a traced service, then check its ledgers and the trace."""
-    trace, names = Strace(place / "trace"), [f"octo/s{n}" for n in range(sessions)]
+    trace, names = Strace(place / "trace"), [f"octo/s{n}" for n in range(size.sessions)]
     service = sessiond(env, under=trace.under)
     tracer = psutil.Process(trace.follows(service.pid))
     (owner,) = psutil.Process(service.pid).children()
-    done = Storm(service, names, big)
-    done.run(seconds)
+    done = Storm(service, names, size.big)
+    done.run(size.seconds)
     assert alive(owner), "the same owner all the time"
     happened: Counter[str] = Counter()
     for name in names:
@@ -378,13 +385,14 @@ def judge(calls: list[Call], owner: int, happened: Counter[str]) -> str:
 
 @traced
 def test_one_thread_writes_whole_lines_each_after_its_step(sessiond: Start, tmp_path: Path, figures: Figures) -> None:
-    storm(sessiond, scripted_env(), tmp_path, 3 if FULL else 2, 10.0 if FULL else 3.0, 1_900_000, figures)
+    size = Size(3, 10.0, 1_900_000) if FULL else Size(2, 3.0, 1_900_000)
+    storm(sessiond, scripted_env(), tmp_path, size, figures)
 
 
 @traced
 @pytest.mark.skipif(not FULL, reason="of the full form")
 def test_one_thread_writes_to_the_real_claude(sessiond: Start, model: Model, tmp_path: Path, figures: Figures) -> None:
-    storm(sessiond, claude_env(model), tmp_path, 2, 60.0, 300_000, figures)
+    storm(sessiond, claude_env(model), tmp_path, Size(2, 60.0, 300_000), figures)
 
 
 # ---- the order of lines -------------------------------------------------------------------------

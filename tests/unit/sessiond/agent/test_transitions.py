@@ -206,8 +206,8 @@ def test_the_cost_of_claudes_own_turn_is_charged_to_no_holder() -> None:
 @pytest.mark.parametrize("uuids", [(), ("u",)])
 def test_the_cost_of_a_later_result_is_charged_to_no_turn(uuids: tuple[str, ...]) -> None:
     """The later result belongs to another turn, or is a second one of the same turn."""
-    told = ((("u",), 1.0), (uuids, 1.5))
-    ours, more = (wire.Result(of, None, False, "completed", "x", cost_usd=usd) for of, usd in told)
+    results = ((("u",), 1.0), (uuids, 1.5))
+    ours, more = (wire.Result(of, None, False, "completed", "x", cost_usd=usd) for of, usd in results)
     agent, _ = run(in_turn(), st.Got(ours), st.Got(more), st.Got(wire.Lifecycle("u", "completed")), IDLE)
     agent, outputs = run(agent, answered(agent))
     assert [o.cost_usd for o in outputs if isinstance(o, st.TurnOver)] == [1.0]
