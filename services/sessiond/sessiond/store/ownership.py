@@ -80,7 +80,7 @@ class FileLock:
             self.held = False
 
     def release(self) -> None:
-        """Gives it up; also happens at the process's end, however that comes."""
+        """Release the lock. The kernel also does so when the process ends for any reason."""
         os.close(self._fd)
         self.held = False
 

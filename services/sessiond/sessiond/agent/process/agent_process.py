@@ -39,7 +39,7 @@ class InputFull(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Started:
+class StartedGuard:
     """A guard that has reported its agent."""
 
     popen: "Popen[bytes]"
@@ -55,7 +55,7 @@ class AgentProcess:
 
     def __init__(
         self,
-        started: _Started,
+        started: StartedGuard,
         on_lines: Callable[[list[bytes]], None],
         on_exit: Callable[[int | None, str], None],
     ) -> None:
@@ -107,7 +107,7 @@ class AgentProcess:
             raise
         finally:
             pipes.close_report()
-        return cls(_Started(popen, identity, pipes, user), on_lines, on_exit)
+        return cls(StartedGuard(popen, identity, pipes, user), on_lines, on_exit)
 
     def write(self, data: bytes) -> None:
         """Write whole lines after everything that was written before. Never block.
@@ -144,6 +144,11 @@ class AgentProcess:
     def resume(self) -> None:
         """Continue reading."""
         self._reading.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether reading is paused."""
+        return not self._reading.is_set()
 
     def stop(self) -> None:
         """Ask the guard to end the tree: SIGTERM, 1 s, SIGKILL. `on_exit` follows. Ends a pause. Idempotent."""

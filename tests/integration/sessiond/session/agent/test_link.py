@@ -7,7 +7,7 @@ import gevent
 
 from sessiond.agent import state as st
 from sessiond.agent.process import guard as guarding
-from sessiond.agent.process.agent_process import AgentProcess
+from sessiond.agent.process.agent_process import AgentProcess, StartedGuard
 from sessiond.agent.process.guard_registry import GuardId, boot_id
 from sessiond.agent.process.pipes import READ_SIZE, Pipes
 from sessiond.session.agent.items import AgentEvent, AgentItem, AgentLines
@@ -23,7 +23,8 @@ def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path
     pipes = Pipes()
     popen = pipes.start(["/bin/sh", "-c", "echo words >&2; exit 3"], tmp_path, {}, None)
     assert popen.wait() == 3
-    AgentProcess(popen, pipes.identify(popen), pipes, print, lambda code, words: ends.append((code, words)))
+    started = StartedGuard(popen, pipes.identify(popen), pipes, None)
+    AgentProcess(started, print, lambda code, words: ends.append((code, words)))
     with gevent.Timeout(60):
         while not ends:
             gevent.sleep(0.01)
@@ -36,7 +37,7 @@ def test_callers_stand_behind_few_lines_however_short_they_are(tmp_path: Path) -
     link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
     link.start("c", False)
     with gevent.Timeout(60):
-        while link._process is None or link._process._flowing.is_set():
+        while link._process is None or not link._process.paused:
             gevent.sleep(0.01)
     lines = sum(len(item.lines) for item in found if isinstance(item, AgentLines))
     assert 0 < lines <= UNREAD_LIMIT // LINE_WEIGHT + READ_SIZE // 2
