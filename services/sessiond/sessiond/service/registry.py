@@ -12,7 +12,7 @@ import structlog
 from gevent.lock import RLock
 from gevent.pool import Pool
 
-from sessiond.problems import Problem, away, no_lease, not_owner, stopping
+from sessiond.problems import away, no_lease, not_owner, stopping
 from sessiond.service.commands import SessionCommands
 from sessiond.service.queries import SessionQueries, UnusedSession
 from sessiond.session.agent.slots import Slots
@@ -75,7 +75,7 @@ class SessionRegistry:
             Problem: `not-owner`, `redis-away`, `stopping`.
         """
         if self._stopping:
-            raise stopping_now()
+            raise stopping()
         session = self._owned.get(name)
         if session is None or session.closed is not None:
             session = self._claim(name)
@@ -211,7 +211,7 @@ class SessionRegistry:
             Problem: `stopping`.
         """
         if self._stopping:
-            raise stopping_now()
+            raise stopping()
         return [SessionQueries(session.reader) for session in self._owned.values() if session.closed is None]
 
     def ready(self) -> tuple[bool, str]:
@@ -252,8 +252,3 @@ class SessionRegistry:
             session.store.close()
         self._owners.close()
         gevent.killall(self._tasks)
-
-
-def stopping_now() -> Problem:
-    """Return the problem of a call that arrives while the service stops."""
-    return Problem("stopping", 503, "The service is stopping")
