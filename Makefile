@@ -73,8 +73,9 @@ test: lint  ## lint and every test
 # What has no larger form is left to `make test`: this takes five minutes at most.
 check-lock: setup  ## the lock, its store and its owner under everything that can go wrong
 	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/system/sessiond/session tests/unit/sessiond/lock \
-	  tests/unit/sessiond/verify tests/integration/sessiond/cli tests/integration/sessiond/store/test_ledger.py \
-	  tests/integration/sessiond/store/test_store.py tests/integration/sessiond/session/pipeline
+	  tests/unit/sessiond/verify tests/integration/sessiond/lock tests/integration/sessiond/cli \
+	  tests/integration/sessiond/store/test_ledger.py tests/integration/sessiond/store/test_store.py \
+	  tests/integration/sessiond/session/pipeline
 
 check-agent: setup  ## the agent: the fault table with a scripted agent, then the real binary
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/sessiond/agent tests/integration/sessiond/agent \

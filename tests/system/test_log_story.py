@@ -70,7 +70,7 @@ def test_one_grep_tells_the_story_of_one_comment(
         eventually(lambda: count("ticket-ended") == 2, 60, "the task's end")
         assert any(ANSWERED in write["body"] for write in github.log())
         with service.client().lease(SESSION, kind="handler") as lease:
-            secrets = [lease._secret, *service.keys.values(), stage.webhook.SECRET, github.TOKEN]
+            secrets = [lease.secret, *service.keys.values(), stage.webhook.SECRET, github.TOKEN]
         logs = stage.logs()
         told = {name: lines(log) for name, log in logs.items()}
         check_the_story(told, stage.demands.get(KEY).ticket)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Random histories on the pure machines and through a real session on a real Redis agree; see histories.py."""
+"""Random histories give the same on the pure machines and in a real session on a real Redis; see histories.py."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.lock import events as ev
 from sessiond.lock.rules import Kind
+from sessiond.session.callers.turn_record import TurnRecord
 from sessiond.store.store import Behind
 from support.servers import Redis
 from support.session.histories import Histories
@@ -34,12 +35,12 @@ OFTEN = {
     "handovers": 1, "takeovers": 1, "reaped after a restart": 2, "restored": 4, "repeated": 1, "script forgotten": 1,
     "steps that must not be": 4, "does not fit: NotHead": 1, **{f"fault: {fault.value}": 1 for fault in Fault},
 }  # fmt: skip
-"""How often each must have happened in a test, at the least: what never happens is not tried."""
+"""How often each must happen in a test, at the least: otherwise it was not tested."""
 AT_ALL = (
     "ended withdrawn", "ticket-ended lost-thrice", "turns lost", "turns failed", "refused: KindMismatch",
     "refused: TurnOpen", "does not fit: Ahead", "does not fit: Behind",
 )  # fmt: skip
-"""What is rarer: for the longer tests only."""
+"""Rarer ones, for the longer tests only."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def run(number: int, server: Redis, place: Path, counts: Counter[str]) -> None:
 def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
     number: int, server: Redis, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
-    """The seeds are fixed: a failure comes again. More histories follow until all has happened that must be tried."""
+    """The seeds are fixed, so that a failure repeats. More histories follow until each wanted event has happened."""
     wanted = OFTEN | dict.fromkeys(AT_ALL, 1) if FULL else OFTEN
     counts: Counter[str] = Counter()
     missing: dict[str, int] = {}
@@ -79,12 +80,12 @@ def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
     assert missing == {}
 
 
-# ---- what these histories found, each by itself ------------------------------------------------
+# ---- what these histories found, one by one ------------------------------------------------
 
 
 @pytest.fixture
 def owners(server: Redis, tmp_path: Path) -> Iterator[Callable[[str], Owner]]:
-    """Starts instances on one session, all with one state directory."""
+    """Start instances on one session, all with one state directory."""
     server_side = redis_library.Redis.from_url(server.url)
     made: list[Owner] = []
 
@@ -102,7 +103,7 @@ def owners(server: Redis, tmp_path: Path) -> Iterator[Callable[[str], Owner]]:
 
 def step(owner: Owner, *events: ev.Event) -> None:
     for event in events:
-        owner.ask(lambda event=event: owner.session.steps.step(event))
+        owner.ask(lambda event=event: owner.session.pipeline.step(event))
 
 
 def test_an_owner_whose_own_claim_redis_lost_writes_it_back(server: Redis, owners: Callable[[str], Owner]) -> None:
@@ -126,11 +127,11 @@ def test_an_owner_that_only_renews_claims_again_what_redis_lost(server: Redis, o
     for dump in (lost, {}):
         raw.restore(dump)
         with pytest.raises(Behind):
-            second.owners.renew("octo/one", second.session.commits.epoch, second.session.commits.version)
+            second.owners.renew("octo/one", second.session.reader.epoch, second.session.reader.version)
         second.session.doubt()
         second.settle()
         claimed = raw.look().meta
-        assert (claimed["instance"], int(claimed["epoch"])) == ("second", second.session.commits.epoch)
+        assert (claimed["instance"], int(claimed["epoch"])) == ("second", second.session.reader.epoch)
     raw.close()
 
 
@@ -138,16 +139,16 @@ def test_when_redis_is_back_nobody_is_passed_over(owners: Callable[[str], Owner]
     owner = owners("first")
     step(owner, ev.Take("tk-1", H, 5), ev.Take("tk-2", H, 5), ev.Wait("tk-2", "two"))
     step(owner, ev.Due(ev.Timer("head-wait", "tk-1")))
-    lock = owner.session.standing.lock
+    lock = owner.session.reader.lock
     assert lock.tickets["tk-1"].passed and lock.lease is not None and lock.lease.ticket == "tk-2"
     owner.store.fault = Fault.LOST_ANSWER
-    step(owner, ev.Claim(lock.lease.fence))
+    step(owner, ev.ConfirmGrant(lock.lease.fence))
     owner.settle()
-    assert not owner.session.standing.lock.tickets["tk-1"].passed
+    assert not owner.session.reader.lock.tickets["tk-1"].passed
 
 
 def test_it_is_the_set_in_redis_that_grants(server: Redis, owners: Callable[[str], Owner]) -> None:
-    """A member that the owner does not know of stands before its head: nobody is granted, nothing is guessed."""
+    """The set has a member ahead of the owner's head that the owner does not know: nobody is granted."""
     raw, owner = Raw(server.url, "octo/one"), owners("first")
     step(owner, ev.Take("tk-1", H, 5))
     raw.redis.zadd(f"{raw.base}queue", {"tk-unknown": 1})
@@ -163,18 +164,19 @@ def test_a_turn_that_is_over_at_once_is_stored_as_over(server: Redis, owners: Ca
     raw, owner = Raw(server.url, "octo/one"), owners("first")
     session = owner.session
     step(owner, ev.Take("tk-1", H, 5), ev.Wait("tk-1", "one"))
-    lease = session.standing.lock.lease
+    lease = session.reader.lock.lease
     assert lease is not None
 
     def accept(turn: str) -> None:
-        book = {"id": turn, "turn": turn, "key": None, "state": "accepted", "fence": lease.fence, "kind": "handler"}
-        begin = st.Begin(st.Turn(turn, f"u-{turn}", "do it", H, "m"))
-        session.steps.step(ev.AcceptTurn(lease.fence, turn), begin, commands=session.turns.accept(book))
+        record = TurnRecord(id=turn, fence=lease.fence, ticket="tk-1", kind=H, conversation={})
+        begin = st.Begin(st.AgentTurn(turn, f"u-{turn}", "do it", H, "m"))
+        _, commands = session.pipeline.context.turns.accept(record)
+        session.pipeline.step(ev.AcceptTurn(lease.fence, turn), begin, commands=commands)
 
     owner.ask(lambda: accept("tu-1"))
-    unfit = st.Got(wire.Init(session.standing.agent.conversation, "m", frozenset(), "1"))
-    owner.ask(lambda: session.steps.step(st.Spawned(), unfit, st.Exited(0)))
-    assert session.standing.agent.phase is st.Phase.BROKEN
+    unfit = st.Got(wire.Init(session.reader.agent.conversation, "m", frozenset(), "1"))
+    owner.ask(lambda: session.pipeline.step(st.Spawned(), unfit, st.Exited(0)))
+    assert session.reader.agent.phase is st.Phase.BROKEN
     owner.ask(lambda: accept("tu-2"))
     look = raw.look()
     assert [look.text(f"turn:{turn}")["state"] for turn in ("tu-1", "tu-2")] == ["closed", "closed"]

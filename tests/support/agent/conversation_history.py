@@ -1,4 +1,4 @@
-"""What the model's log and the ledger show of a conversation, held against the turns that callers were told of."""
+"""Compares the conversation in the model's log and in the ledger with the turns that callers know."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 from sessiond.client import Client
 
 CLAUDES_OWN = ("<system-reminder>", "<local-command-", "<command-name>", "[Request interrupted by user")
-"""How texts begin that claude puts between a caller's."""
+"""Beginnings of texts that claude itself adds."""
 UNSAID = "No response requested."
-"""What a resumed conversation has in place of an answer that was cut off with its process."""
+"""The text in a resumed conversation in place of an answer whose process was killed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A turn as its caller knows it; `whole` is all that the model would have answered."""
+class CallerTurn:
+    """A turn as its caller knows it. `whole` is the complete answer that the model would have given."""
 
     prompt: str
     outcome: str
@@ -22,25 +22,25 @@ class Said:
 
 
 def entries(client: Client, session: str) -> list[dict[str, Any]]:
-    """The whole ledger."""
+    """Return the whole ledger."""
     found: list[dict[str, Any]] = []
     while more := client.ledger(session, found[-1]["id"] if found else None):
         found += more
     return found
 
 
-def told(ledger: Iterable[Mapping[str, Any]], *events: str) -> list[Mapping[str, Any]]:
-    """The entries of these kinds."""
+def of_kind(ledger: Iterable[Mapping[str, Any]], *events: str) -> list[Mapping[str, Any]]:
+    """Return the entries of these events."""
     return [e for e in ledger if e["event"] in events]
 
 
 def agents(client: Client, session: str) -> list[dict[str, int]]:
-    """The guard of every process that was started, with `pid` and `agent_pid`; the last one is the present one."""
+    """Return the guard of each started process, with `pid` and `agent_pid`. The last one is the present one."""
     return [e["guard"] for e in entries(client, session) if e["event"] == "agent-started"]
 
 
-def spoken(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(role, text) of all that callers and model said, in order; no tools, nothing of claude's own."""
+def texts_of(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return (role, text) of all texts of callers and model in order, without tools and claude's own texts."""
     found = []
     for message in messages:
         if message["role"] == "system":
@@ -52,12 +52,13 @@ def spoken(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return found
 
 
-def intact(messages: Sequence[Mapping[str, Any]], turns: Sequence[Said]) -> None:
-    """That the history holds these turns in their order, each once, and nothing else.
+def check_history(messages: Sequence[Mapping[str, Any]], turns: Sequence[CallerTurn]) -> None:
+    """Check that the history has these turns in order, each once, and nothing else.
 
-    Of a completed turn prompt and answer; of any other the prompt at most, and of its answer what it begins with.
+    A completed turn has its prompt and its answer. Any other turn has at most its prompt and the beginning of its
+    answer.
     """
-    history = spoken(messages)
+    history = texts_of(messages)
     at = 0
     for turn in turns:
         if history[at : at + 1] != [("user", turn.prompt)]:
@@ -69,5 +70,5 @@ def intact(messages: Sequence[Mapping[str, Any]], turns: Sequence[Said]) -> None
         begun = role == "assistant" and (turn.whole.startswith(text) or text == UNSAID)
         at += 1 + begun
     assert at == len(history), (
-        f"nobody's, or not in their order: {history[at : at + 6]} behind {history[max(0, at - 4) : at]}"
+        f"unknown texts, or a wrong order: {history[at : at + 6]} after {history[max(0, at - 4) : at]}"
     )

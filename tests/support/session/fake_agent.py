@@ -1,4 +1,4 @@
-"""What an agent would say next, given what was written to it: mostly what claude says, sometimes what must not be."""
+"""An agent in memory. It says next mostly what claude would say, and sometimes what must not be."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.messages import NEEDED
 
-Word = tuple[int, str, st.Event]
+Option = tuple[int, str, st.Event]
 """(how likely, what it is, the event)."""
 
 
-class Puppet:
-    """One session's agent as a process that lives in memory only. `hear` what it is told, `words`, `said`."""
+class FakeAgent:
+    """One session's agent: `receive` what is written to it, choose one of its `options`, report that as `said`."""
 
     def __init__(self) -> None:
         self.launched = self.alive = self.dying = self.interrupted = False
@@ -22,8 +22,8 @@ class Puppet:
         self.tasks: frozenset[str] = frozenset()
         self.conversation, self.uuid = "", ""
 
-    def hear(self, outputs: Sequence[st.Output], agent: st.Agent) -> None:
-        """What a committed step had the owner do."""
+    def receive(self, outputs: Sequence[st.Output], agent: st.Agent) -> None:
+        """Take in what a committed step did."""
         for output in outputs:
             match output:
                 case st.Launch():
@@ -51,8 +51,8 @@ class Puppet:
             wire.Lifecycle(self.uuid, "completed"), wire.StateChanged("idle"),
         ]  # fmt: skip
 
-    def words(self) -> list[Word]:
-        """What may come next; nothing from a process that is not there."""
+    def options(self) -> list[Option]:
+        """Return what may come next; nothing comes from a missing process."""
         if not (self.launched or self.alive):
             return []
         if self.dying:
@@ -61,11 +61,11 @@ class Puppet:
             return [*self._spawning(8), (1, "gone", st.Exited(None, "cannot start"))]
         return [*self._usual(), *self._odd()]
 
-    def _spawning(self, weight: int) -> list[Word]:
+    def _spawning(self, weight: int) -> list[Option]:
         return [] if self.alive else [(weight, "spawned", st.Spawned())]
 
-    def _usual(self) -> list[Word]:
-        found: list[Word] = []
+    def _usual(self) -> list[Option]:
+        found: list[Option] = []
         if self.replies:
             found.append((20, "reply", self.replies[0]))
         if self.script:
@@ -74,9 +74,9 @@ class Puppet:
                 found.append((20, "obeys", st.Got(wire.Lifecycle(self.uuid, "cancelled"))))
         return found
 
-    def _odd(self) -> list[Word]:
+    def _odd(self) -> list[Option]:
         tasks = frozenset() if self.tasks else frozenset({"b1"})
-        found: list[Word] = [
+        found: list[Option] = [
             (1, "gone", st.Exited(1, "died")), (1, "garbage", st.Fault("garbage", "no JSON")),
             (4 if self.tasks else 1, "tasks", st.Got(wire.Tasks(tasks))),
         ]  # fmt: skip
@@ -92,7 +92,7 @@ class Puppet:
         return st.Got(wire.Response(asked.message.request_id, False, {}, "no"))
 
     def said(self, what: str, event: st.Event) -> None:
-        """It has said this of its `words`."""
+        """Record that it said this one of its `options`."""
         match what, event:
             case "spawned", _:
                 self.alive, self.launched = True, False
@@ -111,7 +111,7 @@ class Puppet:
             self.tasks = event.message.ids
 
     def _obey(self) -> None:
-        """An interrupt ends what runs: of a turn that was begun, its result says so."""
+        """End what runs, because it was interrupted. A turn that had begun gets an aborted result."""
         rest = [e.message for e in self.script if isinstance(e, st.Got)]
         begun = not any(isinstance(m, wire.Lifecycle) and m.state == "started" for m in rest)
         over = any(isinstance(m, wire.Result) for m in rest)

@@ -1,4 +1,4 @@
-"""What may be asked of a lock in this state, and how likely: what is allowed, what is late, what is plainly wrong."""
+"""The events that a lock may get in this state, with their likelihood: allowed ones, late ones, wrong ones."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ Likely = Iterable[tuple[int, ev.Event]]
 
 
 def lock_events(lock: Lock, composed: bool) -> list[ev.Event]:
-    """Each as often as it is likely.
+    """Return each event as often as it is likely.
 
     A Take without an id is to be given one. `composed`: the agent's events come from the agent.
     """
@@ -29,7 +29,12 @@ def _waits(lock: Lock) -> Likely:
 
 def _wrong(lock: Lock) -> Likely:
     fence = lock.lease.fence if lock.lease else lock.fence
-    for event in (ev.ForceRelease(fence - 1), ev.Release(fence + 1), ev.Claim(fence - 1), ev.AcceptTurn(fence + 1, "")):
+    for event in (
+        ev.ForceRelease(fence - 1),
+        ev.Release(fence + 1),
+        ev.ConfirmGrant(fence - 1),
+        ev.AcceptTurn(fence + 1, ""),
+    ):
         yield 1, event
     for gone in ("tk-1", "tk-none"):
         if gone not in lock.tickets:
@@ -68,24 +73,24 @@ def _of_lease(lock: Lock) -> Likely:
     lease, drain = lock.lease, lock.drain
     fence = lease.fence if lease else lock.fence
     yield 3 if lease or drain else 1, ev.ForceRelease(drain.fence if drain else fence)
-    yield 8 if lease and not lease.claimed else 1, ev.Claim(fence)
+    yield 8 if lease and not lease.claimed else 1, ev.ConfirmGrant(fence)
     yield 10 if lease else 1, ev.Release(fence)
     yield (20 if lock.turn is None else 4) if lease else 1, ev.AcceptTurn(fence, "")
 
 
 TIMERS = {"grace": 8, "claim": 4, "hold": 1, "ticket-ttl": 1, "absence": 2, "lease": 4, "head-wait": 12}
-"""How likely each is."""
+"""How likely each timer is."""
 
 
 def timers(lock: Lock) -> list[ev.Timer]:
-    """The deadlines that the state asks for, each as often as it is likely; of tickets that grow too old only one."""
+    """Return the timers that the state needs, each as often as it is likely; of `ticket-ttl` only one."""
     wanted = sorted(queries.timers(lock, Times()), key=lambda t: (t.name == "ticket-ttl", t.name, t.subject))
     old = [timer for timer in wanted if timer.name == "ticket-ttl"]
     return [timer for timer in wanted if timer not in old[1:] for _ in range(TIMERS[timer.name])]
 
 
 def _of_agent(lock: Lock) -> Likely:
-    """With an agent that sleeps, nobody else says these."""
+    """These come from nowhere else while the agent sleeps."""
     if lock.turn is not None:
         yield 16, ev.TurnClosed(lock.turn)
     yield 10 if lock.tasks else 2, ev.TasksChanged(not lock.tasks)

@@ -1,4 +1,4 @@
-"""What sessiond answers: JSON, server-sent events, problems, and no answer at all."""
+"""Responses of sessiond: JSON, server-sent events, problems, and broken connections."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ _SLICE: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A good answer. `date` is the server's own clock (seconds, whole), None if it sent none."""
+class ApiResponse:
+    """A successful response with its decoded JSON body."""
 
     status: int
     body: Any
@@ -25,7 +25,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """One server-sent event. `data` is as it came, undecoded."""
+    """One server-sent event. `data` is not decoded."""
 
     event: str
     data: bytes
@@ -33,9 +33,10 @@ class ServerEvent:
 
 
 class Stream:
-    """An open answer. Iterate for its events; None stands for a sign of life without one.
+    """An open response. Iterate over its events. None means that data arrived that completes no event.
 
-    Raises Unavailable when it breaks. An end without a break just ends the iteration.
+    Raises:
+        Unavailable: during the iteration, when the connection breaks. A regular end just ends the iteration.
     """
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
@@ -47,8 +48,8 @@ class Stream:
         return self.headers.get("Content-Type", "").startswith("text/event-stream")
 
     def body(self) -> Any:
-        """The whole answer as JSON, for a server that did not stream after all."""
-        with faults():
+        """Return the whole response as JSON, for a server that did not stream."""
+        with connection_errors():
             return decode(self._response.read())
 
     def __iter__(self) -> Iterator[ServerEvent | None]:
@@ -65,13 +66,13 @@ class Stream:
                     yield event
 
     def _lines(self) -> Iterator[bytes | None]:
-        """Lines without their end; None after a read that completed none.
+        """Yield lines without their line ends, and None after a read that completes none.
 
-        Pieces of a long line are joined once: an answer of the agent can be megabytes in one line.
+        The pieces of a long line are joined once: one line of the agent can have megabytes.
         """
         parts: list[bytes] = []
         while True:
-            with faults():
+            with connection_errors():
                 piece = self._response.read1(_SLICE)
             if not piece:
                 return
@@ -86,7 +87,7 @@ class Stream:
                 parts.append(rest)
 
     def close(self) -> None:
-        """Hangs up. Safe to call twice."""
+        """Close the connection. Idempotent."""
         self._response.close()
 
 
@@ -105,8 +106,8 @@ def _event(lines: list[bytes]) -> ServerEvent | None:
 
 
 @contextmanager
-def faults() -> Iterator[None]:
-    """urllib3's faults as Unavailable. Whether the request was sent is known only for a refused connection."""
+def connection_errors() -> Iterator[None]:
+    """Convert urllib3's errors to Unavailable. Only after a refused connection is it certain that nothing was sent."""
     try:
         yield
     except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
@@ -121,12 +122,12 @@ def decode(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise Unavailable("unreachable", f"an answer that is not JSON: {error}") from error
+        raise Unavailable("unreachable", f"the response is not JSON: {error}") from error
 
 
 def failure_of(response: urllib3.BaseHTTPResponse) -> SessiondError:
-    """The exception for an error answer, whatever its body is."""
-    with faults():
+    """Return the exception for an error response. Its body may be anything."""
+    with connection_errors():
         data = response.read()
     try:
         body = orjson.loads(data)

@@ -1,4 +1,4 @@
-"""The agent's pure machine in a test's hands: agents in some state, events run through it, what came out."""
+"""Helpers for tests of the agent's machine: agents in given states, and runs of events."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,13 +6,15 @@ from typing import Any
 from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.machine import decide
-from sessiond.agent.state import Agent, Phase, Turn
+from sessiond.agent.state import Agent, AgentTurn, Phase
 from sessiond.lock.rules import Kind
 
 
 def in_turn(**turn: Any) -> Agent:
-    """An agent in the middle of the worker's turn `t`, leased."""
-    open_turn = Turn("t", "u", "prompt", Kind.WORKER, "m", written=True, taken=True, started=True, lifecycle="started")
+    """Return a leased agent that runs the worker's turn `t`."""
+    open_turn = AgentTurn(
+        "t", "u", "prompt", Kind.WORKER, "m", written=True, taken=True, started=True, lifecycle="started"
+    )
     return Agent(
         "c", known=True, cwd="/work", phase=Phase.IN_TURN, leased=True, said="running", model="m", rules=Kind.WORKER,
         turn=replace(open_turn, **turn),
@@ -32,12 +34,12 @@ def written(outputs: list[st.Output]) -> list[str]:
 
 
 def agent_request(agent: Agent) -> str:
-    """The one control request that is not answered yet."""
+    """Return the id of the only control request without a response."""
     (request,) = agent.requests
     return request
 
 
-def ended(outputs: list[st.Output]) -> list[st.Outcome]:
+def ended(outputs: list[st.Output]) -> list[st.TurnOutcome]:
     return [o.outcome for o in outputs if isinstance(o, st.TurnOver)]
 
 
@@ -46,7 +48,7 @@ def idle(**changes: Any) -> Agent:
 
 
 def closes(agent: Agent, uuid: str, cost: float | None = None) -> tuple[Agent, list[st.Output]]:
-    """The turn `uuid`, written by now, to its end."""
+    """Run the turn `uuid`, which is written, to its end."""
     result = wire.Result((uuid,), None, False, "completed", "said", cost_usd=cost)
     agent, first = run(
         agent, st.Got(wire.StateChanged("running")), st.Got(wire.Lifecycle(uuid, "started")), st.Got(result),

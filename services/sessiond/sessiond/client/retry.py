@@ -1,4 +1,4 @@
-"""How long a caller waits for a server that is away, and on which clock."""
+"""Retries with exponential backoff, and the clock that they use."""
 
 import random
 import time
@@ -9,7 +9,7 @@ from sessiond.client.errors import SessiondError, Timeout, Unavailable
 if hasattr(time, "CLOCK_BOOTTIME"):
 
     def now() -> float:
-        """Seconds on a clock that never jumps and also counts while the machine sleeps."""
+        """Return seconds on a clock that never jumps and also runs while the machine sleeps."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 else:
@@ -18,13 +18,13 @@ else:
 
 @dataclass(slots=True)
 class Backoff:
-    """Waits between attempts: doubling, with jitter, `Retry-After` honoured.
+    """Waits between attempts: exponential, with jitter, and at least `Retry-After`.
 
-    `patience` is the longest unbroken time, in seconds, that the server may be away; `deadline` the
-    moment (on `now()`) at which the caller wants no more attempts, whatever happens.
+    `max_outage` is the time in seconds for which the server may be unavailable without a break. `deadline` is the
+    time on `now()` after which the caller wants no further attempt.
     """
 
-    patience: float
+    max_outage: float
     deadline: float | None = None
     first: float = 0.05
     most: float = 3.0
@@ -32,28 +32,37 @@ class Backoff:
     _since: float = field(default=0.0, init=False)
 
     def reset(self) -> None:
-        """The server answered."""
+        """Note that the server answered."""
         self._failures = 0
 
     def left(self) -> float | None:
-        """Seconds until the deadline, or None. Raises Timeout when there are none."""
+        """Return the seconds until the deadline, or None if there is no deadline.
+
+        Raises:
+            Timeout: the deadline has passed.
+        """
         if self.deadline is None:
             return None
         left = self.deadline - now()
         if left <= 0:
-            raise Timeout("not granted in time")
+            raise Timeout("the lease was not granted in time")
         return left
 
     def wait(self, failure: SessiondError) -> None:
-        """Sleeps before the next attempt. Raises `failure` itself once patience is spent."""
+        """Sleep before the next attempt.
+
+        Raises:
+            SessiondError: `failure` itself, when the server has been unavailable for longer than `max_outage`.
+            Timeout: the deadline has passed.
+        """
         if not self._failures:
             self._since = now()
         pause = min(self.most, self.first * 2**self._failures) * random.uniform(0.5, 1.0)
         if isinstance(failure, Unavailable) and failure.retry_after is not None:
-            # Spread too: everybody was told the same number of seconds.
+            # Jitter here too: the server sends all callers the same number of seconds.
             pause = max(pause, failure.retry_after * random.uniform(1.0, 1.1))
         self._failures += 1
-        if now() + pause - self._since > self.patience:
+        if now() + pause - self._since > self.max_outage:
             raise failure
         left = self.left()
         time.sleep(pause if left is None else min(pause, left))

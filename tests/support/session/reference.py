@@ -1,4 +1,4 @@
-"""The session as the pure machines say it is, and what Redis must hold of it. Shares no code with the store."""
+"""The session as the pure machines give it, and what Redis must hold of it. Shares no code with the store."""
 
 import hashlib
 import json
@@ -18,40 +18,40 @@ from sessiond.session.pipeline.plan import Plan, compose
 from support.session.owned import Look
 
 BOOK = frozenset({"turn-started", "turn-closed", "kept"})
-"""Ledger entries of the turns' records, which no machine makes, and of what is kept beside the machines."""
+"""Ledger entries that no machine makes: those of the turns' records, and of what is kept beside the machines."""
 
 Entries = list[tuple[str, dict[str, Any]]]
 
 
 @dataclass
 class Kept:
-    """What is remembered of what is over: some fields of a stored object, and by whom it was written."""
+    """What is remembered of something that ended: some fields of a stored object, and its writer."""
 
     value: dict[str, Any]
     by: int
 
 
 @dataclass
-class Twin:
+class Reference:
     """Both machines' states, and all that follows from them."""
 
     lock: Lock = field(default_factory=Lock)
     agent: st.Agent = field(default_factory=lambda: st.Agent("none"))
     kept: dict[str, Kept] = field(default_factory=dict)
     opened: str | None = None
-    """The turn whose record is open; with an agent that sleeps only its end by an owner's restart is recorded."""
+    """The turn whose record is open. While the agent sleeps, only an owner's restart ends its record."""
     life: int = 0
     """The number of the present owner."""
 
     def decide(self, *events: ev.Event | st.Event) -> Plan | Exception:
-        """What these events make of it, which is not done yet."""
+        """Return what these events would do."""
         try:
             return compose(self.lock, self.agent, events)
         except (ev.Refused, ev.InvariantBroken) as refused:
             return refused
 
     def take(self, plan: Plan, secret: str | None) -> None:
-        """The plan is committed. `secret` is the lease's before it."""
+        """Take a committed plan. `secret` is that of the lease before it."""
         self._ends(plan, secret)
         self._turns(plan)
         self.lock, self.agent = plan.lock, plan.agent
@@ -91,13 +91,13 @@ class Twin:
         self.keep(f"turn:{turn}", state="closed", outcome=outcome)
 
     def absences(self) -> Entries:
-        """Redis is back: presence and passed-over marks are forgotten."""
+        """Forget presence and passed-over marks, because Redis is back."""
         said = [("absent", {"ticket": t.id}) for t in self.lock.tickets.values() if t.present or t.passed]
         self.lock = replace(self.lock, tickets={k: forgotten(t) for k, t in self.lock.tickets.items()})
         return said
 
     def reload(self, epoch: int, cwd: str) -> Entries:
-        """A new owner, or the same one after a step that must not be, takes the stored state."""
+        """Take the stored state, as a new owner or the same one after a step that must not be."""
         lock = machine.restarted(self.lock)
         self.lock = replace(lock, fence=max(lock.fence, epoch * FENCES_PER_EPOCH))
         self.opened = lock.turn
@@ -115,7 +115,7 @@ def forgotten(ticket: Ticket) -> Ticket:
 
 
 def same(entries: Entries) -> Entries:
-    """As it comes back from JSON; tickets that are told of together in the order of their ids."""
+    """Return entries as they come back from JSON; `absent` entries of one step in the order of their tickets."""
     told = [(event, json.loads(orjson.dumps(data))) for event, data in entries]
     for event, data in told:
         if event == "snapshot":
@@ -132,7 +132,7 @@ def _ticket_of(entry: tuple[str, dict[str, Any]]) -> str:
 
 
 def stored(lock: Lock) -> dict[str, Any]:
-    """Every stored field of the lock, by its key."""
+    """Return every stored field of the lock, by its key."""
     lease, drain = lock.lease, lock.drain
     return {
         "queue": {t.id: t.score for t in lock.tickets.values() if lease is None or t.id != lease.ticket},
@@ -162,7 +162,7 @@ def taken_at(ticket: str) -> str:
 
 
 def read(look: Look) -> dict[str, Any]:
-    """The same of what Redis holds."""
+    """Return the same fields as Redis holds them."""
     lease, opened = look.text("lease"), look.text("open")
     return {
         "queue": look.queue,

@@ -1,4 +1,4 @@
-"""The agent's binary as sessiond starts it, but without one of its protections: what a test's plants do then."""
+"""Runs the agent's binary as sessiond starts it, but without one protection, to show what that protection prevents."""
 
 import subprocess
 from pathlib import Path
@@ -9,13 +9,13 @@ from support.servers import Model
 
 
 def argv() -> list[str]:
-    """The command line of a new conversation, for the caller to take something from."""
+    """Return the command line of a new conversation. The caller removes a flag from it."""
     conversation = "00000000-0000-4000-8000-000000000000"
     return claude_binary.claude_argv(claude_binary.find_claude(), model="m", conversation=conversation, resume=False)
 
 
 def one_turn(model: Model, command: list[str], work: Path, config: Path, without: str = "") -> None:
-    """Runs one turn in `work`, with `config` as home and as claude's own directory, and one variable taken away."""
+    """Run one turn in `work`, with `config` as home and as claude's own directory, without the variable `without`."""
     key = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": "loopback", "PATH": "/usr/bin:/bin"}
     env = claude_binary.claude_env(key, home=config, config=config)
     if without:
