@@ -1,7 +1,6 @@
 """What each delivery means: every kept payload, every row of the event table, and payloads that were damaged."""
 
 import copy
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessiond_webhook.deliveries import authorization, intents, mentions
+from sessiond_webhook.deliveries import authorization, intents
 from sessiond_webhook.deliveries.authorization import People
 from sessiond_webhook.deliveries.intents import (
     Deleted,
@@ -210,34 +209,6 @@ def test_listed_accounts_may_ask_whatever_they_are() -> None:
 
 # ---- the trigger ---------------------------------------------------------------------------------
 
-MENTIONED = [
-    "@helper", "hello @helper!", "@HELPER, please", "(@helper)", "*@helper*", "@helper.", "@helper...", "请@helper看",
-    "@helper's", "a\n@helper\nb", "@helper: x", "a `code` @helper `code`", "`` ` `` @helper", "`@other @helper",
-    "```\ncode\n```\n@helper", "> quoted\n\n@helper", "- item\n\n    @helper in the item", "a\n    @helper lazy",
-    "<!-- x --> @helper", "\\`@helper", "~~~\n```\n~~~\n@helper", "@helper@example", "``@helper`",
-    "a stray `\n\n@helper\n\nand another `",
-]  # fmt: skip
-NOT_MENTIONED = [
-    "", "helper", "mail@helper.example", "@helper-two", "@helpers", "@helper/team", "@helper_", "@helper.example",
-    "> @helper", "  > @helper", "`@helper`", "`` a ` @helper ``",
-    "```\n@helper\n```", "```\n@helper", "~~~x\n@helper\n~~~",
-    "text\n\n    @helper", "\t@helper", "<!-- @helper -->", "````\n```\n@helper\n````", "a`\n@helper\n`b",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("body", MENTIONED)
-def test_a_mention(body: str) -> None:
-    assert mentions.mentions(body, "helper[bot]") and mentions.mentions(body.replace("\n", "\r\n"), "Helper")
-
-
-@pytest.mark.parametrize("body", NOT_MENTIONED)
-def test_no_mention(body: str) -> None:
-    assert not mentions.mentions(body, "helper[bot]")
-
-
-def test_nobody_is_mentioned_by_an_empty_login() -> None:
-    assert not mentions.mentions("@ @helper", "") and not mentions.mentions("@", "[bot]")
-
 
 def test_label_and_all() -> None:
     labelled = replace(RULES, trigger=Trigger(Kind.LABEL, label="BUG"))
@@ -245,22 +216,6 @@ def test_label_and_all() -> None:
     bare = payloads.comment(body="@helper x", issue__labels=[])
     assert intents.read("issue_comment", bare, labelled) == Ignored("no-trigger")
     assert isinstance(intents.read("issue_comment", payloads.comment(body="x"), ALL), Demanded)
-
-
-@pytest.mark.parametrize("piece", ["`", "``a`", "<!--", "@", "> ", "    ", "~~~\n", "@a/", "`\n`` "])
-def test_a_hostile_body_takes_no_longer_than_its_length(piece: str) -> None:
-    began = time.process_time()
-    mentions.mentions(piece * (65_536 // len(piece)) + "@helper", "helper")
-    mentions.spoken("".join("`" * n + "x" for n in range(360)))
-    assert time.process_time() - began < 2.0
-
-
-@given(st.text(alphabet="@helpr`~>-\n\t <!/_.x", max_size=60))
-def test_text_without_code_quotes_and_comments_is_left_as_it_is(body: str) -> None:
-    said = mentions.spoken(body)
-    assert len(said) <= len(body) + body.count("`") + body.count("<!--")
-    if not any(mark in body for mark in ("`", ">", "~", "    ", "\t")):
-        assert [line.strip() for line in said.split("\n")] == [line.strip() for line in body.split("\n")]
 
 
 # ---- damaged payloads ----------------------------------------------------------------------------
