@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sessiond_common.jobs.queue import Jobs, connect
 from sessiond_webhook.demands.machine import Demand, State
 from sessiond_webhook.demands.store import Demands
-from sessiond_worker.tasks.machine import ENDS, New, Task
+from sessiond_worker.tasks.model import ENDS, NewTask, Task
 from sessiond_worker.tasks.store import Tasks
 from support import payloads
 from support.jobprocess import JobProcess
@@ -91,7 +91,7 @@ class Stack:
     def task(self, key: str) -> Task:
         """A task, in mid-turn when this returns."""
         begun = Counter(e["event"] for e in self.ledger(BUSY))["turn-started"]
-        made = self.tasks.add(New(key, BUSY, "Count", TASK))
+        made = self.tasks.add(NewTask(key, BUSY, "Count", TASK))
         eventually(lambda: Counter(e["event"] for e in self.ledger(BUSY))["turn-started"] > begun, 30, "in mid-turn")
         return made
 

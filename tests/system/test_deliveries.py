@@ -15,7 +15,7 @@ from sessiond.verify import verify
 from sessiond_common.jobs.queue import Jobs, connect
 from sessiond_webhook.demands.machine import ENDED, Demand, State
 from sessiond_webhook.demands.store import Demands
-from sessiond_worker.tasks.machine import New
+from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
 from support import payloads
 from support.jobprocess import JobProcess
@@ -108,7 +108,7 @@ def test_each_comment_has_one_answer_in_order_whoever_dies(
         github = Github()
         stack.callback(github.close)
         stage = Stage(redis_server, sessiond(scripted_env(**TIMES)), github, tmp_path, stack)
-        task = stage.tasks.add(New("long", BUSY, "Count", LONG))
+        task = stage.tasks.add(NewTask("long", BUSY, "Count", LONG))
         started = lambda: any(e["event"] == "turn-started" for e in stage.ledger())  # noqa: E731
         eventually(started, 30, "the worker's turn")
         sent, began = plan(chance), time.monotonic()

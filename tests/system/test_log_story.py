@@ -9,7 +9,7 @@ from typing import Any
 from sessiond_common.jobs.queue import Jobs, connect
 from sessiond_webhook.demands.machine import State
 from sessiond_webhook.demands.store import Demands
-from sessiond_worker.tasks.machine import New
+from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
 from support import payloads
 from support.jobprocess import JobProcess
@@ -58,7 +58,7 @@ def test_one_grep_tells_the_story_of_one_comment(
         service = sessiond({**scripted_env(), "SESSIOND_LOG_FORMAT": "json"})
         stage = Stage(redis_server, service, github, tmp_path, stack)
         text = f"Count every {TASK}.\n#tokens 6000\n#pace 10ms\n#say {NOTE}"
-        task = stage.tasks.add(New("count", SESSION, f"A {TASK}", text))
+        task = stage.tasks.add(NewTask("count", SESSION, f"A {TASK}", text))
         count = lambda event: sum(e["event"] == event for e in service.client().ledger(SESSION))  # noqa: E731
         eventually(lambda: count("turn-started") == 1, 60, "the worker's turn")
         body = f"@helper where is the {ASKED}?\n#say It met a {ANSWERED}."

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sessiond_common.private_files import write_durable
 from sessiond_ops.credentials import make_secret
 
 USERS: Final = ("sessiond", "webhook", "worker")
@@ -84,14 +85,8 @@ def _keys(place: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, for its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f".{path.name}")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        os.fsync(file.fileno())
-    part.rename(path)
+    write_durable(path, text)
 
 
 def _give(path: Path, owner: int) -> None:

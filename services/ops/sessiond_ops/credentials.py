@@ -1,9 +1,10 @@
 """What the first `make up` makes and later ones find: a key a role, and the webhook's secret, for this user alone."""
 
 import hashlib
-import os
 import secrets
 from pathlib import Path
+
+from sessiond_common.private_files import write_durable
 
 ROLES = ("handler", "worker", "admin", "viewer")
 
@@ -16,19 +17,13 @@ def make_keys(keys_file: Path, plain: Path) -> None:
     lines = []
     for role in ROLES:
         key = secrets.token_urlsafe(32)
-        _private(plain / role, key + "\n")
+        write_durable(plain / role, key + "\n")
         lines.append(f"{role} {role} {hashlib.sha256(key.encode()).hexdigest()}\n")
-    _private(keys_file, "".join(lines))
+    write_durable(keys_file, "".join(lines))
 
 
 def make_secret(path: Path) -> None:
     """The secret with which GitHub signs its deliveries. What is there stays."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _private(path, secrets.token_urlsafe(32) + "\n")
-
-
-def _private(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+        write_durable(path, secrets.token_urlsafe(32) + "\n")

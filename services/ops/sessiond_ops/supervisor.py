@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sessiond_common.parent_death import die_with_parent
+from sessiond_common.restart import RestartBackoff
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
@@ -31,7 +32,7 @@ class Child:
     def __init__(self, name: str, module: str, env: Mapping[str, str], patience: float) -> None:
         self.name, self._module, self._env, self._patience = name, module, dict(env), patience
         self._process: subprocess.Popen[bytes] | None = None
-        self._pause = FIRST_PAUSE
+        self._backoff = RestartBackoff(FIRST_PAUSE, LONGEST_PAUSE, STEADY_SECONDS)
         self._began = 0.0
         self._again_at = 0.0
 
@@ -56,10 +57,9 @@ class Child:
             status, self._process = self._process.returncode, None
             if status == 2:
                 raise BadSettings(self.name)
-            if now - self._began > STEADY_SECONDS:
-                self._pause = FIRST_PAUSE
-            print(f"up: {self.name} ended ({status}); again in {self._pause:.1f} s", file=sys.stderr)
-            self._again_at, self._pause = now + self._pause, min(LONGEST_PAUSE, self._pause * 2)
+            pause = self._backoff.pause_after(now - self._began)
+            print(f"up: {self.name} ended ({status}); again in {pause:.1f} s", file=sys.stderr)
+            self._again_at = now + pause
         elif now >= self._again_at:
             self.start()
 

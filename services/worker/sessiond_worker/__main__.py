@@ -1,13 +1,12 @@
-"""`python -m sessiond_worker`: a supervisor that sweeps, and below it the rq worker that runs tasks.
+"""`python -m sessiond_worker`: a supervisor that sweeps, and its child, the rq worker that runs tasks.
 
-The rq worker is `python -m sessiond_worker jobs`.
+The child is `python -m sessiond_worker jobs`. The supervisor restarts it when it ends by itself. When the supervisor
+dies, the kernel sends the child SIGTERM: its run stops warmly and the next worker continues the task.
 
-The sweep is here, and not a thread beside rq's loop, because rq forks a work-horse for each job and a fork copies
-whatever another thread holds at that moment; and because rq's parent is busy for as long as a task runs. The
-supervisor has one thread and starts its child by exec. A child that ends unasked is started again; a supervisor that
-is killed takes its child along, warmly (SIGTERM by the kernel): the task stands and the next worker goes on with it.
+The sweep is no thread beside rq's loop: rq forks a work-horse for each job, and a fork copies the locks that another
+thread holds at that moment. Nor is it in rq's loop, which is busy while a task runs.
 
-    SIGTERM, SIGINT   warm: a run that waits ends at once, a turn is cancelled, the task stands
+    SIGTERM, SIGINT   warm: a run that waits ends at once, a turn is cancelled, the next worker continues the task
 """
 
 import faulthandler
@@ -26,21 +25,22 @@ from sessiond_common.jobs.queue import TASKS, connect
 from sessiond_common.jobs.worker import fail, serve
 from sessiond_common.log import setup as logs
 from sessiond_common.parent_death import die_with_parent
+from sessiond_common.restart import RestartBackoff
 from sessiond_worker.settings import Settings, from_env
-from sessiond_worker.sweep import sweep
 from sessiond_worker.tasks.store import Tasks
+from sessiond_worker.tasks.sweep import sweep
 
 log = structlog.get_logger("worker")
 
 STOP_SECONDS: Final = 30.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 10.0
-SOUND_SECONDS: Final = 3.0
-"""A child that lived so long had begun well: its end is no crash loop."""
+STEADY_SECONDS: Final = 3.0
+"""A child that lived longer begins with the first pause again."""
 
 
 def main(words: list[str]) -> int:
-    """0 after SIGTERM, 2 for bad settings."""
+    """Run the supervisor, or with the argument `jobs` the rq worker. Returns 0 after SIGTERM, 2 for bad settings."""
     try:
         settings = from_env()
     except SettingsError as error:
@@ -58,23 +58,24 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tasks = Tasks(connect(settings.redis_url))
-        self._asked = False
-        self._called = threading.Event()
-        """Set by every signal, so that no wait outlasts one."""
+        self._backoff = RestartBackoff(FIRST_PAUSE, LONGEST_PAUSE, STEADY_SECONDS)
+        self._stopping = False
+        self._signalled = threading.Event()
+        """Set by every signal, so that a signal ends every wait."""
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT."""
+        """Supervise until SIGTERM or SIGINT. Returns 0."""
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         logs.configure(self._settings.log_format)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-        signal.signal(signal.SIGCHLD, lambda *_: self._called.set())
-        child, started, pause, next_sweep = self._start(), time.monotonic(), FIRST_PAUSE, time.monotonic()
-        while not self._asked:
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGCHLD, lambda *_: self._signalled.set())
+        child, started, next_sweep = self._start(), time.monotonic(), time.monotonic()
+        while not self._stopping:
             if child.poll() is not None:
-                pause = FIRST_PAUSE if time.monotonic() - started > SOUND_SECONDS else min(LONGEST_PAUSE, pause * 2)
-                log.warning("the rq worker ended by itself", status=child.returncode, again_in=pause)
+                pause = self._backoff.pause_after(time.monotonic() - started)
+                log.warning("the rq worker ended by itself; restarting it", status=child.returncode, again_in=pause)
                 self._wait(pause)
                 child, started = self._start(), time.monotonic()
             if time.monotonic() >= next_sweep:
@@ -83,16 +84,16 @@ class Supervisor:
             self._wait(next_sweep - time.monotonic())
         return self._stop(child)
 
-    def _ask(self, *_: object) -> None:
-        self._asked = True
-        self._called.set()
+    def _on_stop(self, *_: object) -> None:
+        self._stopping = True
+        self._signalled.set()
 
     def _wait(self, seconds: float) -> None:
-        self._called.wait(max(0.0, seconds))
-        self._called.clear()
+        self._signalled.wait(max(0.0, seconds))
+        self._signalled.clear()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # A session of its own: a terminal's Ctrl-C reaches the supervisor alone, which then asks once.
+        # In a session of its own: a terminal's Ctrl-C reaches only the supervisor, which then stops the child once.
         return subprocess.Popen(
             [sys.executable, "-m", "sessiond_worker", "jobs"], stdin=subprocess.DEVNULL, start_new_session=True,
             preexec_fn=die_with_parent,
@@ -103,7 +104,7 @@ class Supervisor:
             for task_id in sweep(self._tasks, self._settings.sweep_seconds):
                 log.info("woken by the sweep", task=task_id)
         except redis.RedisError as error:
-            log.warning("no sweep, Redis is away", error=str(error))
+            log.warning("cannot sweep, Redis is away; the next sweep tries again", error=str(error))
 
     @staticmethod
     def _stop(child: "subprocess.Popen[bytes]") -> int:
@@ -111,7 +112,7 @@ class Supervisor:
         try:
             child.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            log.error("the rq worker does not end, killed")
+            log.error("the rq worker did not stop in time; killing it")
             child.kill()
             child.wait()
         return 0

@@ -1,6 +1,7 @@
-"""`sessionctl task …`: an operator's view of tasks. Talks to Redis directly; sessiond may be away.
+"""`sessionctl task …`: list and operate tasks. Talks to Redis directly, so it works while sessiond is away.
 
-Every command's `run(options)` returns the exit status: 0 done, 1 refused or Redis away, 2 bad input; one line each.
+Every command's `run(options)` returns the exit status: 0 done, 1 refused or Redis away, 2 bad input. Each error is one
+line.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import redis
 
 from sessiond_common.env import Env, SettingsError
 from sessiond_common.jobs.queue import connect
-from sessiond_worker.tasks.machine import Budget, New, Refused, Source, State, Task
+from sessiond_worker.tasks.machine import TaskRefused
+from sessiond_worker.tasks.model import NewTask, Task, TaskBudget, TaskSource, TaskState
 from sessiond_worker.tasks.store import NoTask, Tasks
 
 Run = Callable[[Tasks, argparse.Namespace], int]
@@ -27,8 +29,10 @@ SHOWN: Final = (
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds `task` with its own commands below argparse's subparsers; each sets `run(options) -> status`."""
-    task = subparsers.add_parser("task", help="what the worker has to do", description="What the worker has to do.")
+    """Add `task` and its commands to argparse's subparsers. Each command sets `run(options) -> status`."""
+    task = subparsers.add_parser(
+        "task", help="tasks of the background worker", description="List and operate the worker's tasks."
+    )
     commands = task.add_subparsers(required=True, metavar="COMMAND", parser_class=type(task))
 
     def command(name: str, run: Run, what: str) -> argparse.ArgumentParser:
@@ -37,27 +41,31 @@ def add_commands(subparsers: Any) -> None:
         made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    add = command("add", _add, "a task for the worker; prints its id")
+    add = command("add", _add, "add a task; prints its id")
     add.add_argument("session", metavar="owner/repo")
     add.add_argument("title")
-    add.add_argument("instructions", nargs="?", help="what is to be done; - reads stdin; default: the title")
-    add.add_argument("--key", help="one living task a key; default: a new one each time")
-    add.add_argument("--turns", type=_count, help="budget (default: the worker's TASK_TURNS)")
-    add.add_argument("--minutes", type=_positive, help="budget, while turns run (TASK_MINUTES)")
-    add.add_argument("--usd", type=_positive, help="budget in US dollars (TASK_USD)")
-    look = command("list", _list, "tasks, oldest first")
+    add.add_argument("instructions", nargs="?", help="what to do; - reads stdin (default: the title)")
+    add.add_argument("--key", help="unique among tasks that have not ended (default: a new key)")
+    add.add_argument("--turns", type=_count, help="budget in turns (default: the worker's TASK_TURNS)")
+    add.add_argument("--minutes", type=_positive, help="budget in minutes of running turns (default: TASK_MINUTES)")
+    add.add_argument("--usd", type=_positive, help="budget in US dollars (default: TASK_USD)")
+    look = command("list", _list, "list tasks, oldest first")
     look.add_argument("session", nargs="?", metavar="owner/repo")
-    look.add_argument("--state", choices=[state.value for state in State])
+    look.add_argument("--state", choices=[state.value for state in TaskState])
     for name, run, what in (
-        ("show", _show, "everything about one task"),
-        ("cancel", _cancel, "ends a task; one that runs stops at once"),
-        ("retry", _retry, "an ended or stuck task once more, its budgets whole"),
+        ("show", _show, "show everything about one task"),
+        ("cancel", _cancel, "end a task; a running one stops at once"),
+        ("retry", _retry, "queue an ended or stuck task again, with its whole budget"),
     ):  # fmt: skip
         command(name, run, what).add_argument("task", metavar="ID")
 
 
 def redis_url(environ: Mapping[str, str] = os.environ) -> str:
-    """REDIS_URL, else the embedded server's socket below SESSIOND_STATE_DIR if it is there. Raises SettingsError."""
+    """Return REDIS_URL, else the embedded server's socket below SESSIOND_STATE_DIR.
+
+    Raises:
+        SettingsError: REDIS_URL is not valid.
+    """
     env = Env(environ)
     socket = env.path("SESSIOND_STATE_DIR", Path(".state")) / "redis" / "redis.sock"
     if not environ.get("REDIS_URL") and socket.is_socket():
@@ -69,14 +77,14 @@ def _guarded(run: Run, options: argparse.Namespace) -> int:
     try:
         return run(Tasks(connect(redis_url())), options)
     except (SettingsError, ValueError) as error:
-        return _say(str(error), 2)
-    except (NoTask, Refused) as error:
-        return _say(str(error), 1)
+        return _fail(str(error), 2)
+    except (NoTask, TaskRefused) as error:
+        return _fail(str(error), 1)
     except redis.RedisError as error:
-        return _say(f"Redis is away: {error}", 1)
+        return _fail(f"cannot reach Redis: {error}; check REDIS_URL", 1)
 
 
-def _say(text: str, status: int) -> int:
+def _fail(text: str, status: int) -> int:
     print("sessionctl:", " ".join(text.split()), file=sys.stderr)
     return status
 
@@ -95,7 +103,7 @@ def _positive(text: str) -> float:
     return number
 
 
-def _told(task: Task, options: argparse.Namespace, words: str) -> int:
+def _print(task: Task, options: argparse.Namespace, words: str) -> int:
     print(orjson.dumps(_shown(task)).decode() if options.json else words, flush=True)
     return 0
 
@@ -106,21 +114,21 @@ def _shown(task: Task) -> dict[str, Any]:
 
 def _add(tasks: Tasks, options: argparse.Namespace) -> int:
     text = options.instructions or options.title
-    new = New(
+    new = NewTask(
         key=options.key or f"cli-{uuid.uuid4().hex}",
         session=options.session,
         title=options.title,
         instructions=sys.stdin.read() if text == "-" else text,
-        source=Source("cli"),
+        source=TaskSource("cli"),
         asked_by=os.environ.get("USER", ""),
-        budget=Budget(options.turns, options.minutes, options.usd),
+        budget=TaskBudget(options.turns, options.minutes, options.usd),
     )
     task = tasks.add(new)
-    return _told(task, options, task.id)
+    return _print(task, options, task.id)
 
 
 def _list(tasks: Tasks, options: argparse.Namespace) -> int:
-    found = tasks.list(options.session, State(options.state) if options.state else None)
+    found = tasks.list(options.session, TaskState(options.state) if options.state else None)
     if options.json:
         print(orjson.dumps([_shown(task) for task in found]).decode(), flush=True)
         return 0
@@ -139,7 +147,7 @@ def _line(task: Task) -> str:
 def _show(tasks: Tasks, options: argparse.Namespace) -> int:
     task = tasks.get(options.task)
     if options.json:
-        return _told(task, options, "")
+        return _print(task, options, "")
     for name, value in _shown(task).items():
         if value is not None and value != "":
             print(f"{name:<14} {value if isinstance(value, str | int) else orjson.dumps(value).decode()}")
@@ -147,8 +155,8 @@ def _show(tasks: Tasks, options: argparse.Namespace) -> int:
 
 
 def _cancel(tasks: Tasks, options: argparse.Namespace) -> int:
-    return _told(tasks.cancel(options.task, os.environ.get("USER", "")), options, "cancelled")
+    return _print(tasks.cancel(options.task, os.environ.get("USER", "")), options, "cancelled")
 
 
 def _retry(tasks: Tasks, options: argparse.Namespace) -> int:
-    return _told(tasks.retry(options.task, os.environ.get("USER", "")), options, "queued")
+    return _print(tasks.retry(options.task, os.environ.get("USER", "")), options, "queued")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sessiond_common.env import Env, SettingsError
-from sessiond_worker.tasks.machine import Budget
+from sessiond_worker.tasks.model import TaskBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Settings:
     sessiond_url: str
     sessiond_key: str
     redis_url: str
-    budget: Budget
+    budget: TaskBudget
     sweep_seconds: float
     claim_ttl: float
     lease_ttl: float
@@ -27,9 +27,9 @@ class Settings:
     log_format: str
 
 
-def budget_from(env: Env) -> Budget:
+def budget_from(env: Env) -> TaskBudget:
     """TASK_TURNS, TASK_MINUTES, TASK_USD. Raises SettingsError."""
-    return Budget(env.count("TASK_TURNS", 20), env.seconds("TASK_MINUTES", 120.0), env.money("TASK_USD", None))
+    return TaskBudget(env.count("TASK_TURNS", 20), env.seconds("TASK_MINUTES", 120.0), env.money("TASK_USD", None))
 
 
 def from_env(environ: Mapping[str, str] = os.environ) -> Settings:

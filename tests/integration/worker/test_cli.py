@@ -1,20 +1,16 @@
-"""`sessionctl task …` and `python -m sessiond_worker` as a user runs them: real processes, real exit codes."""
+"""`sessionctl task …` as a user runs it: real processes, real exit codes."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
-from sessiond_worker.sweep import LOCK, sweep
-from support.servers import PYTHONPATH, Redis, eventually
-from support.worker_crew import SESSION, Scene, line
+from support.servers import PYTHONPATH, Redis
+from support.worker_scene import SESSION, Scene, line
 
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "WORKER_", "TASK_", "REDIS_"))}
 Done = subprocess.CompletedProcess[str]
@@ -78,50 +74,3 @@ def test_bad_input_is_one_line_and_exit_2(redis_server: Redis, words: tuple[str,
 def test_what_is_not_there_is_one_line_and_exit_1(redis_server: Redis) -> None:
     for done in (ctl(redis_server.url, "show", "task-none-1"), ctl("redis://127.0.0.1:1/0", "list")):
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
-
-
-@pytest.mark.parametrize(
-    "env",
-    [
-        {}, {"SESSIOND_KEY": "k", "REDIS_URL": "http://x"}, {"SESSIOND_KEY": "k", "TASK_TURNS": "none"},
-        {"SESSIOND_KEY": "k", "TASK_USD": "-1"}, {"SESSIOND_KEY": "k", "WORKER_LOG_FORMAT": "xml"},
-        {"SESSIOND_KEY": "k", "SESSIOND_URL": "loopback"}, {"SESSIOND_KEY_FILE": "/none"},
-    ],
-)  # fmt: skip
-def test_bad_settings_are_one_line_and_exit_2(env: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "sessiond_worker"]
-    full = {**ENV, "PYTHONPATH": PYTHONPATH, **env}
-    done = subprocess.run(command, env=full, capture_output=True, text=True, timeout=20)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-
-
-def test_the_supervisor_starts_its_worker_again_and_takes_it_along(scene: Callable[..., Scene]) -> None:
-    s = scene()
-    first = s.worker.parent()
-    first.kill()
-    eventually(lambda: s.worker.parent().pid != first.pid, 10)
-    second = s.worker.parent()
-    s.worker.process.send_signal(signal.SIGKILL)
-    s.worker.process.wait()
-    eventually(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE, 10)
-
-
-def test_one_sweep_at_a_time_and_only_what_nobody_looks_at(scene: Callable[..., Scene]) -> None:
-    s = scene()
-    s.worker.terminate()
-    task = s.add(line("done"))
-    assert s.tasks.revive() == (), "its job waits"
-    s.connection.delete(f"rq:job:{task.job}", "rq:queue:tasks")
-    s.connection.set(f"worker:claim:{task.id}", "somebody", px=60_000)
-    assert s.tasks.revive() == (), "a run has it"
-    s.connection.delete(f"worker:claim:{task.id}")
-    s.connection.set(LOCK, "another worker", px=60_000)
-    assert sweep(s.tasks, 1) == (), "another one sweeps"
-    s.connection.delete(LOCK)
-    assert sweep(s.tasks, 1) == (task.id,) and not s.connection.exists(LOCK)
-    assert s.tasks.revive() == ()
-    s.connection.delete(f"rq:job:{s.tasks.get(task.id).job}", "rq:queue:tasks")
-    s.worker.start()
-    begun = time.monotonic()
-    assert s.settled(task).state == "done"
-    print(f"all of rq's keys deleted: done after {time.monotonic() - begun:.1f} s")

@@ -1,10 +1,10 @@
-"""A process that takes jobs from one queue: an rq worker with this project's signals, logs and patience.
+"""A process that takes jobs from one queue: an rq worker with this project's signals, logs and restarts.
 
-    SIGTERM  once: no further job; the one that runs is told (`stopping()` turns true) and may finish.
-             twice: its work-horse is killed; nothing is lost by that.
-    SIGUSR1  stacks of every thread to stderr, of the parent and of its work-horse alike.
+    SIGTERM  once: it takes no further job. The running job sees it (`stopping()` is set) and may finish.
+             twice: its work-horse is killed. Nothing is lost by that.
+    SIGUSR1  the stacks of every thread to stderr, in the parent and in its work-horse.
 
-One queue a process: an rq worker on several can lose a job when it is killed before the job's start.
+One queue a process: an rq worker with several queues can lose a job when it is killed before the job starts.
 """
 
 import contextlib
@@ -31,64 +31,74 @@ from sessiond_common.env import SettingsError
 from sessiond_common.jobs.queue import MONITORING_SECONDS, TASKS, Jobs, connect
 from sessiond_common.log import setup as logs
 from sessiond_common.metrics.exporter import served
+from sessiond_common.restart import RestartBackoff
 
 log = structlog.get_logger("base.process")
 
 MAINTENANCE_SECONDS: Final = 30
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
-TOLD: Final = signal.SIGUSR2
-"""What a parent sends its work-horse when it shall stop; a terminal never sends it."""
+STEADY_SECONDS: Final = 10.0
+"""An rq loop that ran longer begins with the first pause again."""
+STOP_SIGNAL: Final = signal.SIGUSR2
+"""What a parent sends its work-horse to stop it warmly. A terminal never sends it."""
 
 _stopping = threading.Event()
-_breaking = False
+_interruptible = False
 
 
 class Stopped(BaseException):
-    """The process shall stop: raised in the main thread inside `broken_off`. No Exception, so that nobody catches it
-    who means a fault."""
+    """The process stops. Raised in the main thread inside `broken_off`; no Exception, so that no handler of errors
+    catches it."""
 
 
 def stopping() -> threading.Event:
-    """Inside a job: set once the process shall stop. A job that only waits ends then, another may finish."""
+    """Return an event that is set once the process stops. A job that only waits ends then; another may finish."""
     return _stopping
+
+
+def stop_self() -> None:
+    """Inside a job: stop as after a SIGTERM to the parent. Any thread may call it."""
+    _stopping.set()
+    os.kill(os.getpid(), STOP_SIGNAL)
 
 
 @contextmanager
 def broken_off() -> Iterator[None]:
-    """Inside it, in a job's main thread, a warm shutdown raises Stopped, out of a blocking call too."""
-    global _breaking
+    """Let a warm shutdown raise Stopped inside it, also out of a blocking call. For a job's main thread."""
+    global _interruptible
     if _stopping.is_set():
         raise Stopped
-    before, _breaking = _breaking, True
+    before, _interruptible = _interruptible, True
     try:
         yield
     finally:
-        _breaking = before
+        _interruptible = before
 
 
 class JobWorker(Worker):
-    """An rq worker whose work-horse hears of a warm shutdown, and which outlives Redis being away during a job."""
+    """An rq worker that passes a warm shutdown on to its work-horse, and survives an outage of Redis during a job."""
 
-    asked = False
-    """Whether it was told to stop; else its loop's end is a fault, and it begins anew."""
-    told_before: Callable[[], bool] = staticmethod(lambda: False)
+    stop_requested = False
+    """Whether a signal asked it to stop. Otherwise the end of its loop is an error, and the loop starts again."""
+    stop_requested_before: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether a signal came before rq installed its handlers."""
 
     def _install_signal_handlers(self) -> None:
-        """What came before rq listens counts too: else it would be lost, and the process would stay."""
+        """Also honour a signal that came before: without this it would be lost, and the process would stay."""
         super()._install_signal_handlers()  # type: ignore[no-untyped-call]
-        if self.told_before():
-            self.asked = self._stop_requested = True
+        if self.stop_requested_before():
+            self.stop_requested = self._stop_requested = True
 
     def handle_warm_shutdown_request(self) -> None:
-        self.asked = True
-        _stopping.set()  # a work-horse that is forked just now hears of it so
+        self.stop_requested = True
+        _stopping.set()  # for a work-horse that is forked just now
         if self.horse_pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.horse_pid, TOLD)
+                os.kill(self.horse_pid, STOP_SIGNAL)
 
     def _shutdown(self) -> None:
-        """rq asks Redis whether it is busy; while Redis is away the signal would be lost with that question."""
+        """rq asks Redis whether it is busy. While Redis is away, that error would lose the signal."""
         try:
             super()._shutdown()  # type: ignore[no-untyped-call]
         except (redis.ConnectionError, redis.TimeoutError):
@@ -97,7 +107,7 @@ class JobWorker(Worker):
             self._stop_requested = True
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
-        """rq's loop would end here while Redis is away, and leave the work-horse without a parent that watches it."""
+        """While Redis is away, rq's loop would end here and leave the work-horse without a parent."""
         try:
             super().maintain_heartbeats(job, execution)
         except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -105,67 +115,69 @@ class JobWorker(Worker):
 
     def setup_work_horse_signals(self) -> None:
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
-        # A terminal's SIGTERM to the group must not cut a job that its parent lets finish.
+        # A terminal's SIGTERM to the group must not kill a job that its parent lets finish.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(TOLD, _told)
+        signal.signal(STOP_SIGNAL, _on_stop_signal)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
-def _told(number: int, frame: FrameType | None) -> None:
+def _on_stop_signal(number: int, frame: FrameType | None) -> None:
     _stopping.set()
-    if _breaking:
+    if _interruptible:
         raise Stopped
 
 
-def _horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
-    """The demand or task stands as recorded; the sweep wakes somebody for it again."""
-    log.warning("work-horse ended before its job", job=job.id, description=job.description, status=status)
+def _work_horse_died(job: Job, pid: int, status: int, usage: Any) -> None:
+    log.warning(
+        "work-horse ended before its job; a sweep continues its work", job=job.id, description=job.description,
+        status=status,
+    )  # fmt: skip
 
 
 def serve(queue: str, redis_url: str, *, log_format: str = "console", scheduler: bool = False) -> int:
-    """Takes jobs from `queue` until SIGTERM or SIGINT; while Redis is away it waits. Returns the exit status.
+    """Take jobs from `queue` until SIGTERM or SIGINT; wait while Redis is away. Returns the exit status.
 
-    With METRICS_PORT set, what its jobs count is served there (see scrape.py).
+    With METRICS_PORT set, serves the metrics of its jobs there (`metrics.exporter`). `scheduler`: also enqueue the
+    delayed jobs that are due.
     """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.configure(log_format)
     for name in ("rq", "rq.worker", "rq.scheduler", "rq.job"):  # rq sets levels of its own for these
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Inherited by work-horses: one that is told before it has a handler of its own would be killed by it.
-    signal.signal(TOLD, _told)
+    # Work-horses inherit it: the signal would kill one that has not installed a handler of its own yet.
+    signal.signal(STOP_SIGNAL, _on_stop_signal)
     try:
         with served("worker" if queue == TASKS else "webhook"):
-            return _until_ended(queue, redis_url, scheduler)
+            return _until_stopped(queue, redis_url, scheduler)
     except SettingsError as error:
         return fail(queue, error)
 
 
-def _until_ended(queue: str, redis_url: str, scheduler: bool) -> int:
-    ended = _Ended()
-    pause = FIRST_PAUSE
-    while not ended.asked:
+def _until_stopped(queue: str, redis_url: str, scheduler: bool) -> int:
+    signals = _StopSignals()
+    backoff = RestartBackoff(FIRST_PAUSE, LONGEST_PAUSE, STEADY_SECONDS)
+    while not signals.received:
         began = time.monotonic()
         try:
-            if _work(queue, redis_url, scheduler, ended):
+            if _work(queue, redis_url, scheduler, signals):
                 return 0
-            ended.listen()
+            signals.install()
+            pause = backoff.pause_after(time.monotonic() - began)
             log.warning("rq's loop ended by itself", queue=queue, again_in=pause)
-            ended.wait(pause)
+            signals.wait(pause)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if _stopping.is_set():
                 return 0
-            ended.listen()
-            if time.monotonic() - began > LONGEST_PAUSE:
-                pause = FIRST_PAUSE
+            signals.install()
+            pause = backoff.pause_after(time.monotonic() - began)
             log.warning("Redis is away", queue=queue, error=str(error), again_in=pause)
-            ended.wait(pause)
-            pause = min(LONGEST_PAUSE, pause * 2)
+            signals.wait(pause)
     return 0
 
 
-def _work(queue: str, redis_url: str, scheduler: bool, ended: "_Ended") -> bool:
-    """rq's loop; whether it ended because it was asked to."""
+def _work(queue: str, redis_url: str, scheduler: bool, signals: "_StopSignals") -> bool:
+    """Run rq's loop. Returns whether a signal ended it."""
     connection = connect(redis_url)
     connection.ping()
     worker = JobWorker(
@@ -174,39 +186,40 @@ def _work(queue: str, redis_url: str, scheduler: bool, ended: "_Ended") -> bool:
         serializer="json",
         job_monitoring_interval=MONITORING_SECONDS,
         maintenance_interval=MAINTENANCE_SECONDS,
-        work_horse_killed_handler=_horse_killed,
+        work_horse_killed_handler=_work_horse_died,
     )
-    worker.told_before = lambda: ended.asked
+    worker.stop_requested_before = lambda: signals.received
     log.info("taking jobs", queue=queue, pid=os.getpid())
     worker.work(with_scheduler=scheduler, logging_level=None)
-    return worker.asked
+    return worker.stop_requested
 
 
-class _Ended:
+class _StopSignals:
     """SIGTERM and SIGINT while no rq worker runs."""
 
     def __init__(self) -> None:
-        self.asked, self._pid = False, os.getpid()
-        self.listen()
+        self.received, self._pid = False, os.getpid()
+        self.install()
 
-    def listen(self) -> None:
-        """rq's loop leaves its own handlers behind."""
+    def install(self) -> None:
+        """Install the handlers. rq's loop leaves its own ones behind."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._on_signal)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # rq's scheduler, which has no handler of its own yet; its parent waits for it
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # rq's scheduler, before it has handlers of its own; its parent waits for it
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.asked = True
+        self.received = True
 
     def wait(self, seconds: float) -> None:
+        """Wait this long, or until a signal comes."""
         ends = time.monotonic() + seconds
-        while not self.asked and time.monotonic() < ends:
+        while not self.received and time.monotonic() < ends:
             time.sleep(0.05)
 
 
 def fail(program: str, error: Exception) -> int:
-    """One line on stderr, exit status 2: for settings that are not valid."""
+    """Print one line on stderr and return exit status 2: the settings are not valid."""
     print(f"{program}: {error}", file=sys.stderr)
     return 2

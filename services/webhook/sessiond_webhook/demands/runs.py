@@ -5,7 +5,6 @@ At most `limit` runs a session, so that a flurry on one session starves no other
 that it lives; one that has not for `ttl` counts as dead, and another may take its demand up.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import redis
 import structlog
 
 from sessiond_common.clock import now_text
+from sessiond_common.heartbeat import Heartbeat
 from sessiond_webhook.demands import codec
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.machine import Demand, State
@@ -107,23 +107,17 @@ class Runs:
     @contextmanager
     def beating(self, session: str, holder: str, on_dead: Callable[[], None] | None = None) -> Iterator[None]:
         """While inside, a thread says that the run lives, every third of `ttl`."""
-        over = threading.Event()
 
-        def beat() -> None:
-            while not over.wait(self.ttl / 3):
-                try:
-                    if not self.beat(session, holder):
-                        log.warning("this run counts as dead", session=session, holder=holder)
-                        if on_dead is not None:
-                            on_dead()
-                        return
-                except redis.RedisError as error:
-                    log.warning("no beat: Redis is away", session=session, error=str(error))
+        def beat() -> bool:
+            if self.beat(session, holder):
+                return True
+            log.warning("this run counts as dead", session=session, holder=holder)
+            if on_dead is not None:
+                on_dead()
+            return False
 
-        thread = threading.Thread(target=beat, name=f"beat-{session}", daemon=True)
-        thread.start()
-        try:
+        def away(error: redis.RedisError) -> None:
+            log.warning("no beat: Redis is away", session=session, error=str(error))
+
+        with Heartbeat(f"beat-{session}", self.ttl / 3, beat, away).running():
             yield
-        finally:
-            over.set()
-            thread.join(timeout=2.0)

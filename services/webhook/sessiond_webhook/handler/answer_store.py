@@ -12,15 +12,15 @@ from sessiond_webhook.demands.machine import Demand, State
 from sessiond_webhook.demands.store import Demands, demand_key
 from sessiond_webhook.handler.prompts import Promise
 from sessiond_webhook.handler.turns import Answer
-from sessiond_worker.tasks.machine import New, Source
+from sessiond_worker.tasks.model import NewTask, TaskSource
 from sessiond_worker.tasks.store import Tasks
 
 
-def task_of(demand: Demand, promise: Promise) -> New:
+def task_of(demand: Demand, promise: Promise) -> NewTask:
     """The task that keeps this promise; its key is the demand's, so that a promise made twice is one task."""
     comment = demand.comment
-    source = Source(kind="demand", number=comment.number, url=comment.url or None, demand=demand.key)
-    return New(
+    source = TaskSource(kind="demand", number=comment.number, url=comment.url or None, demand=demand.key)
+    return NewTask(
         key=f"promise:{demand.key}", session=demand.session, title=promise.title, instructions=promise.instructions,
         source=source, asked_by=comment.author.login,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from sessiond_common.clock import seconds_since
 from sessiond_webhook.demands.machine import State
 from sessiond_webhook.demands.store import Demands
-from sessiond_worker.tasks.machine import State as TaskState
+from sessiond_worker.tasks.model import TaskState
 from sessiond_worker.tasks.store import Tasks
 
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from sessiond_webhook.deliveries.intents import TaskWanted
-from sessiond_worker.tasks.machine import New, Source
+from sessiond_worker.tasks.model import NewTask, TaskSource
 from sessiond_worker.tasks.store import TEXT_LIMIT, TITLE_LIMIT, Tasks
 
 EMPTY: Final = "(The issue has no text.)"
@@ -20,8 +20,8 @@ class WorkerTasks:
         """Makes the task durable before it returns; its id. The same `wanted.key` is the same task while it lives."""
         title = wanted.title.replace("\x00", "").strip()[:TITLE_LIMIT] or f"Issue {wanted.number}"
         text = wanted.body.replace("\x00", "").strip()[:TEXT_LIMIT] or EMPTY
-        source = Source(kind="issue", number=wanted.number, url=wanted.url or None)
-        new = New(f"issue:{wanted.key}", wanted.session, title, text, source, wanted.asked_by.login)
+        source = TaskSource(kind="issue", number=wanted.number, url=wanted.url or None)
+        new = NewTask(f"issue:{wanted.key}", wanted.session, title, text, source, wanted.asked_by.login)
         return self._tasks.add(new).id
 
     def wake(self, session: str, number: int) -> int:

@@ -5,13 +5,12 @@ owner/repo/number/root/key.md       of a review comment, in its review thread
 """
 
 import hashlib
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sessiond_common.private_files import write_durable
 from sessiond_webhook.demands.comment import Comment
 from sessiond_webhook.poster.threads import Away, Never, Standing
 
@@ -51,7 +50,7 @@ class Outbox:
         asked = "".join(f"> {line}\n" for line in comment.body.splitlines())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, f"{head}\n{asked}{_END_OF_HEAD}{body}\n")
+            write_durable(path, f"{head}\n{asked}{_END_OF_HEAD}{body}\n")
         except OSError as error:
             raise Away(str(error)) from error
         return _standing(path, body)
@@ -71,17 +70,3 @@ def _name(text: str) -> str:
     """A name that stays below the root whatever GitHub sent, and stays another's neighbour, not the same."""
     plain = re.sub(r"[^0-9A-Za-z._-]", "_", text).lstrip(".")
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """A reader sees the file as it was or as it is, never half of it; nor does a crash leave half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

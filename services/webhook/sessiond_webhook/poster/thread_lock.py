@@ -5,17 +5,16 @@ changes nothing any more. GitHub knows no such thing; so the claim is renewed di
 life is far longer than a call's deadline.
 """
 
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
 
-import redis
 import structlog
 
 from sessiond_common.clock import now_text
+from sessiond_common.heartbeat import Heartbeat
 from sessiond_webhook.demands import codec
 from sessiond_webhook.demands import machine as d
 from sessiond_webhook.demands.machine import Demand, Note, State
@@ -51,23 +50,22 @@ class Claim:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """While inside, a thread renews it every third of its life; afterwards it is given up."""
-        over = threading.Event()
-
-        def renew() -> None:
-            while not over.wait(self.ttl / 3):
-                try:
-                    self.renew()
-                except (redis.RedisError, ClaimLost) as error:
-                    log.warning("claim not renewed", thread=self.thread, error=str(error) or "lost")
-
-        thread = threading.Thread(target=renew, name=f"claim-{self.thread}", daemon=True)
-        thread.start()
+        heartbeat = Heartbeat(f"claim-{self.thread}", self.ttl / 3, self._beat, self._not_renewed)
         try:
-            yield
+            with heartbeat.running():
+                yield
         finally:
-            over.set()
-            thread.join(timeout=2.0)
             self.release()
+
+    def _beat(self) -> bool:
+        try:
+            self.renew()
+        except ClaimLost as error:
+            self._not_renewed(error)
+        return True
+
+    def _not_renewed(self, error: Exception) -> None:
+        log.warning("claim not renewed", thread=self.thread, error=str(error) or "lost")
 
     def renew(self) -> None:
         """Holds it for its whole life again; directly before each write, so that no other run can write meanwhile."""

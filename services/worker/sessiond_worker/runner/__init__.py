@@ -1,4 +1,4 @@
-"""Runs tasks. `run` is the rq job."""
+"""Runs tasks. `run` is the function of the rq job."""
 
 from sessiond_worker.runner.runner import run
 

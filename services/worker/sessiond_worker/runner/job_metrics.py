@@ -1,4 +1,4 @@
-"""What a run counts, in the work-horse of its job. docs: the table in docs/metrics.md."""
+"""The metrics of a run, counted in the work-horse of its job. docs/metrics.md lists them."""
 
 from typing import Final
 

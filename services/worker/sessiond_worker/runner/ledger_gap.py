@@ -1,4 +1,4 @@
-"""What a session's ledger says of a task's ticket since it was last read: preemptions, and who had the lock. Pure."""
+"""Reads what happened in a session between two leases of a task: preemptions, and handlers that had the lock. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,20 +6,23 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Meanwhile:
-    """`preempted`: fences of the task's leases that handlers ended; `handlers`: keys of the handlers' tickets that had
-    the lock, in their order; `last`: id of the last entry read."""
+class LedgerGap:
+    """What happened between two leases.
+
+    `preempted`: fences of the task's leases that were preempted. `handlers`: keys of the handlers' tickets that had the
+    lock, in their order. `last`: id of the last entry read.
+    """
 
     preempted: tuple[int, ...] = ()
     handlers: tuple[str, ...] = ()
     last: str | None = None
 
 
-def read(entries: Iterable[Mapping[str, Any]], key: str, ticket: str) -> Meanwhile:
-    """Of the task whose tickets have this key, and which has this ticket now.
+def read(entries: Iterable[Mapping[str, Any]], key: str, ticket: str) -> LedgerGap:
+    """Read the entries since the last grant of the task whose tickets have this key and which has this ticket now.
 
-    Read from the task's last grant on, so every handler's lease in it came between two of the task's own. A ticket
-    that was taken before that is named by its id.
+    Every handler's lease in them came between two leases of the task. A ticket that was taken before the first entry
+    is named by its id.
     """
     names = {ticket: key}
     preempted: list[int] = []
@@ -36,4 +39,4 @@ def read(entries: Iterable[Mapping[str, Any]], key: str, ticket: str) -> Meanwhi
                 name = names.get(entry["ticket"], str(entry["ticket"]))
                 if name not in handlers:
                     handlers.append(name)
-    return Meanwhile(tuple(preempted), tuple(handlers), last)
+    return LedgerGap(tuple(preempted), tuple(handlers), last)

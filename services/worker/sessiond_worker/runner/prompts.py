@@ -1,12 +1,12 @@
-"""What a prompt of the worker says: every turn has its whole frame. Pure.
+"""The prompts of the worker. Pure.
 
-Who speaks, the task, what must not be continued, what happened since, how to end. A text that others wrote is
-fenced off as data, with a fence line that does not occur in it.
+Every prompt says who speaks, what the task is, what not to continue, what happened since, and how to end. Text that
+others wrote stands between fence lines that do not occur in it: it is data.
 """
 
 from typing import Final
 
-from sessiond_worker.tasks.machine import Task, Turn
+from sessiond_worker.tasks.model import Task, TaskTurn
 
 ENDING: Final = (
     "End your answer with one line that is a JSON object, alone on its line and the last one, without a code fence:\n"
@@ -21,7 +21,7 @@ FENCE: Final = "-----"
 
 
 def fenced(text: str, label: str) -> str:
-    """The text between two fence lines; no line of it is one of them."""
+    """Return the text between two fence lines. No line of the text is one of them."""
     fence = FENCE
     while any(line.strip().startswith(fence) for line in text.splitlines()):
         fence += "-"
@@ -29,12 +29,12 @@ def fenced(text: str, label: str) -> str:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Without line breaks and controls, so that it stays a part of its sentence."""
+    """Return the text without line breaks and control characters, so that it stays within its sentence."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:limit]
 
 
-def prompt(task: Task, turn: Turn) -> str:
-    """The prompt of this turn, from the record alone: the same record gives the same prompt."""
+def prompt(task: Task, turn: TaskTurn) -> str:
+    """Return the prompt of this turn. The same record gives the same prompt."""
     parts = [_who(task, turn)]
     if turn.nudge:
         parts += [*_happened(task), NUDGE, ENDING]
@@ -43,7 +43,7 @@ def prompt(task: Task, turn: Turn) -> str:
     return "\n\n".join(parts)
 
 
-def _who(task: Task, turn: Turn) -> str:
+def _who(task: Task, turn: TaskTurn) -> str:
     attempt = f", attempt {turn.attempt}" if turn.attempt > 1 else ""
     return (
         f"This is the background worker of {task.session} (a program, not a person), turn {turn.number}{attempt} of "
@@ -69,7 +69,7 @@ def _happened(task: Task) -> list[str]:
     return ["What happened since your last finished turn on this task:\n" + "\n".join(f"- {n}" for n in task.notices)]
 
 
-def _go_on(turn: Turn) -> str:
+def _go_on(turn: TaskTurn) -> str:
     if turn.number == 1 and turn.attempt == 1:
         return "Begin with it now."
     return "Go on with it from where you are; look at what is already done before you do anything twice."
@@ -78,8 +78,8 @@ def _go_on(turn: Turn) -> str:
 # ---- notices: one line each, for the next prompt ------------------------------------------------
 
 
-def cut_notice(turn: Turn, outcome: str, why: str) -> str:
-    """A turn that came to nothing; `why` in words."""
+def cut_notice(turn: TaskTurn, outcome: str, why: str) -> str:
+    """Return the notice about a turn that did not complete. `why` is in words."""
     said = f"Turn {turn.number} (attempt {turn.attempt}) was sent to you before and"
     match outcome:
         case "cancelled":
@@ -90,9 +90,9 @@ def cut_notice(turn: Turn, outcome: str, why: str) -> str:
             return f"{said} ended with an error: {why}. Some of its work may be done already."
 
 
-def meanwhile_notice(handlers: list[str], *, cut: bool) -> str:
-    """Who had the conversation while the worker had to wait; `handlers` are their tickets' keys."""
-    what = "You were interrupted" if cut else "Between two of your turns the conversation was given to others"
+def gap_notice(handlers: list[str], *, preempted: bool) -> str:
+    """Return the notice about who had the conversation between two leases. `handlers` are keys of their tickets."""
+    what = "You were interrupted" if preempted else "Between two of your turns the conversation was given to others"
     if not handlers:
         return f"{what} by a person's comment, which has gone before it was answered."
     count = "1 handler" if len(handlers) == 1 else f"{len(handlers)} handlers"

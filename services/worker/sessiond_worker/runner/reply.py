@@ -1,4 +1,4 @@
-"""The agent's structured last line: a JSON object, alone on the answer's last line that is not empty. Pure.
+"""The outcome line of an answer: a JSON object, alone on its last line that is not empty. Pure.
 
 {"outcome": "done" | "more" | "nothing-to-do" | "stuck", "note": "..."}
 """
@@ -13,15 +13,15 @@ NOTE_LIMIT: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the agent says that its turn ended; `note` has at most NOTE_LIMIT characters."""
+class TaskOutcome:
+    """How the agent says that its turn ended. `note` has at most NOTE_LIMIT characters."""
 
     outcome: str
     note: str
 
 
-def outcome_of(text: str) -> Outcome | None:
-    """The outcome in an answer; None when the line is missing or is not what it has to be."""
+def outcome_of(text: str) -> TaskOutcome | None:
+    """Return the outcome in an answer; None if the line is missing or not valid."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return None
@@ -34,4 +34,4 @@ def outcome_of(text: str) -> Outcome | None:
     outcome, note = body.get("outcome"), body.get("note", "")
     if outcome not in OUTCOMES or not isinstance(note, str):
         return None
-    return Outcome(outcome, note.strip()[:NOTE_LIMIT])
+    return TaskOutcome(outcome, note.strip()[:NOTE_LIMIT])

@@ -1,17 +1,17 @@
-"""One run of a task: claims it, takes its ticket up, runs turns, is preempted, goes on, until the task's end.
+"""One run of a task: acquire its run lease, take its ticket, wait for the lease, run turns, until the task is over.
 
-    run(task id)      what an rq job calls, in a work-horse of its own
+    run(task_id)      what an rq job calls, in a work-horse of its own
 
-The order of every step is record, then act: a turn's key is in the record before its prompt is sent, and its outcome
-before the lease is given back. So whatever is killed, the next run asks sessiond what became of that key
-(`GET /turns?key=`) and never sends a prompt twice untold. It asks under its own lease: then no other run can send.
+The order of every step is record, then act: the record has a turn's key before its prompt is sent, and the turn's
+outcome before the lease is released. After any crash, the next run asks sessiond how the turn with that key ended
+(`GET /turns?key=`), so no prompt is sent twice without saying so. It asks under a lease of its own, when no other run
+can send.
 """
 
 import contextlib
 import os
 import secrets
 import time
-import uuid
 from contextlib import ExitStack
 from typing import Final
 
@@ -21,20 +21,23 @@ import structlog
 from sessiond.client import Client, Lease, LeaseLost, ProblemError, Superseded, TicketEnded, Unavailable, connect
 from sessiond_common.fault_points import append_in, hold_in
 from sessiond_common.jobs.queue import connect as redis_connect
-from sessiond_common.jobs.worker import TOLD, Stopped, broken_off, stopping
+from sessiond_common.jobs.worker import Stopped, broken_off, stop_self
 from sessiond_worker.runner import judge
 from sessiond_worker.runner.conversation import Conversation
+from sessiond_worker.runner.recorder import TaskRecorder
 from sessiond_worker.settings import Settings, from_env
-from sessiond_worker.tasks import machine as tk
-from sessiond_worker.tasks.machine import Task
-from sessiond_worker.tasks.run_lease import Claim
-from sessiond_worker.tasks.store import ClaimLost, NoTask, Tasks
+from sessiond_worker.tasks import events as ev
+from sessiond_worker.tasks.machine import TaskRefused
+from sessiond_worker.tasks.model import AT_WORK, Task
+from sessiond_worker.tasks.run_lease import RunLease
+from sessiond_worker.tasks.store import NoTask, RunLeaseLost, Tasks
 
 log = structlog.get_logger("worker.runner")
 
-REDIS_PATIENCE: Final = 60.0
-"""Seconds that a record is tried to be written while Redis is away; then the run ends, and the task stands."""
 BROKEN_RUNS: Final = 5
+"""Runs in a row that end with an unexpected error before the task fails."""
+TICKET_PATIENCE: Final = 60.0
+"""Seconds that sessiond may be away while a run takes the task's ticket."""
 STOPPED: Final = "the worker was stopped"
 FAULT_POINTS: Final = ("before-lease", "lease-granted", "turn-recorded", "in-turn", "result-received", "recorded")
 """before-lease: the run has its run lease; turn-recorded: the prompt is not sent yet; result-received: the result is
@@ -42,219 +45,205 @@ not recorded yet; recorded: the task has ended, its ticket is not given back yet
 
 
 def run(task_id: str) -> None:
-    """Runs the task until its end, or until the worker shall stop. Nothing when another run has it."""
+    """Run the task until it is over or the worker stops. Does nothing when another run has it."""
     settings = from_env()
     connection = redis_connect(settings.redis_url)
     client = connect(settings.sessiond_url, settings.sessiond_key)
     with structlog.contextvars.bound_contextvars(task=task_id):
-        Run(task_id, settings, connection, client).live()
+        Run(task_id, settings, connection, client).run()
 
 
 class Run:
-    """The life of one run. One thread, but for the claim's."""
+    """One run, in the main thread of its work-horse; the run lease has a thread of its own."""
 
     def __init__(self, task_id: str, settings: Settings, connection: "redis.Redis", client: Client) -> None:
-        self.id = task_id
-        self.settings = settings
-        self.tasks = Tasks(connection)
-        self.client = client
-        self.token = f"run-{os.getpid()}-{secrets.token_hex(6)}"
-        self.claim = Claim(connection, task_id, self.token, settings.claim_ttl)
-        self.task: Task
-        self.ticket: str | None = None
+        self._id, self._settings, self._client = task_id, settings, client
+        self._token = f"run-{os.getpid()}-{secrets.token_hex(6)}"
+        self._tasks = Tasks(connection)
+        self._run_lease = RunLease(connection, task_id, self._token, settings.claim_ttl)
+        self._recorder = TaskRecorder(self._tasks, self._run_lease)
+        self._ticket: str | None = None
+
+    @property
+    def _task(self) -> Task:
+        return self._recorder.task
 
     # ---- from its begin to its end -------------------------------------------------------------
 
-    def live(self) -> None:
-        """Everything. Raises what is a fault of ours, after it is recorded."""
-        if not self.claim.take():
+    def run(self) -> None:
+        """Run the task. Raises unexpected errors after they are recorded."""
+        if not self._run_lease.acquire():
             log.info("another run has the task")
             return
-        append_in(self.settings.hooks_dir, "runs", "begin", self.id, os.getpid(), time.monotonic())
-        self.claim.watch(self._rung, self._claim_lost)
+        append_in(self._settings.hooks_dir, "runs", "begin", self._id, os.getpid(), time.monotonic())
+        self._run_lease.keep(self._withdraw_if_ended, stop_self)
         try:
             self._guarded()
         finally:
-            append_in(self.settings.hooks_dir, "runs", "end", self.id, os.getpid(), time.monotonic())
-            self.claim.release()
-        # A job that came for it while this run was still ending has found the claim, and is gone.
-        self.tasks.revive_queued(self.id)
+            append_in(self._settings.hooks_dir, "runs", "end", self._id, os.getpid(), time.monotonic())
+            self._run_lease.release()
+        # A job that came for the task while this run was ending found the run lease and has ended.
+        self._tasks.revive_queued(self._id)
 
     def _guarded(self) -> None:
         try:
-            self._begin()
+            self._work()
         except NoTask:
-            log.warning("there is no such task")
-        except (Stopped, ClaimLost) as reason:
+            log.warning("there is no such task; it may have been deleted 30 days after its end")
+        except (Stopped, RunLeaseLost) as reason:
             log.info("the run ends early", why=type(reason).__name__)
         except Superseded:
             log.warning("another run waits on the task's ticket")
-        except tk.Refused as refused:
+        except TaskRefused as refused:
             self._overtaken(refused)
         except Unavailable as failure:
-            log.warning("sessiond is away, the task stands", error=str(failure))
+            log.warning("sessiond is away; the next sweep continues the task", error=str(failure))
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            log.warning("Redis is away, the task stands", error=str(error))
+            log.warning("Redis is away; the next sweep continues the task", error=str(error))
         except Exception as error:
-            self._broke(error)
+            self._record_error(error)
             raise
 
-    def _begin(self) -> None:
-        self.task = self.tasks.get(self.id)
-        structlog.contextvars.bind_contextvars(session=self.task.session)
-        if self.task.state not in tk.AT_WORK:
+    def _work(self) -> None:
+        task = self._recorder.load()
+        structlog.contextvars.bind_contextvars(session=task.session)
+        if task.state not in AT_WORK:
             self._give_back()
             return
-        self.change(tk.Start(self.settings.budget))
-        log.info("the run begins", run=self.task.runs, turn=self.task.turn and self.task.turn.key)
-        if self._known_already():
+        self._recorder.change(ev.Start(self._settings.budget))
+        log.info("the run begins", run=self._task.runs, turn=self._task.turn and self._task.turn.key)
+        # A turn may have closed while there was no run.
+        if self._conversation(None).settle():
             self._give_back()
             return
-        hold_in(self.settings.hooks_dir, "before-lease")
+        hold_in(self._settings.hooks_dir, "before-lease")
         while not self._one_lease():
-            log.info("waiting for the lease again", interruptions=self.task.interruptions.count)
+            log.info("waiting for the lease again", interruptions=self._task.interruptions.count)
 
-    def change(self, *events: tk.Event, wake: bool = False) -> None:
-        """Records, as the run that has the task; waits while Redis is away. Raises as Tasks.change does."""
-        name, ends = uuid.uuid4().hex, time.monotonic() + REDIS_PATIENCE
-        while True:
-            try:
-                self.task = self.tasks.change(self.id, *events, claim=self.token, wake=wake, change=name)
-                return
-            except ClaimLost:
-                # It may only have run out while Redis was away; its thread takes it again if nobody has.
-                if not self.claim.take():
-                    raise
-            except (redis.ConnectionError, redis.TimeoutError):
-                if time.monotonic() > ends or stopping().is_set():
-                    raise
-                time.sleep(0.2)
+    def _conversation(self, lease: Lease | None) -> Conversation:
+        return Conversation(self._recorder, self._client, self._settings, lease)
 
     # ---- one lease -----------------------------------------------------------------------------
 
     def _one_lease(self) -> bool:
-        """From taking the ticket up to the lease's end; whether the task is over."""
+        """Wait for a lease and work under it. Returns whether the task is over."""
         try:
-            lease_over = self._leased()
+            return self._leased()
         except TicketEnded as ended:
-            self._ticket_ended(ended.reason)
-            return False
+            # A cancel, an operator or a rule ended it. Unless the task is over, the run takes a new ticket.
+            log.warning("the ticket has ended", reason=ended.reason)
+            self._recorder.change(ev.Released(), ev.Interrupt(f"its ticket ended: {ended.reason}"))
         except LeaseLost as lost:
-            log.info("the grant was lost before it was taken up", reason=lost.reason)
-            return False
-        return lease_over
+            log.info("the lease was lost before the grant was confirmed", reason=lost.reason)
+        return False
 
     def _leased(self) -> bool:
-        task, settings = self.task, self.settings
-        with broken_off():
-            ticket = self.client.take(task.session, kind="worker", key=task.id, patience=60.0)["id"]
-            self.ticket = ticket
-            structlog.contextvars.bind_contextvars(ticket=ticket)
-        if ticket != task.ticket:
-            self.change(tk.Queue(ticket))
-        leasing = self.client.lease(
-            task.session, kind="worker", key=task.id, holder=self.token, lease_ttl=settings.lease_ttl
+        self._take_ticket()
+        leasing = self._client.lease(
+            self._task.session, kind="worker", key=self._task.id, holder=self._token, lease_ttl=self._settings.lease_ttl
         )
         with ExitStack() as stack:
             try:
                 with broken_off():
                     lease = stack.enter_context(leasing)
             except Stopped:
-                # Only waited: nothing was interrupted, the ticket keeps its place, somebody else may go on.
-                self.change(wake=True)
+                # Nothing was interrupted, and the ticket keeps its place: another run may go on.
+                self._recorder.change(wake=True)
                 raise
             structlog.contextvars.bind_contextvars(fence=lease.fence)
-            over = self._held(lease)
+            over = self._work_under(lease)
         if lease.lost_reason == "preempted":
-            self.change(tk.Preempted((lease.fence,)))
+            self._recorder.change(ev.Preempted((lease.fence,)))
         if over:
-            self.change(tk.Released())
+            self._recorder.change(ev.Released())
         return over
 
-    def _held(self, lease: Lease) -> bool:
-        """Turns under this lease; whether the task is over. The ticket keeps its place if it is not."""
+    def _take_ticket(self) -> None:
+        task = self._task
+        with broken_off():
+            ticket = self._client.take(task.session, kind="worker", key=task.id, patience=TICKET_PATIENCE)["id"]
+            self._ticket = ticket
+            structlog.contextvars.bind_contextvars(ticket=ticket)
+        if ticket != task.ticket:
+            self._recorder.change(ev.Queue(ticket))
+
+    def _work_under(self, lease: Lease) -> bool:
+        """Run turns under this lease. Returns whether the task is over; if it is not, the ticket keeps its place."""
         try:
-            over = Conversation(self, lease).talk()
+            over = self._conversation(lease).run_turns()
         except Stopped:
-            if self.task.state not in tk.AT_WORK:
+            if self._task.state not in AT_WORK:
                 return True  # its last turn ended before it could be cancelled
             lease.abandon()
-            self.change(tk.Interrupt(STOPPED, self._stop_notice()), wake=True)
+            self._recorder.change(ev.Interrupt(STOPPED, self._stop_notice()), wake=True)
             raise
-        except ClaimLost:
+        except RunLeaseLost:
             lease.abandon()
             raise
         except (Unavailable, redis.ConnectionError, redis.TimeoutError) as failure:
-            if isinstance(failure, Unavailable) and failure.type == "agent-broken":
-                # Given back: to keep the place would keep the lease, for a turn that nobody can have.
-                self.change(tk.Interrupt(f"the agent cannot run: {failure.reason}"), tk.Released())
-            else:
-                lease.abandon()
+            self._leave(lease, failure)
             raise
         if over:
-            hold_in(self.settings.hooks_dir, "recorded")
+            hold_in(self._settings.hooks_dir, "recorded")
             return True
+        self._record_loss(lease)
+        return False
+
+    def _leave(self, lease: Lease, failure: Exception) -> None:
+        """Leave the lease to expire, which keeps the ticket's place. With a broken agent, release it instead."""
+        if isinstance(failure, Unavailable) and failure.type == "agent-broken":
+            # To keep the place would keep the lease from others, for a turn that cannot run.
+            self._recorder.change(ev.Interrupt(f"the agent cannot run: {failure.reason}"), ev.Released())
+        else:
+            lease.abandon()
+
+    def _record_loss(self, lease: Lease) -> None:
         lease.abandon()
         why = judge.in_words(lease.lost_reason)
         log.info("interrupted", by=why)
-        events: list[tk.Event] = [tk.Interrupt(why)]
+        events: list[ev.Event] = [ev.Interrupt(why)]
         if lease.lost_reason == "preempted":
-            events.append(tk.Preempted((lease.fence,)))
-        self.change(*events)
-        return False
+            events.append(ev.Preempted((lease.fence,)))
+        self._recorder.change(*events)
 
     def _stop_notice(self) -> str | None:
-        """What the next prompt tells of it; a turn that was cut says it by itself."""
-        return None if self.task.turn is None else f"Between two of your turns {STOPPED} and started again."
-
-    def _ticket_ended(self, reason: str) -> None:
-        """Its cancel, an operator, or the rules ended it; unless the task is over, it takes a new place."""
-        log.warning("the ticket has ended", reason=reason)
-        self.change(tk.Released(), tk.Interrupt(f"its ticket ended: {reason}"))
+        """Return what the next prompt says about the stop. The notice of a turn that was cut off says it as well."""
+        return None if self._task.turn is None else f"Between two of your turns {STOPPED} and started again."
 
     # ---- without a lease -------------------------------------------------------------------------
 
-    def _known_already(self) -> bool:
-        """Takes the result of a turn that closed while no run was there; whether the task is over by it."""
-        return Conversation(self, None).settle()
-
     def _give_back(self) -> None:
-        """Withdraws the ticket of a task that has ended, or stands still. Sessiond away: the sweep sees to it."""
-        ticket = self.task.ticket or self.ticket
+        """Withdraw the ticket of a task that has ended or is stuck. Without sessiond, the next sweep does it."""
+        ticket = self._task.ticket or self._ticket
         if ticket is None:
             return
-        with contextlib.suppress(ProblemError):  # gone already
-            self.client.withdraw(self.task.session, ticket)
-        self.change(tk.Released())
-        log.info("the ticket is given back", state=self.task.state.value)
+        with contextlib.suppress(ProblemError):  # it has ended already
+            self._client.withdraw(self._task.session, ticket)
+        self._recorder.change(ev.Released())
+        log.info("the ticket is given back", state=self._task.state.value)
 
-    def _overtaken(self, refused: tk.Refused) -> None:
-        """Somebody changed the task under this run: a cancel, mostly."""
-        log.info("the task went on without this run", why=str(refused))
-        self.task = self.tasks.get(self.id)
-        if self.task.state not in tk.AT_WORK:
+    def _overtaken(self, refused: TaskRefused) -> None:
+        """Somebody changed the task during this run, mostly by a cancel."""
+        log.info("somebody else changed the task", why=str(refused))
+        if self._recorder.load().state not in AT_WORK:
             self._give_back()
 
-    def _broke(self, error: Exception) -> None:
-        """A fault of ours: the sweep tries again, but not for ever."""
-        log.error("the run broke", error=str(error), exc_info=error)
-        with contextlib.suppress(tk.Refused, ClaimLost, NoTask, redis.RedisError):
-            self.change(tk.Broke(f"{type(error).__name__}: {error}"[:500]))
-            if self.task.broken >= BROKEN_RUNS:
-                self.change(tk.Fail(f"{BROKEN_RUNS} runs in a row broke: {self.task.reason}"))
+    def _record_error(self, error: Exception) -> None:
+        """Record an unexpected error. The next sweep tries again, at most `BROKEN_RUNS` times in a row."""
+        log.error("the run failed with an unexpected error", error=str(error), exc_info=error)
+        with contextlib.suppress(TaskRefused, RunLeaseLost, NoTask, redis.RedisError):
+            self._recorder.change(ev.Broke(f"{type(error).__name__}: {error}"[:500]))
+            if self._task.broken >= BROKEN_RUNS:
+                self._recorder.change(ev.Fail(f"{BROKEN_RUNS} runs in a row broke: {self._task.reason}"))
 
-    # ---- from the claim's thread -------------------------------------------------------------------
+    # ---- in the run lease's thread -----------------------------------------------------------------
 
-    def _rung(self) -> None:
-        """A cancel: the ticket is withdrawn, which ends a wait, a lease and its turn alike, at once."""
+    def _withdraw_if_ended(self) -> None:
+        """After a cancel, withdraw the ticket: that ends a wait, a lease and its turn at once."""
         with contextlib.suppress(NoTask):
-            task = self.tasks.get(self.id)
+            task = self._tasks.get(self._id)
             if task.ended and task.ticket is not None:
-                side = connect(self.settings.sessiond_url, self.settings.sessiond_key)
+                side = connect(self._settings.sessiond_url, self._settings.sessiond_key)
                 with contextlib.suppress(ProblemError, Unavailable):
                     side.withdraw(task.session, task.ticket)
                 side.close()
-
-    def _claim_lost(self) -> None:
-        stopping().set()
-        os.kill(os.getpid(), TOLD)

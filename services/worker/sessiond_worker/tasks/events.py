@@ -1,22 +1,24 @@
-"""What may happen to a task, as data. `worker.task` has the table of when it may. Pure."""
+"""What may happen to a task, as data. `tasks.machine` has the table of which event each state accepts. Pure."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sessiond_worker.tasks.model import Budget, Turn
+from sessiond_worker.tasks.model import TaskBudget, TaskTurn
+
+# ---- events of a run -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A run has claimed the task; `budget` is the worker's own."""
+    """A run has acquired the task's run lease. `budget` is the worker's default."""
 
     name: ClassVar = "start"
-    budget: Budget
+    budget: TaskBudget
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Its ticket."""
+    """The run has taken a ticket for the task."""
 
     name: ClassVar = "queue"
     ticket: str
@@ -24,7 +26,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The lease. `ledger` is the last entry that was read."""
+    """The lease was granted. `ledger` is the id of the last ledger entry read, `notice` is for the next prompt."""
 
     name: ClassVar = "grant"
     fence: int
@@ -34,15 +36,19 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """The next turn is about to be sent under this key."""
+    """The run is about to send this turn."""
 
     name: ClassVar = "send"
-    turn: Turn
+    turn: TaskTurn
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """What became of the turn with this key: completed, cancelled, failed or lost."""
+    """The turn with this key is closed. `outcome` is completed, cancelled, failed or lost.
+
+    `seconds` and `usd` are what it used. `missing` says that the answer has no outcome line. `notice` is for the next
+    prompt.
+    """
 
     name: ClassVar = "close"
     key: str
@@ -57,7 +63,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The leases with these fences were preempted; counted once each, whatever the state."""
+    """The leases with these fences were preempted. Each fence counts once, in every state."""
 
     name: ClassVar = "preempted"
     fences: tuple[int, ...]
@@ -65,7 +71,7 @@ class Preempted:
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """The lease or the run is gone for now. `notice` is for the agent."""
+    """The lease was lost or the run stopped; the task goes on later. `notice` is for the next prompt."""
 
     name: ClassVar = "interrupt"
     by: str
@@ -73,8 +79,18 @@ class Interrupt:
 
 
 @dataclass(frozen=True, slots=True)
+class Released:
+    """The task's ticket was given back."""
+
+    name: ClassVar = "released"
+
+
+# ---- events that end the task or stop its progress -------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """The agent says that the task is done."""
+    """The agent reports that the task is done."""
 
     name: ClassVar = "done"
     note: str
@@ -82,7 +98,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """The agent says that there is nothing to do."""
+    """The agent reports that there is nothing to do."""
 
     name: ClassVar = "nothing"
     note: str
@@ -90,7 +106,7 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Stick:
-    """It cannot go on without a person."""
+    """The task cannot go on without a person."""
 
     name: ClassVar = "stick"
     reason: str
@@ -98,7 +114,7 @@ class Stick:
 
 @dataclass(frozen=True, slots=True)
 class Broke:
-    """A run ended by a fault of ours."""
+    """A run ended with an unexpected error."""
 
     name: ClassVar = "broke"
     reason: str
@@ -106,7 +122,7 @@ class Broke:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """It cannot be run at all."""
+    """The task cannot be run at all."""
 
     name: ClassVar = "fail"
     reason: str
@@ -114,15 +130,18 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Somebody does not want it any more."""
+    """Somebody cancelled the task. `by` is a login; it may be empty."""
 
     name: ClassVar = "cancel"
     by: str = ""
 
 
+# ---- events that queue the task again --------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """A stuck task may go on. `why` is told to the agent."""
+    """A stuck task may go on. `why` is part of the next prompt."""
 
     name: ClassVar = "wake"
     why: str
@@ -130,28 +149,21 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Once more, by somebody's wish."""
+    """Somebody asked for an ended or stuck task once more. `by` is a login; it may be empty."""
 
     name: ClassVar = "retry"
     by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
-    """Its ticket is given back."""
-
-    name: ClassVar = "released"
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
-    """An rq job was made to wake a worker for it."""
+    """An rq job was made to wake a worker for the task."""
 
     name: ClassVar = "job"
     id: str
 
 
-Event = (
-    Start | Queue | Grant | Send | Close | Preempted | Interrupt | Done | Nothing | Stick | Broke | Fail | Cancel | Wake
-    | Retry | Released | Job
-)  # fmt: skip
+RunEvent = Start | Queue | Grant | Send | Close | Preempted | Interrupt | Released
+EndEvent = Done | Nothing | Stick | Broke | Fail | Cancel
+QueueEvent = Wake | Retry | Job
+Event = RunEvent | EndEvent | QueueEvent

@@ -1,4 +1,4 @@
-"""A task's record: what is stored, what it says of budgets and of the next turn, and its JSON. Pure."""
+"""The record of a task, what follows from it (budgets, the next turn), and its JSON. Pure."""
 
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -7,8 +7,8 @@ from typing import Any, Final
 import orjson
 
 
-class State(StrEnum):
-    """Where a task stands."""
+class TaskState(StrEnum):
+    """The states of a task; `tasks.machine` has the table of transitions."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -20,13 +20,13 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-ENDS: Final = frozenset({State.DONE, State.NOTHING, State.FAILED, State.CANCELLED})
-AT_WORK: Final = frozenset({State.QUEUED, State.RUNNING, State.INTERRUPTED})
+ENDS: Final = frozenset({TaskState.DONE, TaskState.NOTHING, TaskState.FAILED, TaskState.CANCELLED})
+AT_WORK: Final = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.INTERRUPTED})
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where a task comes from. `kind`: cli, issue or demand; `number` of the issue or pull request."""
+class TaskSource:
+    """Where a task comes from. `kind` is cli, issue or demand; `number` is that of the issue or pull request."""
 
     kind: str = "cli"
     number: int | None = None
@@ -35,40 +35,43 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class TaskBudget:
     """What a task may use from one start by a person to the next. Minutes count while a turn runs.
 
-    A turn that was cut by others is no turn used; its minutes and its money are. None: as the worker's settings say,
-    which are filled in by the task's first run; US dollars that are None then have no bound.
+    A turn that was cancelled or lost does not count as a turn; its minutes and US dollars count. The first run of the
+    task replaces None by the worker's settings. US dollars that are still None have no limit.
     """
 
     turns: int | None = None
     minutes: float | None = None
     usd: float | None = None
 
-    def filled(self, default: "Budget") -> "Budget":
-        """With the default's numbers where it has none."""
+    def filled(self, default: "TaskBudget") -> "TaskBudget":
+        """Return this budget, with the numbers of `default` where it has None."""
         turns = default.turns if self.turns is None else self.turns
         minutes = default.minutes if self.minutes is None else self.minutes
-        return Budget(turns, minutes, default.usd if self.usd is None else self.usd)
+        return TaskBudget(turns, minutes, default.usd if self.usd is None else self.usd)
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
-    """What was used: turns, seconds in turns, US dollars."""
+class TaskUsage:
+    """What a task used: turns, seconds in turns, US dollars."""
 
     turns: int = 0
     seconds: float = 0.0
     usd: float = 0.0
 
-    def plus(self, turns: int, seconds: float, usd: float) -> "Used":
-        """The sum."""
-        return Used(self.turns + turns, round(self.seconds + seconds, 3), round(self.usd + usd, 6))
+    def plus(self, turns: int, seconds: float, usd: float) -> "TaskUsage":
+        """Return the sum."""
+        return TaskUsage(self.turns + turns, round(self.seconds + seconds, 3), round(self.usd + usd, 6))
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """The turn that is being run, or ran last. `open` from before it is sent until its outcome is recorded."""
+class TaskTurn:
+    """The turn that runs or ran last. It is `open` from before it is sent until its outcome is recorded.
+
+    A `nudge` only asks for the outcome line that the last answer did not have.
+    """
 
     number: int
     attempt: int
@@ -81,35 +84,36 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Interruptions:
-    """How often a lease of this task was lost or its run stopped, how many of these were preemptions, the last one."""
+    """How often the task lost its lease or its run stopped, how many of these were preemptions, and the last reason."""
 
     count: int = 0
     preemptions: int = 0
     last: str | None = None
     last_fence: int = 0
-    """The highest fence whose loss is counted."""
+    """The highest fence whose preemption is counted."""
 
 
 @dataclass(frozen=True, slots=True)
-class New:
-    """A task to be added. `session` is owner/repo."""
+class NewTask:
+    """A task to add. `session` is owner/repo; `asked_by` is a login; `key` identifies what the task is for."""
 
     key: str
     session: str
     title: str
     instructions: str
-    source: Source = field(default_factory=Source)
+    source: TaskSource = field(default_factory=TaskSource)
     asked_by: str = ""
-    budget: Budget = field(default_factory=Budget)
+    budget: TaskBudget = field(default_factory=TaskBudget)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The record. Times are RFC 3339 UTC; `job` is the rq job that wakes a worker, `ticket` its place until it is
-    given back, `ledger` the last entry that was read.
+    """The record of a task. Times are RFC 3339 UTC.
 
-    `notices` is what the next prompt has to tell; `missing` that the last turn's outcome line was; `failures`
-    counts failed turns in a row, `broken` runs in a row that ended by a fault of ours.
+    `job`: the rq job that wakes a worker. `ticket`: the task's place in the queue, until it is given back. `ledger`:
+    the id of the last ledger entry read. `notices`: sentences for the next prompt. `missing`: the last answer had no
+    outcome line. `failures`: failed turns in a row. `broken`: runs in a row that ended with an unexpected error.
+    `change`: the name of the last change, which makes a repeated change harmless.
     """
 
     id: str
@@ -117,18 +121,18 @@ class Task:
     session: str
     title: str
     instructions: str
-    source: Source
+    source: TaskSource
     asked_by: str
-    budget: Budget
+    budget: TaskBudget
     created_at: str
     updated_at: str
-    state: State = State.QUEUED
+    state: TaskState = TaskState.QUEUED
     reason: str | None = None
     outcome: str | None = None
     note: str | None = None
-    used: Used = field(default_factory=Used)
-    used_before: Used = field(default_factory=Used)
-    turn: Turn | None = None
+    used: TaskUsage = field(default_factory=TaskUsage)
+    used_before: TaskUsage = field(default_factory=TaskUsage)
+    turn: TaskTurn | None = None
     interruptions: Interruptions = field(default_factory=Interruptions)
     notices: tuple[str, ...] = ()
     missing: bool = False
@@ -145,20 +149,20 @@ class Task:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended; its key is free then."""
+        """Whether the task has ended. Its key is free then."""
         return self.state in ENDS
 
     @property
     def wants_run(self) -> bool:
-        """Whether a run has something to do for it: turns, or a ticket to give back."""
+        """Whether a run has something to do: turns, or a ticket to give back."""
         return self.state in AT_WORK or self.ticket is not None
 
 
-# ---- what the record says ----------------------------------------------------------------------
+# ---- what follows from the record ----------------------------------------------------------------------
 
 
 def used_up(task: Task) -> str | None:
-    """Which budget is used up, in words; None while there is something left of each."""
+    """Return which budget is used up, in words; None while something is left of each."""
     budget, used = task.budget, task.used
     if budget.turns is not None and used.turns >= budget.turns:
         return f"its budget of {budget.turns} turns is used up"
@@ -169,10 +173,10 @@ def used_up(task: Task) -> str | None:
     return None
 
 
-def next_turn(task: Task) -> Turn:
-    """The turn to be sent: the open one again, the next attempt of one that came to nothing, or the next number.
+def next_turn(task: Task) -> TaskTurn:
+    """Return the turn to send: the open one again, the next attempt of one that did not complete, or the next number.
 
-    Numbers grow for ever, over retries too, so that a key never means two turns.
+    Numbers never start again, also after a retry, so that each key names one turn.
     """
     last = task.turn
     if last is not None and last.open:
@@ -181,27 +185,27 @@ def next_turn(task: Task) -> Turn:
         number, attempt = last.number, last.attempt + 1
     else:
         number, attempt = (last.number if last is not None else 0) + 1, 1
-    return Turn(number, attempt, f"{task.id}:{number}:{attempt}", nudge=task.missing)
+    return TaskTurn(number, attempt, f"{task.id}:{number}:{attempt}", nudge=task.missing)
 
 
 # ---- as JSON -----------------------------------------------------------------------------------
 
 
 def dumps(task: Task) -> bytes:
-    """The record as JSON."""
+    """Return the record as JSON."""
     return orjson.dumps(task)
 
 
 def loads(text: bytes | str) -> Task:
-    """From `dumps`; a field that this version does not know is left out."""
+    """Read a record from `dumps`. Fields that this version does not know are left out."""
     body: dict[str, Any] = orjson.loads(text)
     known = {f.name for f in fields(Task)}
     found = {name: value for name, value in body.items() if name in known}
     nested = {
-        "source": Source, "budget": Budget, "used": Used, "used_before": Used, "interruptions": Interruptions,
-        "turn": Turn,
+        "source": TaskSource, "budget": TaskBudget, "used": TaskUsage, "used_before": TaskUsage,
+        "interruptions": Interruptions, "turn": TaskTurn,
     }  # fmt: skip
     for name, make in nested.items():
         if found.get(name) is not None:
             found[name] = make(**found[name])
-    return Task(**{**found, "state": State(found["state"]), "notices": tuple(found.get("notices") or ())})
+    return Task(**{**found, "state": TaskState(found["state"]), "notices": tuple(found.get("notices") or ())})

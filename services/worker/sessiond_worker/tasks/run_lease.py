@@ -1,94 +1,101 @@
-"""A run's claim on its task: a token in Redis with a ttl, so that a task never runs twice at once.
+"""The run lease of a task: a token in Redis with a time to live, so that a task never runs twice at once.
 
-One thread a run renews it and listens to the task's bell (a cancel rings it). It lives in the work-horse, so the
-claim stands also when rq's parent was killed and the orphan goes on, and falls when the work-horse is.
+A thread in the work-horse renews it and listens to the task's bell, which a cancel rings. So the lease lives on when
+rq's parent is killed and the orphan goes on, and it expires when the work-horse is killed.
 """
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import redis
 import structlog
 
-from sessiond_worker.tasks.store import bell_key, claim_key
+from sessiond_common.heartbeat import Heartbeat
+from sessiond_worker.tasks.store import bell_key, run_lease_key
 
 log = structlog.get_logger("worker.claim")
 
-LONGEST_LISTEN: Final = 2.0
-"""Below the connection's own deadline."""
+MAX_LISTEN_SECONDS: Final = 2.0
+"""Below the deadline of the connection's calls."""
+RETRY_SECONDS: Final = 0.2
 
 
-class Claim:
-    """Held until `release`, or until it could not be renewed for its ttl and somebody else took it.
+class RunLease:
+    """One run's lease on its task, held from `acquire` to `release`.
 
-    `rung` is called when the bell rang, `lost` once when the claim is somebody else's; both from the claim's thread.
+    It is lost when it could not be renewed for `ttl` seconds and another run acquired it.
     """
 
     def __init__(self, connection: "redis.Redis", task_id: str, token: str, ttl: float) -> None:
         self._redis: Any = connection
-        self.task_id = task_id
-        self.token = token
-        self._ms = int(ttl * 1000)
-        self._beat = min(LONGEST_LISTEN, ttl / 3)
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.task_id, self.token, self._ttl_ms = task_id, token, int(ttl * 1000)
+        self._key = run_lease_key(task_id)
+        self._listen_seconds = min(MAX_LISTEN_SECONDS, ttl / 3)
+        self._heartbeat: Heartbeat | None = None
 
-    def take(self) -> bool:
-        """Whether the task is ours now. Raises redis.ConnectionError, redis.TimeoutError."""
-        return bool(self._redis.set(claim_key(self.task_id), self.token, nx=True, px=self._ms)) or self._ours()
+    def acquire(self) -> bool:
+        """Acquire the lease unless another run holds it. Returns whether this run holds it now.
 
-    def _ours(self) -> bool:
-        found = self._redis.get(claim_key(self.task_id))
-        return found is not None and found.decode() == self.token
+        Raises:
+            redis.ConnectionError, redis.TimeoutError: Redis is away.
+        """
+        return bool(self._redis.set(self._key, self.token, nx=True, px=self._ttl_ms)) or self._held()
 
-    def watch(self, rung: Callable[[], None], lost: Callable[[], None]) -> None:
-        """Begins to renew and to listen."""
-        self._thread = threading.Thread(target=self._watch, args=(rung, lost), name="claim", daemon=True)
-        self._thread.start()
+    def keep(self, on_bell: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        """Renew the lease and listen to the bell, in a thread, until `release`.
 
-    def _watch(self, rung: Callable[[], None], lost: Callable[[], None]) -> None:
-        while not self._done.is_set():
-            try:
-                heard = self._redis.blpop([bell_key(self.task_id)], timeout=self._beat)
-                if not self._renew():
-                    log.warning("the claim is lost", task=self.task_id)
-                    lost()
-                    return
-                if heard is not None and not self._done.is_set():
-                    rung()
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                log.warning("Redis is away, the claim stands unrenewed", task=self.task_id, error=str(error))
-                time.sleep(min(0.2, self._beat))
+        The thread calls `on_bell` each time the bell rings, and `on_lost` once when another run holds the lease.
+        """
 
-    def _renew(self) -> bool:
-        """Another full ttl; also for a claim that ran out while nobody took it."""
-        with self._redis.pipeline() as pipe:
-            try:
-                pipe.watch(claim_key(self.task_id))
-                found = pipe.get(claim_key(self.task_id))
-                if found is not None and found.decode() != self.token:
-                    return False
-                pipe.multi()
-                pipe.set(claim_key(self.task_id), self.token, px=self._ms)
-                pipe.execute()
-            except redis.WatchError:
-                return self._ours()
-        return True
+        def beat() -> bool:
+            rung = self._redis.blpop([bell_key(self.task_id)], timeout=self._listen_seconds) is not None
+            if not self._renew():
+                log.warning("the run lease is lost to another run", task=self.task_id)
+                on_lost()
+                return False
+            if rung and not heartbeat.stopped:
+                on_bell()
+            return True
+
+        def on_error(error: Exception) -> None:
+            log.warning("cannot reach Redis to renew the run lease; retrying", task=self.task_id, error=str(error))
+
+        # Each beat takes its own time, in BLPOP: so no pause between two of them.
+        heartbeat = Heartbeat("run-lease", 0.0, beat, on_error, retry=min(RETRY_SECONDS, self._listen_seconds))
+        self._heartbeat = heartbeat
+        heartbeat.start()
 
     def release(self) -> None:
-        """Gives it back, if it is ours still. Raises redis.ConnectionError, redis.TimeoutError."""
-        self._done.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(LONGEST_LISTEN + 1)
+        """Release the lease if this run holds it.
+
+        Raises:
+            redis.ConnectionError, redis.TimeoutError: Redis is away.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat.stop(MAX_LISTEN_SECONDS + 1)
         with self._redis.pipeline() as pipe:
             try:
-                pipe.watch(claim_key(self.task_id))
-                found = pipe.get(claim_key(self.task_id))
-                if found is not None and found.decode() == self.token:
+                pipe.watch(self._key)
+                if pipe.get(self._key) == self.token.encode():
                     pipe.multi()
-                    pipe.delete(claim_key(self.task_id))
+                    pipe.delete(self._key)
                     pipe.execute()
             except redis.WatchError:
                 return
+
+    def _held(self) -> bool:
+        return bool(self._redis.get(self._key) == self.token.encode())
+
+    def _renew(self) -> bool:
+        """Give the lease its whole time to live again, also after it expired and no run acquired it."""
+        with self._redis.pipeline() as pipe:
+            try:
+                pipe.watch(self._key)
+                if pipe.get(self._key) not in (None, self.token.encode()):
+                    return False
+                pipe.multi()
+                pipe.set(self._key, self.token, px=self._ttl_ms)
+                pipe.execute()
+            except redis.WatchError:
+                return self._held()
+        return True

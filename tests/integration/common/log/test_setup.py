@@ -12,8 +12,8 @@ from support.servers import PYTHONPATH, SERVICES
 
 SAYS = """
 import logging, sys, structlog
-from sessiond_common.log import setup as log
-log.configure(sys.argv[1])
+from sessiond_common.log.setup import configure
+configure(sys.argv[1])
 ours = structlog.get_logger("test")
 structlog.contextvars.bind_contextvars(session="octo/hello", lease_secret="s3cr3t")
 for key in sys.argv[2:]:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from sessiond_worker.tasks.machine import Budget, Refused, Source, State
+from sessiond_worker.tasks.machine import TaskRefused
+from sessiond_worker.tasks.model import TaskBudget, TaskSource, TaskState
 from support.servers import eventually
-from support.worker_crew import SESSION, Scene, line
+from support.worker_scene import SESSION, Scene, line
 
 Start = Callable[..., Scene]
 
@@ -49,7 +50,7 @@ def test_nothing_to_do(scene: Start) -> None:
 
 def test_stuck_releases_the_lease_and_is_resumed_by_its_issue_only(scene: Start) -> None:
     s = scene()
-    task = s.add(line("stuck", "which one?"), line("done", "that one"), source=Source("issue", 7))
+    task = s.add(line("stuck", "which one?"), line("done", "that one"), source=TaskSource("issue", 7))
     found = s.settled(task)
     assert (found.state, found.reason) == ("stuck", "which one?")
     view = s.client.view(SESSION)
@@ -57,7 +58,7 @@ def test_stuck_releases_the_lease_and_is_resumed_by_its_issue_only(scene: Start)
     assert s.tasks.wake(SESSION, 8) == [] and s.tasks.wake("octo/other") == []
     s.handler("IC_1", "It is the second one.\n#say thanks")
     assert [t.id for t in s.tasks.wake(SESSION, 7, "a person commented")] == [task.id]
-    assert s.settled(task, states=(State.DONE,)).used.turns == 1
+    assert s.settled(task, states=(TaskState.DONE,)).used.turns == 1
     last = s.prompts()[-1]
     assert "said that you were stuck: which one?. Since then a person commented" in last and "IC_1" in last
     assert s.tasks.wake(SESSION) == []
@@ -66,13 +67,13 @@ def test_stuck_releases_the_lease_and_is_resumed_by_its_issue_only(scene: Start)
 @pytest.mark.parametrize(
     ("budget", "script", "reason"),
     [
-        (Budget(turns=2), line("more"), "2 turns"),
-        (Budget(usd=0.05), line("more", cost="0.03"), "0.05 US dollars"),
-        (Budget(minutes=1.2 / 60), line("more", tokens="60", pace="10ms"), "0.02 minutes"),
-        (Budget(minutes=1.0 / 60), line("more", tokens="6000", pace="10ms"), "0.0166667 minutes"),
+        (TaskBudget(turns=2), line("more"), "2 turns"),
+        (TaskBudget(usd=0.05), line("more", cost="0.03"), "0.05 US dollars"),
+        (TaskBudget(minutes=1.2 / 60), line("more", tokens="60", pace="10ms"), "0.02 minutes"),
+        (TaskBudget(minutes=1.0 / 60), line("more", tokens="6000", pace="10ms"), "0.0166667 minutes"),
     ],
 )
-def test_a_budget_that_is_used_up(scene: Start, budget: Budget, script: str, reason: str) -> None:
+def test_a_budget_that_is_used_up(scene: Start, budget: TaskBudget, script: str, reason: str) -> None:
     s = scene()
     task = s.add(script, budget=budget)
     found = s.settled(task)
@@ -86,8 +87,8 @@ def test_a_budget_that_is_used_up(scene: Start, budget: Budget, script: str, rea
 
 def test_the_settings_budget_is_the_default(scene: Start) -> None:
     s = scene(env={"TASK_TURNS": "1", "TASK_MINUTES": "3", "TASK_USD": "5"})
-    found = s.settled(s.add(line("more"), budget=Budget(minutes=2)))
-    assert (found.budget, found.used.turns) == (Budget(1, 2, 5.0), 1)
+    found = s.settled(s.add(line("more"), budget=TaskBudget(minutes=2)))
+    assert (found.budget, found.used.turns) == (TaskBudget(1, 2, 5.0), 1)
 
 
 def test_failed_turns_are_tried_again_and_then_stuck(scene: Start) -> None:
@@ -124,8 +125,8 @@ def test_cancelled_in_a_turn_stops_it_at_once(scene: Start) -> None:
     print(f"cancelled to closed: {(time.monotonic() - begun) * 1000:.0f} ms")
     assert (closed[0]["outcome"], closed[0]["reason"]) == ("cancelled", "withdrawn")
     s.settled(task, 10)
-    eventually(lambda: not s.tasks.claimed(task.id), 5)
-    with pytest.raises(Refused):
+    eventually(lambda: not s.tasks.has_run(task.id), 5)
+    with pytest.raises(TaskRefused):
         s.tasks.cancel(task.id)
 
 
@@ -137,7 +138,7 @@ def test_retried_after_its_cancel(scene: Start) -> None:
     # A retry that comes before its run has heard of the cancel leaves the turn as it is: nothing was cut.
     eventually(lambda: any(e["event"] == "turn-closed" for e in s.entries()), 10)
     s.tasks.retry(task.id, "ann")
-    found = s.settled(task, 30, (State.DONE,))
+    found = s.settled(task, 30, (TaskState.DONE,))
     assert found.turn.key == f"{task.id}:1:2"
     first, again = s.prompts()
     assert "was sent to you before" not in first and "was sent to you before" in again
@@ -150,10 +151,10 @@ def test_one_living_task_a_key(scene: Start) -> None:
     s.settled(task)
     second = s.add(line("done"), key="I_node")
     assert (task.id.rpartition("-")[2], second.id.rpartition("-")[2]) == ("1", "2")
-    with pytest.raises(Refused, match="newer task"):
+    with pytest.raises(TaskRefused, match="newer task"):
         s.tasks.retry(task.id)
     s.settled(second)
-    assert [t.id for t in s.tasks.list(SESSION, State.DONE)] == [task.id, second.id]
+    assert [t.id for t in s.tasks.list(SESSION, TaskState.DONE)] == [task.id, second.id]
 
 
 def test_an_agent_that_cannot_run_costs_no_turn(scene: Start) -> None:
@@ -161,5 +162,5 @@ def test_an_agent_that_cannot_run_costs_no_turn(scene: Start) -> None:
     task = s.add(line("done"))
     eventually(lambda: "agent cannot run" in (s.tasks.get(task.id).interruptions.last or ""), 30, s.worker.log_text())
     found = s.tasks.get(task.id)
-    assert found.state in (State.INTERRUPTED, State.RUNNING)
+    assert found.state in (TaskState.INTERRUPTED, TaskState.RUNNING)
     assert (found.used.turns, found.failures) == (0, 0)

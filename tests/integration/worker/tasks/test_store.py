@@ -7,12 +7,13 @@ import pytest
 import redis
 
 from sessiond_common.jobs.queue import TASKS, Jobs, connect
-from sessiond_worker.tasks import machine as tk
-from sessiond_worker.tasks.machine import Budget, New, Refused, Source, State
-from sessiond_worker.tasks.store import ClaimLost, NoTask, Tasks, claim_key, index_key
+from sessiond_worker.tasks import events as ev
+from sessiond_worker.tasks.machine import TaskRefused
+from sessiond_worker.tasks.model import NewTask, TaskBudget, TaskSource, TaskState
+from sessiond_worker.tasks.store import NoTask, RunLeaseLost, Tasks, index_key, run_lease_key
 from support.servers import Redis
 
-NEW = New("IC_1", "Octo/Hello", "A title", "Do it.", Source("demand", 7, demand="IC_1"), "ann")
+NEW = NewTask("IC_1", "Octo/Hello", "A title", "Do it.", TaskSource("demand", 7, demand="IC_1"), "ann")
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def tasks(redis_server: Redis) -> Tasks:
     return Tasks(connection, Jobs(connection))
 
 
-def staged(tasks: Tasks, new: New, between: object = None) -> str | None:
+def staged(tasks: Tasks, new: NewTask, between: object = None) -> str | None:
     """As webhook does it: a record of its own and the task, as one."""
     with tasks.connection.pipeline() as pipe:
         if tasks.living(pipe, new.key) is not None:
@@ -43,7 +44,7 @@ def test_a_task_in_a_callers_own_transaction(tasks: Tasks) -> None:
     task_id = staged(tasks, NEW)
     assert task_id is not None
     found = tasks.get(task_id)
-    assert (found.state, found.session, found.source) == (State.QUEUED, "octo/hello", NEW.source)
+    assert (found.state, found.session, found.source) == (TaskState.QUEUED, "octo/hello", NEW.source)
     assert jobs_of(tasks) == 1 and tasks.connection.get("webhook:demand") == b"answered"
     assert staged(tasks, NEW) is None and tasks.add(NEW) == found
 
@@ -71,16 +72,16 @@ def test_an_ended_task_makes_room_for_the_next_generation(tasks: Tasks) -> None:
     second = tasks.add(NEW)
     assert [i.rpartition("-")[2] for i in (first.id, second.id)] == ["1", "2"]
     assert first.id.rpartition("-")[0] == second.id.rpartition("-")[0]
-    tasks.change(first.id, tk.Released())
+    tasks.change(first.id, ev.Released())
     assert tasks.connection.get(index_key(NEW.key)) == second.id.encode(), "an old one's change moves no index"
-    with pytest.raises(Refused, match="newer task"):
+    with pytest.raises(TaskRefused, match="newer task"):
         tasks.retry(first.id)
 
 
 def test_a_change_of_the_same_name_is_done_once(tasks: Tasks) -> None:
     task = tasks.add(NEW)
-    once = tasks.change(task.id, tk.Start(Budget(1, 1.0)), change="c1")
-    assert tasks.change(task.id, tk.Start(Budget(1, 1.0)), change="c1") == once
+    once = tasks.change(task.id, ev.Start(TaskBudget(1, 1.0)), change="c1")
+    assert tasks.change(task.id, ev.Start(TaskBudget(1, 1.0)), change="c1") == once
     assert tasks.get(task.id).runs == 1
 
 
@@ -88,17 +89,17 @@ def test_only_the_run_that_has_the_task_writes(tasks: Tasks) -> None:
     task = tasks.add(NEW)
     for holder in (None, "another run"):
         if holder is not None:
-            tasks.connection.set(claim_key(task.id), holder, px=60_000)
-        with pytest.raises(ClaimLost):
-            tasks.change(task.id, tk.Start(Budget(1, 1.0)), claim="this run")
-    tasks.connection.set(claim_key(task.id), "this run", px=60_000)
-    assert tasks.change(task.id, tk.Start(Budget(1, 1.0)), claim="this run").state is State.RUNNING
+            tasks.connection.set(run_lease_key(task.id), holder, px=60_000)
+        with pytest.raises(RunLeaseLost):
+            tasks.change(task.id, ev.Start(TaskBudget(1, 1.0)), run="this run")
+    tasks.connection.set(run_lease_key(task.id), "this run", px=60_000)
+    assert tasks.change(task.id, ev.Start(TaskBudget(1, 1.0)), run="this run").state is TaskState.RUNNING
 
 
 def test_a_refused_change_leaves_no_trace(tasks: Tasks) -> None:
     task = tasks.add(NEW)
-    with pytest.raises(Refused):
-        tasks.change(task.id, tk.Cancel(), tk.Done("n"), wake=True)
+    with pytest.raises(TaskRefused):
+        tasks.change(task.id, ev.Cancel(), ev.Done("n"), wake=True)
     assert tasks.get(task.id) == task and jobs_of(tasks) == 1
     with pytest.raises(NoTask):
         tasks.cancel("task-none-1")
@@ -109,13 +110,13 @@ def test_only_stuck_tasks_are_woken(tasks: Tasks) -> None:
         tasks.add(replace(NEW, key=k, session=s)) for k, s in (("a", "o/r"), ("b", "o/r"), ("c", "o/x"))
     )
     for task in (stuck, running, other):
-        tasks.change(task.id, tk.Start(Budget(1, 1.0)))
+        tasks.change(task.id, ev.Start(TaskBudget(1, 1.0)))
     for task in (stuck, other):
-        tasks.change(task.id, tk.Stick("why"))
+        tasks.change(task.id, ev.Stick("why"))
     before = jobs_of(tasks)
     assert [t.id for t in tasks.wake("O/R", 7)] == [stuck.id]
     assert jobs_of(tasks) == before + 1
-    assert [t.id for t in tasks.list("O/r", State.QUEUED)] == [stuck.id]
+    assert [t.id for t in tasks.list("O/r", TaskState.QUEUED)] == [stuck.id]
 
 
 def test_nothing_is_half_done_while_redis_is_away(tasks: Tasks, redis_server: Redis) -> None:

@@ -419,18 +419,19 @@ def test_a_line_waits_for_the_rest_of_the_one_before() -> None:
 def test_only_the_steps_acts_write_to_the_agent() -> None:
     """The chain from a committed step to the pipe has no other beginning."""
     found = set()
-    for file in (SERVICES / "sessiond").rglob("*.py"):
+    package = SERVICES / "sessiond" / "sessiond"
+    for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and re.search(
                 r"(link|process|_input)\.write$|_acts\.act$|\bnb_write$|os\.write$", ast.unparse(node.func)
             ):
-                found.add((str(file.relative_to(SERVICES / "sessiond")), ast.unparse(node.func)))
+                found.add((str(file.relative_to(package)), ast.unparse(node.func)))
     assert found == {
-        ("steps.py", "self._acts.act"),
-        ("acts.py", "self._link.write"),
-        ("agentlink.py", "self._process.write"),
-        ("agent/process.py", "self._input.write"),
-        ("agent/process.py", "os.write"),
-        ("agent/process.py", "nb_write"),
-        ("agent/guard.py", "os.write"),  # its report to the owner
+        ("session/pipeline/steps.py", "self._acts.act"),
+        ("session/pipeline/effects.py", "self._link.write"),
+        ("session/agent/link.py", "self._process.write"),
+        ("agent/process/agent_process.py", "self._input.write"),
+        ("agent/process/agent_process.py", "os.write"),
+        ("agent/process/agent_process.py", "nb_write"),
+        ("agent/process/guard.py", "os.write"),  # its report to the owner
     }

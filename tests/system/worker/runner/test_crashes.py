@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from sessiond.verify import verify
 from sessiond_worker.runner.runner import FAULT_POINTS
-from sessiond_worker.tasks.machine import State
-from support.worker_crew import Scene, line, untold
+from sessiond_worker.tasks.model import TaskState
+from support.worker_scene import Scene, line, untold
 
 FULL = os.environ.get("FULL") == "1"
 VICTIMS = ("work-horse", "parent", "both", "sessiond", "redis")
@@ -71,7 +71,7 @@ def row(s: Scene, number: int, step: str, victim: str) -> str:
     entries = s.client.ledger(session)
     problems = verify(entries).violations
     faults = [
-        *(["not done"] if found.state is not State.DONE else []),
+        *(["not done"] if found.state is not TaskState.DONE else []),
         *(["sent twice untold"] if untold(prompts) else []),
         *(["two runs at once"] if two_at_once(s.worker.runs(), task.id, dead) else []),
         *(["a ticket is left"] if s.client.view(session)["queue"] else []),

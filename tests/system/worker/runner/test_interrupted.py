@@ -10,10 +10,10 @@ import pytest
 
 from sessiond.verify import verify
 from sessiond_common.jobs.queue import TASKS
-from sessiond_worker.tasks.machine import State, Task
+from sessiond_worker.tasks.model import Task, TaskState
 from sessiond_worker.tasks.store import RUN
 from support.servers import Redis, Sessiond, eventually
-from support.worker_crew import SENT, SESSION, Scene, Worker, line, untold
+from support.worker_scene import SENT, SESSION, Scene, Worker, line, untold
 
 Start = Callable[..., Scene]
 FULL = os.environ.get("FULL") == "1"
@@ -131,7 +131,7 @@ def test_stopped_in_a_turn(scene: Start) -> None:
     assert time.monotonic() - begun < 5
     found = s.tasks.get(task.id)
     assert (found.state, found.interruptions.last, found.turn.open) == ("interrupted", "the worker was stopped", False)
-    assert not s.tasks.claimed(task.id) and s.jobs.live(found.job)
+    assert not s.tasks.has_run(task.id) and s.jobs.live(found.job)
     s.worker.start()
     found = s.settled(task)
     assert (found.state, found.turn.attempt) == ("done", 2)
@@ -155,7 +155,7 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     request.addfinalizer(other.close)
     words = line("done", tokens="30", pace="10ms")
     tasks = [s.add(words, key=f"k{n}", session=f"octo/r{n % 3}") for n in range(6)]
-    assert {s.settled(t).state for t in tasks} == {State.DONE}
+    assert {s.settled(t).state for t in tasks} == {TaskState.DONE}
 
     def all_ended() -> bool:
         told = [(word, task_id) for word, task_id, _ in (*s.worker.runs(), *other.runs())]

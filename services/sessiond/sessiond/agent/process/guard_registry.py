@@ -15,6 +15,7 @@ from gevent.socket import wait_read
 
 from sessiond.agent.process import guard as guarding
 from sessiond.agent.process.user import User, acting_as
+from sessiond_common.private_files import write_private
 
 SWEEP_SECONDS = 2.0
 AGAIN = 0.5
@@ -46,9 +47,7 @@ class GuardNote:
     def write(self, guard: GuardId) -> None:
         """Replaces what stands there. Raises OSError."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = self._path.with_suffix(f".{os.getpid()}.new")
-        new.write_text(json.dumps(asdict(guard)))
-        new.replace(self._path)
+        write_private(self._path, json.dumps(asdict(guard)))
 
     def read(self) -> GuardId | None:
         """None if there is none, or none that can be read: a machine that lost its files lost its processes."""

@@ -7,7 +7,6 @@ key that leaves the keys file takes its cookies with it.
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from sessiond.http.bodies import json_body, text
 from sessiond.http.keys import Caller, Keys, digest_of
 from sessiond.http.render import nothing
 from sessiond.problems import Problem
+from sessiond_common.private_files import write_private
 
 COOKIE: Final = "sessiond_board"
 LIFE: Final = 7 * 86_400
@@ -29,11 +29,7 @@ _KEY: Final = {"key": text(500)}
 def instance_secret(place: Path) -> bytes:
     """The secret in this file, made if there is none; for this user alone."""
     if not place.exists():
-        draft = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-        draft.replace(place)
+        write_private(place, secrets.token_hex(32))
     return place.read_bytes()
 
 

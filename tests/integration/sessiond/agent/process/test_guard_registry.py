@@ -31,8 +31,8 @@ def test_a_recorded_guard_whose_number_is_a_threads_by_now_is_gone(boot: str) ->
 
 STARVED = """
 import resource, subprocess, sys
-from sessiond.agent import guard as guarding
-from sessiond.agent.guards import GuardId, boot_id, end_guard, guard_alive
+from sessiond.agent.process import guard as guarding
+from sessiond.agent.process.guard_registry import GuardId, boot_id, end_guard, guard_alive
 one = subprocess.Popen(["sleep", "60"])
 known = guarding.process(one.pid)
 name = GuardId(known.pid, known.start_time, boot_id(), 1)

@@ -85,8 +85,8 @@ TOO_FEW = """
 import os, resource
 import gevent
 from pathlib import Path
-from sessiond.agent.pipes import SpawnError
-from sessiond.agent.process import AgentProcess
+from sessiond.agent.process.pipes import SpawnError
+from sessiond.agent.process.agent_process import AgentProcess
 
 def mine():
     return set(os.listdir("/proc/self/fd"))

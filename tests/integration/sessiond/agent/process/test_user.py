@@ -85,8 +85,8 @@ ELSEWHERE = """
 import sys
 from pathlib import Path
 import gevent
-from sessiond.agent.process import AgentProcess
-from sessiond.agent.user import User
+from sessiond.agent.process.agent_process import AgentProcess
+from sessiond.agent.process.user import User
 ends, place = [], Path(sys.argv[1])
 def lines(found):
     print(*[line.decode() for line in found], flush=True)

@@ -14,7 +14,7 @@ import psutil
 import redis
 
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_worker.tasks.machine import ENDS, New, Source, State, Task
+from sessiond_worker.tasks.model import ENDS, NewTask, Task, TaskSource, TaskState
 from sessiond_worker.tasks.store import Tasks
 from support.servers import PYTHONPATH, Redis, Sessiond, eventually, kill_left, scripted_env
 
@@ -26,7 +26,7 @@ QUICK = {
     "WORKER_RETRY_SECONDS": "0.1",
     "WORKER_BROKEN_SECONDS": "1",
 }
-SETTLED = (*ENDS, State.STUCK)
+SETTLED = (*ENDS, TaskState.STUCK)
 TOLD = re.compile(r"Turn (\d+) \(attempt (\d+)\) was sent to you before")
 SENT = re.compile(r"turn (\d+)(?:, attempt (\d+))? of task (\S+?)\.")
 
@@ -164,10 +164,10 @@ class Scene:
         return f"Do what the script says.\n#script {path}"
 
     def add(self, *lines: str, key: str = "k1", **more: Any) -> Task:
-        given: dict[str, Any] = {"session": SESSION, "title": "A task", "source": Source("cli"), **more}
-        return self.tasks.add(New(key=key, instructions=self.script(*lines), **given))
+        given: dict[str, Any] = {"session": SESSION, "title": "A task", "source": TaskSource("cli"), **more}
+        return self.tasks.add(NewTask(key=key, instructions=self.script(*lines), **given))
 
-    def settled(self, task: Task | str, seconds: float = 30, states: tuple[State, ...] = SETTLED) -> Task:
+    def settled(self, task: Task | str, seconds: float = 30, states: tuple[TaskState, ...] = SETTLED) -> Task:
         """The task as it is when it has ended or is stuck, and its ticket is given back."""
         task_id = task if isinstance(task, str) else task.id
 

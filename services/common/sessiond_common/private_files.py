@@ -1,0 +1,42 @@
+"""Files for this user alone (mode 0600), replaced as a whole: a reader sees the old text or the new, never a part."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write or replace a file atomically. A crash of the machine may lose the new text.
+
+    Raises:
+        OSError: the file cannot be written; what was there is unchanged.
+    """
+    with _replacing(path) as file:
+        file.write(text)
+
+
+def write_durable(path: Path, text: str) -> None:
+    """Write or replace a file atomically. Returns when the text is on disk.
+
+    Raises:
+        OSError: the file cannot be written; what was there is unchanged.
+    """
+    with _replacing(path) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
