@@ -9,9 +9,9 @@ from typing import Any
 
 from sessiond_common.clock import now_text
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands import machine as d
-from sessiond_webhook.demands.comment import Comment, Person, Source
-from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands import machine
+from sessiond_webhook.demands.comment import Comment, CommentSource, Person
+from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.outbox_queue import Posts, sweep_posts
 from sessiond_webhook.demands.store import Demands
 from support.jobprocess import JobProcess
@@ -34,7 +34,9 @@ class Poster(JobProcess):
         eventually(lambda: "taking jobs" in self.log(), 20, "a poster that takes jobs")
 
 
-def a_comment(key: str = "IC_1", number: int = 1, source: Source = Source.ISSUE_COMMENT, **more: Any) -> Comment:
+def a_comment(
+    key: str = "IC_1", number: int = 1, source: CommentSource = CommentSource.ISSUE_COMMENT, **more: Any
+) -> Comment:
     given: dict[str, Any] = {
         "id": 501, "is_pull": number != 1, "author": MONA, "association": "MEMBER", "body": "What is this?",
         "url": f"https://github.test/c/{key}", "title": "A title", "root": None, "installation": None,
@@ -64,8 +66,8 @@ class Bench:
         return comment.key
 
     def answer(self, key: str, text: str = "It is a test.") -> None:
-        self.demands.change(key, lambda known: d.claimed(known, "h", now_text()))
-        self.move(key, lambda known: d.answered(known, "h", known.revision, text, now_text()))
+        self.demands.change(key, lambda known: machine.acquired(known, "h", now_text()))
+        self.move(key, lambda known: machine.answered(known, "h", known.revision, text, now_text()))
 
     def move(self, key: str, change: Callable[[Demand], Demand]) -> None:
         self.demands.change(key, change, self.demands.stage_post)
@@ -77,9 +79,9 @@ class Bench:
 
     def posted(self, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
         """The records once all are posted."""
-        return self.until(State.POSTED, *keys, seconds=seconds, sweep=sweep)
+        return self.until(DemandState.POSTED, *keys, seconds=seconds, sweep=sweep)
 
-    def until(self, state: State, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
+    def until(self, state: DemandState, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
         def there() -> bool:
             if sweep:
                 sweep_posts(self.demands)
@@ -96,5 +98,5 @@ class Bench:
         """Until the note says what it must at this moment."""
         eventually(lambda: self.note(key).shown is not None, 10, f"note of {key}")
 
-    def note(self, key: str) -> d.Note:
-        return self.get(key).note or d.Note()
+    def note(self, key: str) -> machine.Note:
+        return self.get(key).note or machine.Note()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.machine import State
+from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
@@ -63,7 +63,7 @@ def test_one_grep_tells_the_story_of_one_comment(
         eventually(lambda: count("turn-started") == 1, 60, "the worker's turn")
         body = f"@helper where is the {ASKED}?\n#say It met a {ANSWERED}."
         assert stage.webhook.post("issue_comment", payloads.comment(KEY, body), DELIVERY).status == 202
-        posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is State.POSTED  # noqa: E731
+        posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is DemandState.POSTED  # noqa: E731
         eventually(posted, 60, "answered")
         eventually(lambda: count("granted") == 3, 60, "the worker again")
         stage.tasks.cancel(task.id)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.poster.mute_mentions import mute
 
 LIMIT: Final = 65_536
@@ -53,9 +53,9 @@ def sha(body: str) -> str:
 
 def wanted(demand: Demand) -> str | None:
     """Return the whole body that the note must have now, at most `LIMIT` characters, or None for no note."""
-    if demand.state in (State.OPEN, State.ANSWERING):
+    if demand.state in (DemandState.OPEN, DemandState.ANSWERING):
         return _with_marker(demand, seen(demand.place))
-    if demand.state in (State.ANSWERED, State.POSTED):
+    if demand.state in (DemandState.ANSWERED, DemandState.POSTED):
         return _with_marker(demand, mute((demand.text or "").replace(MARK, MARK.replace(":", " "))))
     return _with_marker(demand, sentence(demand.reason or "")) if demand.tell else None
 

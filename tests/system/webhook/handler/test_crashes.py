@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.comment import Comment, Person, Source
-from sessiond_webhook.demands.machine import State
+from sessiond_webhook.demands.comment import Comment, CommentSource, Person
+from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
 from support.jobprocess import JobProcess
 from support.servers import Redis, Sessiond, Webhook, eventually, scripted_env
@@ -60,7 +60,8 @@ def stage(redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path
 
 def comment(key: str) -> Comment:
     return Comment(
-        key=key, source=Source.ISSUE_COMMENT, session="octo/hello", repo="octo/hello", number=1, is_pull=True, id=41,
+        key=key, source=CommentSource.ISSUE_COMMENT, session="octo/hello", repo="octo/hello", number=1, is_pull=True,
+        id=41,
         author=Person(7, "User", "mona"), association="MEMBER", body="Say it.\n#pace 20ms\n#tokens 20\n#say it is said",
         url="", title="A title", created_at=AT, updated_at=AT,
     )  # fmt: skip
@@ -105,7 +106,7 @@ def test_a_demand_ends_in_exactly_one_posted_answer(
 
     def ended() -> bool:
         found = stage.demands.get("IC_1")
-        return found is not None and found.state is State.POSTED
+        return found is not None and found.state is DemandState.POSTED
 
     eventually(ended, 60, f"{stage.demands.get('IC_1')}\n{handler.log()[-4000:]}")
     found = stage.demands.get("IC_1")

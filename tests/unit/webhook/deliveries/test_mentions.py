@@ -1,12 +1,18 @@
 """Which texts mention the bot: GitHub's rules, on CommonMark; and that hostile text costs no more than its length."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessiond_webhook.deliveries import mentions
+from sessiond_webhook.deliveries import intents, mentions
+from sessiond_webhook.deliveries.authorization import People
+from sessiond_webhook.deliveries.intents import Demanded, Ignored, Rules
+from sessiond_webhook.deliveries.mentions import Kind, Trigger
+from sessiond_webhook.demands.comment import Person
+from support import payloads
 from support.hostile_markdown import PIECES, calls_of
 
 MENTIONED = [
@@ -130,3 +136,15 @@ def test_text_without_code_quotes_and_comments_is_left_as_it_is(body: str) -> No
 def test_any_text_can_be_read(body: str) -> None:
     assert mentions.mentions(body + "\n\n@helper", "helper") in (True, False)
     list(mentions.author_texts(body))
+
+
+RULES = Rules(Trigger(Kind.MENTION, "helper[bot]"), People(Person(4711, "Bot", "helper[bot]")), "bug")
+ALL = replace(RULES, trigger=Trigger(Kind.ALL))
+
+
+def test_label_and_all() -> None:
+    labelled = replace(RULES, trigger=Trigger(Kind.LABEL, label="BUG"))
+    assert isinstance(intents.read("issue_comment", payloads.comment(body="x"), labelled), Demanded)
+    bare = payloads.comment(body="@helper x", issue__labels=[])
+    assert intents.read("issue_comment", bare, labelled) == Ignored("no-trigger")
+    assert isinstance(intents.read("issue_comment", payloads.comment(body="x"), ALL), Demanded)
