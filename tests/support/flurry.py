@@ -1,4 +1,4 @@
-"""A whole stack with its metrics on, scaled, and a flurry on it: what is scraped of it."""
+"""All services with metrics, several processes each, a flurry of comments, and scrapes of their metrics."""
 
 import re
 import urllib.request
@@ -27,12 +27,12 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Scrape:
-    """What one or several targets said, added up."""
+    """The samples of one or several targets, added up."""
 
     def __init__(self, *urls: str) -> None:
         self.values: Counter[tuple[str, Labels]] = Counter()
         self.kinds: dict[str, str] = {}
-        """Of each sample's name: counter, gauge, histogram, …"""
+        """The kind of each sample's name: counter, gauge, histogram, …"""
         for url in urls:
             with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
                 for family in text_string_to_metric_families(answer.read().decode()):
@@ -41,12 +41,12 @@ class Scrape:
                         self.values[one.name, tuple(sorted(one.labels.items()))] += one.value
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of all that have these labels."""
+        """Return the sum of all samples with these labels."""
         wanted = set(labels.items())
         return sum(v for (n, having), v in self.values.items() if n == name and wanted <= set(having))
 
     def by(self, name: str, *labels: str) -> Counter[tuple[str, ...]]:
-        """Sums that are not 0 by these labels' values."""
+        """Return the sums that are not 0, by the values of these labels."""
         found: Counter[tuple[str, ...]] = Counter()
         for (one, having), value in self.values.items():
             if one == name and value:
@@ -85,18 +85,18 @@ class Stack:
             eventually(lambda url=url: answers(url), 20, f"{url} is scraped")
 
     def scrape(self, *names: str) -> Scrape:
-        """All targets with these names."""
+        """Scrape all targets with these names."""
         return Scrape(*(url for name in names for url in self.targets[name]))
 
     def task(self, key: str) -> Task:
-        """A task, in mid-turn when this returns."""
+        """Add a task and wait until its turn runs."""
         begun = Counter(e["event"] for e in self.ledger(BUSY))["turn-started"]
         made = self.tasks.add(NewTask(key, BUSY, "Count", TASK))
         eventually(lambda: Counter(e["event"] for e in self.ledger(BUSY))["turn-started"] > begun, 30, "in mid-turn")
         return made
 
     def flurry(self, numbers: range) -> list[str]:
-        """Comments on two sessions, every third on the quiet one; the demands' keys."""
+        """Post comments on two sessions, every third on the quiet one. Returns the demands' keys."""
         keys = []
         for number in numbers:
             made = payloads.comment(f"IC_{number}", f"@helper {number}?\n#say it is {number}\n#cost 0.25", pull=False)
@@ -107,7 +107,7 @@ class Stack:
         return keys
 
     def over(self, keys: list[str], *tasks: Task) -> list[Demand]:
-        """The demands' records, once all are posted and these tasks have ended."""
+        """Wait until all demands are posted and these tasks have ended. Returns the demands' records."""
 
         def look() -> bool:
             found = [self.demands.get(key) for key in keys]

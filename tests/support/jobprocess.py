@@ -1,4 +1,4 @@
-"""Processes around sessiond for tests: handlers, posters, workers, as `python -m` starts them."""
+"""Processes around sessiond for tests: handlers, posters and workers, started with `python -m`."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ import psutil
 from support.servers import PYTHONPATH, eventually, kill_left, tree
 
 QUICK = {"RUN_TTL": "3", "SWEEP_SECONDS": "0.5", "WORKER_SWEEP_SECONDS": "0.5", "TASK_CLAIM_TTL": "3"}
-"""Times for tests: a death is seen soon."""
+"""Times for tests: the death of a process is detected soon."""
 
 
 class JobProcess:
-    """One process of `module`, with its log in a file, and the hooks by which a test holds it."""
+    """One process of `module`, with its log in a file and its fault points in `hooks`."""
 
     def __init__(self, module: str, place: Path, env: Mapping[str, str]) -> None:
         self.module, self.hooks = module, place / "hooks"
@@ -41,12 +41,12 @@ class JobProcess:
         return self._log.read_text(errors="replace")
 
     def horse(self) -> psutil.Process:
-        """The work-horse that runs a job now."""
+        """Return the work-horse that runs a job now."""
         found = eventually(lambda: psutil.Process(self.pid).children(), 10, f"a work-horse: {self.log()[-2000:]}")
         return found[0]  # type: ignore[no-any-return]
 
     def reached(self, point: str, seconds: float = 20) -> int:
-        """Waits until some process stands at this hold point; its pid."""
+        """Wait until a process has reached this fault point. Returns its pid."""
         place = self.hooks / f"{point}.reached"
         eventually(lambda: place.exists() and place.read_text(), seconds, f"{point} reached: {self.log()[-2000:]}")
         return int(place.read_text())
@@ -62,16 +62,16 @@ class JobProcess:
         self._seen |= {p.pid: p for p in tree(self.pid)}
 
     def kill9(self, *, horse: bool = True, parent: bool = True) -> None:
-        """kill -9 of the parent, of its work-horse, or of both."""
+        """Kill the parent, its work-horse, or both, with SIGKILL."""
         self.remember()
-        doomed = [p.pid for p in tree(self.pid)][1:] if horse else []
-        for pid in ([self.pid] if parent else []) + doomed:
+        victims = [p.pid for p in tree(self.pid)][1:] if horse else []
+        for pid in ([self.pid] if parent else []) + victims:
             os.kill(pid, signal.SIGKILL)
         if parent:
             self.process.wait()
 
     def stop(self, seconds: float = 20) -> int:
-        """SIGTERM, and its end."""
+        """Send SIGTERM and wait for the end. Returns the exit status."""
         self.remember()
         if self.process.poll() is None:
             self.process.terminate()

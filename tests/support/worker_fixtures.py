@@ -1,4 +1,4 @@
-"""A scene with a real worker."""
+"""The fixture `scene`: Redis, sessiond and a real worker."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from support.worker_scene import Scene, Worker, service_env
 
 @pytest.fixture
 def scene(redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path) -> Iterator[Callable[..., Scene]]:
-    """Starts sessiond and a worker: scene(faults, worker environment, times of sessiond)."""
+    """Start sessiond and a worker: scene(*faults, env=the worker's environment, **times of sessiond)."""
     with ExitStack() as stack:
 
         def start(*faults: str, env: Mapping[str, str] | None = None, **times: float) -> Scene:

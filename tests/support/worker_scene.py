@@ -1,4 +1,4 @@
-"""Real workers for tests: `python -m sessiond_worker`, tasks, scripts, and what the agent was told."""
+"""Real workers for tests: `python -m sessiond_worker`, tasks, scripts, and the prompts that the agent got."""
 
 import json
 import os
@@ -27,12 +27,12 @@ QUICK = {
     "WORKER_BROKEN_SECONDS": "1",
 }
 SETTLED = (*ENDS, TaskState.STUCK)
-TOLD = re.compile(r"Turn (\d+) \(attempt (\d+)\) was sent to you before")
+REPEATED = re.compile(r"Turn (\d+) \(attempt (\d+)\) was sent to you before")
 SENT = re.compile(r"turn (\d+)(?:, attempt (\d+))? of task (\S+?)\.")
 
 
-def untold(prompts: list[str]) -> list[str]:
-    """Prompts of a turn that the agent had seen before and whose text does not say so. Read from what the agent got."""
+def unannounced_repeats(prompts: list[str]) -> list[str]:
+    """Return the prompts that repeat an earlier attempt of a turn without saying so."""
     seen: dict[tuple[str, str], list[int]] = {}
     found = []
     for prompt in prompts:
@@ -41,26 +41,26 @@ def untold(prompts: list[str]) -> list[str]:
             continue
         number, attempt, task = sent[1], int(sent[2] or 1), sent[3]
         before = seen.setdefault((task, number), [])
-        told = {int(a) for n, a in TOLD.findall(prompt) if n == number}
-        if not set(before) <= told:
+        announced = {int(a) for n, a in REPEATED.findall(prompt) if n == number}
+        if not set(before) <= announced:
             found.append(prompt)
         before.append(attempt)
     return found
 
 
 def service_env(*faults: str, **times: float) -> dict[str, str]:
-    """A sessiond whose times fit QUICK."""
+    """Return the environment of a sessiond whose times fit QUICK."""
     return scripted_env(*faults, **{"lease_ttl": 3, "head_wait": 0.3, "claim_window": 2, **times})
 
 
 def line(outcome: str, note: str = "", **steering: str) -> str:
-    """One turn of a script: it says this outcome."""
-    said = {**steering, "say": json.dumps({"outcome": outcome, "note": note})}
-    return ";".join(f"{name}={value}" for name, value in said.items())
+    """Return one turn of a script, which answers with this outcome."""
+    steps = {**steering, "say": json.dumps({"outcome": outcome, "note": note})}
+    return ";".join(f"{name}={value}" for name, value in steps.items())
 
 
 class Worker:
-    """`python -m sessiond_worker`: the supervisor, rq's parent below it, the work-horse below that."""
+    """`python -m sessiond_worker`: the supervisor, its child (rq's parent), and that one's work-horse."""
 
     def __init__(self, redis_url: str, service: Sessiond, place: Path, env: Mapping[str, str] | None = None) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -85,13 +85,13 @@ class Worker:
         return self._log.read_text(errors="replace")[-6000:]
 
     def remember(self) -> None:
-        """Notes the processes as they are, so that orphans are found later."""
+        """Remember the processes that run now, so that `close` finds orphans."""
         if self.process.poll() is None:
             top = psutil.Process(self.process.pid)
             self._seen |= {p.pid: p for p in [top, *top.children(recursive=True)]}
 
     def parent(self) -> psutil.Process:
-        """rq's parent."""
+        """Return rq's parent."""
 
         def look() -> psutil.Process | None:
             self.remember()
@@ -101,7 +101,7 @@ class Worker:
         return eventually(look, 10, self.log_text())
 
     def horse(self) -> psutil.Process:
-        """The work-horse."""
+        """Return the work-horse."""
 
         def look() -> psutil.Process | None:
             found = [p for p in self.parent().children() if p.status() != psutil.STATUS_ZOMBIE]
@@ -109,13 +109,13 @@ class Worker:
 
         return eventually(look, 10, self.log_text())
 
-    # ---- hold points
+    # ---- fault points
 
     def hold(self, point: str) -> None:
         (self.hooks / f"{point}.hold").touch()
 
     def reached(self, point: str, seconds: float = 20) -> int:
-        """The pid of the run that stands there."""
+        """Wait until a run has reached the fault point. Returns its pid."""
         found = self.hooks / f"{point}.reached"
         eventually(lambda: found.exists() and found.read_text(), seconds, f"{point}: {self.log_text()}")
         return int(found.read_text())
@@ -125,14 +125,14 @@ class Worker:
         (self.hooks / f"{point}.reached").unlink(missing_ok=True)
 
     def runs(self) -> list[tuple[str, str, int]]:
-        """(begin or end, task, pid) of every run so far."""
+        """Return (begin or end, task, pid) for every run so far."""
         try:
             words = [text.split() for text in (self.hooks / "runs").read_text().splitlines()]
         except FileNotFoundError:
             return []
         return [(word, task, int(pid)) for word, task, pid, _ in words]
 
-    # ---- ends
+    # ---- the end
 
     def terminate(self, seconds: float = 20) -> int:
         self.remember()
@@ -146,7 +146,7 @@ class Worker:
 
 
 class Scene:
-    """Redis, sessiond, a worker, and the tasks that one asks of it."""
+    """Redis, sessiond, a worker and its tasks."""
 
     def __init__(self, redis_server: Redis, service: Sessiond, worker: Worker, place: Path) -> None:
         self.redis_server, self.service, self.worker, self.place = redis_server, service, worker, place
@@ -157,7 +157,7 @@ class Scene:
         self._scripts = 0
 
     def script(self, *lines: str) -> str:
-        """Instructions whose turns follow these lines."""
+        """Return instructions whose turns follow these lines."""
         self._scripts += 1
         path = self.place / f"script-{self._scripts}"
         path.write_text("\n".join(lines) + "\n")
@@ -168,7 +168,7 @@ class Scene:
         return self.tasks.add(NewTask(key=key, instructions=self.script(*lines), **given))
 
     def settled(self, task: Task | str, seconds: float = 30, states: tuple[TaskState, ...] = SETTLED) -> Task:
-        """The task as it is when it has ended or is stuck, and its ticket is given back."""
+        """Wait until the task has ended or is stuck and its ticket is given back. Returns the task."""
         task_id = task if isinstance(task, str) else task.id
 
         def look() -> Task | None:
@@ -184,19 +184,19 @@ class Scene:
         return found
 
     def prompts(self) -> list[str]:
-        """Every prompt that the agent began with, in order."""
+        """Return every prompt that the agent began, in order."""
         found = []
         for path in sorted(self.service.state.glob("claude/projects/scripted/*.jsonl")):
             found += [json.loads(text) for text in path.read_text().splitlines()]
         return found
 
     def handler(self, key: str, prompt: str = "A comment.\n#say the answer") -> None:
-        """A person's comment, answered."""
+        """Answer a person's comment: one turn under a handler's lease."""
         with self.client.lease(SESSION, kind="handler", key=key, lease_ttl=3) as lease:
             assert lease.turn(prompt).result().completed
 
     def in_turn(self, number: int = 1) -> None:
-        """Waits until the worker's turn with this number has begun."""
+        """Wait until the worker's turn with this number has begun."""
 
         def begun() -> bool:
             entries = self.entries()

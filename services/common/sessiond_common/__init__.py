@@ -1,4 +1,4 @@
-"""What the project's processes have in common: logging, and rq as the job queues that wake them."""
+"""What all services share: settings, logs, metrics, job queues, times, files, leases."""
 
 VERSION = "0.1.0"
-"""This project's, as metrics tell it."""
+"""The version of this project, as the metrics report it."""

@@ -1,8 +1,7 @@
-"""gunicorn's gevent worker, but one that leaves as soon as everybody is answered.
+"""A gevent worker for gunicorn that exits as soon as every open request is answered. Use it as `worker_class`.
 
-gunicorn's own looks once a second whether it is to leave, then waits for connections that are only kept open as if
-somebody on them waited, and ends them with an error in the log. Here they are closed at once, so that a restart takes
-as long as its answers take. To be named as `worker_class`.
+gunicorn's own worker checks once a second whether it is to stop, then waits for idle keep-alive connections as for
+requests, and ends them with an error in the log. This one closes idle connections at once.
 """
 
 import socket
@@ -18,43 +17,43 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker
 
-BEAT: Final = 1.0
-"""Seconds between two signs of life to the master."""
+HEARTBEAT_SECONDS: Final = 1.0
+"""Seconds between two heartbeats to the master."""
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """One process of a service. Plain HTTP/1.1 only."""
+    """One process of a service. It serves plain HTTP/1.1 only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._between: dict[object, gevent.Timeout] = {}
-        """By greenlet: connections between two requests, or with one that has not wholly arrived."""
+        self._idle: dict[object, gevent.Timeout] = {}
+        """By greenlet: connections that wait for a request, or whose request has not wholly arrived."""
 
     def run(self) -> None:
-        """Serves until it is told to leave; then at most `graceful_timeout` seconds for what is being answered."""
+        """Serve until a signal stops it; then finish open requests for at most `graceful_timeout` seconds."""
         pool = Pool(self.worker_connections)
         servers = [StreamServer(s, handle=partial(self.handle, s), spawn=pool) for s in self.sockets]
         for server in servers:
-            if self.cfg.workers > 1:  # as gunicorn does: else one process takes all that wait
+            if self.cfg.workers > 1:  # as gunicorn does: else one process accepts all waiting connections
                 server.max_accept = 1
             server.start()
         while self.alive:
             self.notify()
-            self._leaving.wait(BEAT)
+            self._stopping.wait(HEARTBEAT_SECONDS)
         for server in servers:
             server.close()
         self._finish(pool)
 
     def init_signals(self) -> None:
-        self._leaving = Event()
+        self._stopping = Event()
         super().init_signals()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
-        gevent.spawn(self._leaving.set)  # a signal's handler must not switch
+        gevent.spawn(self._stopping.set)  # a signal handler must not switch greenlets
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
-        """One connection. Whose other end is gone without a word is found out within two minutes."""
+        """Handle one connection. Keep-alive probes detect a peer that vanished within two minutes."""
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if client.family in (socket.AF_INET, socket.AF_INET6):
             for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
@@ -63,29 +62,29 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     @contextmanager
     def timeout_ctx(self) -> Iterator[None]:
-        """Around the wait for a connection's next request: `keepalive` seconds, none once it is to leave."""
+        """Limit the wait for a connection's next request to `keepalive` seconds, or 0 once the worker stops."""
         me = gevent.getcurrent()
         seconds = self.cfg.keepalive if self.alive else 0
         with gevent.Timeout(seconds, False) as timeout:  # type: ignore[arg-type]
-            self._between[me] = timeout
+            self._idle[me] = timeout
             try:
                 yield
             finally:
-                del self._between[me]
+                del self._idle[me]
 
     def _finish(self, pool: Pool) -> None:
-        gevent.sleep(0.01)  # a timer, so that sockets are looked at before: a request that is here is answered
+        gevent.sleep(0.01)  # lets the loop read its sockets once more: requests that have arrived are answered
         loop = gevent.get_hub().loop
-        for greenlet, timeout in self._between.items():
-            loop.run_callback(self._close, greenlet, timeout)  # as a timeout that runs out is thrown
+        for greenlet, timeout in self._idle.items():
+            loop.run_callback(self._end_wait, greenlet, timeout)  # ends the wait as its timeout does
         ends = time.monotonic() + self.cfg.graceful_timeout
-        while not pool.join(timeout=max(0.0, min(BEAT, ends - time.monotonic()))):
+        while not pool.join(timeout=max(0.0, min(HEARTBEAT_SECONDS, ends - time.monotonic()))):
             self.notify()
             if time.monotonic() >= ends:
                 self.log.warning("%d connections were not answered in time", len(pool))
-                pool.kill(timeout=BEAT)
+                pool.kill(timeout=HEARTBEAT_SECONDS)
                 return
 
-    def _close(self, greenlet: Any, timeout: gevent.Timeout) -> None:
-        if self._between.get(greenlet) is timeout:
+    def _end_wait(self, greenlet: Any, timeout: gevent.Timeout) -> None:
+        if self._idle.get(greenlet) is timeout:
             greenlet.throw(timeout)

@@ -1,4 +1,4 @@
-"""What a process leaves to the kernel to do when it dies."""
+"""Stop a child when its parent dies, by the kernel's parent-death signal."""
 
 import ctypes
 import signal
@@ -8,7 +8,10 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with_parent() -> None:
-    """In a child, before its program: SIGTERM when the thread that started it ends. Linux only, else nothing."""
+    """Ask the kernel for SIGTERM when the thread that started this process ends. Only Linux has this; else no effect.
+
+    Call it in the child before its program starts (`preexec_fn`).
+    """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""What an operator starts: `make up` on one machine, and `sessionctl`. Knows every service; none knows it."""
+"""What an operator starts: `make up` on one machine, and `sessionctl`. Imports every service; none imports it."""

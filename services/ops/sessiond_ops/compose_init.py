@@ -1,11 +1,11 @@
-"""`python -m sessiond_ops.compose_init DIRECTORY`: the secrets of a set of containers, made once.
+"""`python -m sessiond_ops.compose_init DIRECTORY`: make the secrets of the containers of docker-compose.yml, once.
 
     DIRECTORY/redis/users.acl                                    sessiond/{keys,redis-url}
     DIRECTORY/webhook/{webhook-secret,key,redis-url}             worker/{key,redis-url}
     DIRECTORY/people/{keys.d/{admin,viewer},redis-url}           for `sessionctl` and the board
 
-Each directory is a volume of its own, so that a service has its own secrets and no other's. What is there stays; what
-is missing is made again, together with what must fit it.
+Each directory is a volume of its own, so that a service sees only its own secrets. Files that exist stay. A missing
+file is made again, together with the files that must match it.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ GRANTS: Final[Mapping[str, str]] = {
     "webhook": f"~webhook:* ~rq:* ~worker:* {_RQ}",
     "worker": f"~worker:* ~rq:* {_RQ}",
 }
-"""What each service may do in Redis. rq asks for INFO and CLIENT LIST when a worker process starts."""
+"""What each service may do in Redis (ACL rules). rq calls INFO and CLIENT LIST when a worker process starts."""
 ROLES: Final = ("handler", "worker", "admin", "viewer")
 
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """The numbers of the accounts that read the secrets."""
+    """The user ids of the accounts that read the secrets."""
 
     redis: int = 999
     webhook: int = 10001
@@ -42,7 +42,7 @@ class Owners:
 
 
 def make(place: Path, owners: Owners, redis_host: str = "redis") -> bool:
-    """Makes what is missing. Returns whether anything was."""
+    """Make the missing files below `place`. Returns whether any was missing."""
     made = False
     if not all((place / name).exists() for name in ("redis/users.acl", *(f"{user}/redis-url" for user in USERS))):
         _redis(place, redis_host)
@@ -57,18 +57,18 @@ def make(place: Path, owners: Owners, redis_host: str = "redis") -> bool:
         made = True
     for name, owner in (("redis", owners.redis), ("webhook", owners.webhook), ("worker", owners.worker)):
         for path in (*(place / name).iterdir(), place / name):
-            _give(path, owner)
+            _chown(path, owner)
     return made
 
 
 def _redis(place: Path, host: str) -> None:
-    # Off, so that nobody is it; with every right, because Redis replays its append-only file in this user's name, and
-    # drops each transaction that it may not do.
+    # Off, so that nobody can log in as it. With every right, because Redis replays its append-only file as this user
+    # and drops each transaction that the user may not do.
     lines = ["user default off resetpass ~* &* +@all", "user health on nopass resetkeys resetchannels -@all +ping"]
     for user in USERS:
         password = secrets.token_urlsafe(32)
         _write(place / user / "redis-url", f"redis://{user}:{password}@{host}:6379/0\n")
-        if user == "worker":  # what people do with tasks goes through the same keys
+        if user == "worker":  # `sessionctl task` uses the same keys
             _write(place / "people" / "redis-url", f"redis://{user}:{password}@{host}:6379/0\n")
         hashed = hashlib.sha256(password.encode()).hexdigest()
         lines.append(f"user {user} on #{hashed} resetkeys resetchannels -@all {GRANTS[user]}")
@@ -89,41 +89,41 @@ def _write(path: Path, text: str) -> None:
     write_durable(path, text)
 
 
-def _give(path: Path, owner: int) -> None:
+def _chown(path: Path, owner: int) -> None:
     if path.stat().st_uid != owner:
         os.chown(path, owner, owner)
 
 
-def say(place: Path, url: str) -> None:
-    """Where things are, and what GitHub is told."""
+def print_summary(place: Path, url: str) -> None:
+    """Print the settings of the GitHub webhook, and where the keys are."""
     secret = (place / "webhook/webhook-secret").read_text().strip()
     print(
         f"""
 GitHub, in the repository's Settings > Webhooks > Add webhook:
-  Payload URL   {url}/github   (as GitHub reaches it; docs/operations.md has it from behind NAT too)
+  Payload URL   {url}/github   (as GitHub reaches it; for a machine behind NAT see docs/operations.md)
   Content type  application/json
   Secret        {secret}
   Events        Issue comments, Issues, Pull requests, Pull request reviews, Pull request review comments
 
-Keys of people, for sessionctl and the board:
+To use sessionctl, and to print the key for the board:
   docker compose run --rm sessionctl status
   docker compose run --rm --entrypoint cat sessionctl /keys/people/keys.d/viewer
-All of it stays in the volumes keys-*; `docker compose run --rm init` shows this again.
+The secrets stay in the volumes keys-*. `docker compose run --rm init` prints this again.
 """,
         flush=True,
     )
 
 
 def main() -> int:
-    """0; 2 with one line when the place cannot be written."""
+    """Return 0, or 2 if the directory cannot be written."""
     place = Path(sys.argv[1] if len(sys.argv) > 1 else "/keys")
     try:
         made = make(place, Owners())
     except OSError as error:
         print(f"init: {error}", file=sys.stderr)
         return 2
-    print("init: made keys, the webhook's secret and the users of Redis" if made else "init: everything is there")
-    say(place, os.environ.get("PUBLIC_URL") or "http://127.0.0.1:8080")
+    print("init: made keys, the webhook's secret and the Redis users" if made else "init: all secrets exist already")
+    print_summary(place, os.environ.get("PUBLIC_URL") or "http://127.0.0.1:8080")
     return 0
 
 

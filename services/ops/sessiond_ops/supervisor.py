@@ -1,7 +1,7 @@
-"""The processes of `make up`: each restarted when it ends by itself, with growing pauses, and ended in order.
+"""The processes of `make up`: restarted with growing pauses when they end by themselves, and stopped in order.
 
-They lead process groups of their own, so that a terminal's Ctrl-C reaches only their parent, and get SIGTERM from the
-kernel when that parent dies.
+Each leads a process group of its own, so that a terminal's Ctrl-C reaches only their parent. The kernel sends them
+SIGTERM when that parent dies.
 """
 
 import contextlib
@@ -19,15 +19,18 @@ from sessiond_common.restart import RestartBackoff
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 STEADY_SECONDS: Final = 60.0
-"""A child that lived so long begins with the first pause again."""
+"""A child that lived longer begins with the first pause again."""
 
 
 class BadSettings(Exception):
-    """A child ended with exit status 2: starting it again would not help."""
+    """A child ended with exit status 2: its settings are not valid, so a restart would not help."""
 
 
 class Child:
-    """One process of `python -m module`. Use from the main thread only (the kernel's signal follows the thread)."""
+    """One process of `python -m module`. `patience`: seconds from its SIGTERM to its SIGKILL.
+
+    Use it from the main thread only: the kernel's death signal follows the thread that started the process.
+    """
 
     def __init__(self, name: str, module: str, env: Mapping[str, str], patience: float) -> None:
         self.name, self._module, self._env, self._patience = name, module, dict(env), patience
@@ -35,9 +38,10 @@ class Child:
         self._backoff = RestartBackoff(FIRST_PAUSE, LONGEST_PAUSE, STEADY_SECONDS)
         self._began = 0.0
         self._again_at = 0.0
+        self._kill_at = 0.0
 
     def start(self) -> None:
-        """Starts it now."""
+        """Start the process now."""
         self._began = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module], env=self._env, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -46,10 +50,15 @@ class Child:
 
     @property
     def running(self) -> bool:
+        """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def watch(self) -> None:
-        """Starts it again if it has ended and its pause is over. Raises BadSettings."""
+        """Restart the process if it has ended and its pause is over.
+
+        Raises:
+            BadSettings: it ended with exit status 2.
+        """
         if self.running:
             return
         now = time.monotonic()
@@ -58,46 +67,47 @@ class Child:
             if status == 2:
                 raise BadSettings(self.name)
             pause = self._backoff.pause_after(now - self._began)
-            print(f"up: {self.name} ended ({status}); again in {pause:.1f} s", file=sys.stderr)
+            print(f"up: {self.name} ended with status {status}; starting it again in {pause:.1f} s", file=sys.stderr)
             self._again_at = now + pause
         elif now >= self._again_at:
             self.start()
 
-    def ask(self) -> None:
-        """SIGTERM."""
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._kill_at = time.monotonic() + self._patience
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
-    def end(self, deadline: float) -> None:
-        """Waits until the monotonic `deadline` for its end; then kills its whole group."""
+    def wait(self) -> None:
+        """Wait for the end that `terminate` asked for; after `patience` seconds kill the process and its children."""
         if self._process is None:
             return
         try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
+            self._process.wait(max(0.0, self._kill_at - time.monotonic()))
         except subprocess.TimeoutExpired:
-            print(f"up: {self.name} did not end in time, and is killed", file=sys.stderr)
+            print(f"up: {self.name} did not stop within {self._patience:g} s; killing it", file=sys.stderr)
             for group in _groups(self._process.pid):
                 _kill(group)
             self._process.wait()
 
 
 def stop(layers: Sequence[Sequence[Child]]) -> None:
-    """Ends one layer after the other; within a layer all at once."""
+    """Stop one layer after the other; the children of a layer all at once."""
     for layer in layers:
         for child in layer:
-            child.ask()
+            child.terminate()
         for child in layer:
-            child.end(time.monotonic() + child._patience)
+            child.wait()
 
 
 def _groups(pid: int) -> list[int]:
-    """The groups of a child and of its own children: an rq work-horse leads one of its own."""
+    """Return the process groups of a child and of its own children: an rq work-horse leads one of its own."""
     found = [pid]
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             found += [int(one) for one in file.read().split()]
     except OSError:
-        pass  # it has ended, and is reaped with its group
+        pass  # the process has ended
     return found
 
 

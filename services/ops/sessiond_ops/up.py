@@ -1,5 +1,8 @@
-"""`make up`: everything on this machine, in the foreground: embedded Redis, sessiond, a webhook, two handlers, a
-poster, a worker. What ends by itself is started again; Ctrl-C ends all of it, callers first, Redis last."""
+"""`make up`: run everything on this machine, in the foreground.
+
+That is an embedded Redis, sessiond, a webhook, two handlers, a poster and a worker. A process that ends by itself is
+restarted. Ctrl-C stops all: callers first, Redis last.
+"""
 
 import faulthandler
 import os
@@ -18,18 +21,18 @@ from sessiond_ops.credentials import make_keys, make_secret
 from sessiond_ops.embedded_redis import EmbeddedError, EmbeddedRedis
 from sessiond_ops.supervisor import BadSettings, Child, stop
 
-LOOK_SECONDS: Final = 0.2
+POLL_SECONDS: Final = 0.2
 READY_SECONDS: Final = 20.0
 MODEL_KEYS: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
 
 
 class _Stop(Exception):
-    """SIGINT or SIGTERM."""
+    """A SIGINT or SIGTERM came."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where things are, and the environment that every process gets."""
+    """Paths, addresses, numbers of processes, and the environment of every process."""
 
     state: Path
     url: str
@@ -40,7 +43,7 @@ class Place:
 
 
 def place_from(environ: Mapping[str, str]) -> Place:
-    """From the environment. Raises SettingsError."""
+    """Read the environment. Raises SettingsError."""
     env = Env(environ)
     state = env.path("SESSIOND_STATE_DIR", Path(".state"))
     host, port = env.text("SESSIOND_HOST", "127.0.0.1"), env.port("SESSIOND_PORT", 8420)
@@ -56,10 +59,10 @@ def place_from(environ: Mapping[str, str]) -> Place:
 
 
 def main() -> int:
-    """0 after Ctrl-C, 1 when Redis cannot be run, 2 for bad settings."""
+    """Run until Ctrl-C. Returns 0 then, 1 if Redis cannot run, 2 for bad settings."""
     faulthandler.register(signal.SIGUSR1)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _raise)
+        signal.signal(number, _raise_stop)
     try:
         place = place_from(os.environ)
         make_keys(Path(os.environ.get("SESSIOND_KEYS_FILE") or place.state / "keys"), place.state / "keys.d")
@@ -71,7 +74,7 @@ def main() -> int:
     return _run(place, redis)
 
 
-def _raise(number: int, _: FrameType | None) -> None:
+def _raise_stop(number: int, _: FrameType | None) -> None:
     raise _Stop(number)
 
 
@@ -82,18 +85,18 @@ def _run(place: Place, redis: EmbeddedRedis | None) -> int:
             redis.start()
             place.env["REDIS_URL"] = redis.url
         layers = _children(place)
-        _greet(place)
+        _print_summary(place)
         _begin(place, layers)
         while True:
-            time.sleep(LOOK_SECONDS)
-            _keep(redis)
+            time.sleep(POLL_SECONDS)
+            _restart_ended(redis)
             for child in (child for layer in layers for child in layer):
                 child.watch()
     except EmbeddedError as error:
         print(f"up: {error}", file=sys.stderr)
         return 1
     except BadSettings as error:
-        print(f"up: {error} cannot run with these settings", file=sys.stderr)
+        print(f"up: {error} cannot run with these settings; see its message above", file=sys.stderr)
         return 2
     except _Stop:
         return 0
@@ -106,15 +109,15 @@ def _run(place: Place, redis: EmbeddedRedis | None) -> int:
         print("up: stopped", file=sys.stderr)
 
 
-def _keep(redis: EmbeddedRedis | None) -> None:
-    """All that was accepted is on disk: a Redis that ended is started again on its data."""
+def _restart_ended(redis: EmbeddedRedis | None) -> None:
+    """Restart Redis on its data if it has ended. Every accepted write is on disk."""
     if redis is not None and redis.ended():
-        print("up: Redis ended; started again", file=sys.stderr)
+        print("up: Redis ended by itself; starting it again", file=sys.stderr)
         redis.start()
 
 
 def _children(place: Place) -> list[list[Child]]:
-    """In the order in which they end: what lets work in, what does it, what it is done with."""
+    """Return the processes in layers, in the order in which they stop: intake, workers, sessiond."""
 
     def child(name: str, module: str, patience: float, role: str | None = None) -> Child:
         env = dict(place.env)
@@ -125,7 +128,7 @@ def _children(place: Place) -> list[list[Child]]:
 
     handlers = [child(f"handler-{n}", "sessiond_webhook.handler", 8.0, "handler") for n in range(1, place.handlers + 1)]
     workers = [child(f"worker-{n}", "sessiond_worker", 8.0, "worker") for n in range(1, place.workers + 1)]
-    # It needs no key, but must know it: what it posts is searched for every secret.
+    # It calls nothing with this key, but it searches what it posts for every secret.
     poster = child("poster", "sessiond_webhook.poster", 8.0, "handler")
     return [
         [child("webhook", "sessiond_webhook", 6.0, "handler")],
@@ -135,7 +138,7 @@ def _children(place: Place) -> list[list[Child]]:
 
 
 def _begin(place: Place, layers: list[list[Child]]) -> None:
-    """sessiond first; the others could wait for it, but would say so."""
+    """Start sessiond first. The others would wait for it, with a warning each."""
     layers[-1][0].start()
     ends = time.monotonic() + READY_SECONDS
     while not _ready(place.url) and time.monotonic() < ends:
@@ -153,16 +156,16 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _greet(place: Place) -> None:
+def _print_summary(place: Place) -> None:
     def say(text: str) -> None:
         print(f"up: {text}", file=sys.stderr)
 
-    say(f"sessiond on {place.url}, keys in {place.state / 'keys.d'}, Ctrl-C ends it")
-    say(f"GitHub's deliveries to {place.webhook_url}/github, signed with {place.env.get('WEBHOOK_SECRET_FILE', '…')}")
+    say(f"sessiond on {place.url}, keys in {place.state / 'keys.d'}; Ctrl-C stops everything")
+    say(f"GitHub deliveries go to {place.webhook_url}/github, secret in {place.env.get('WEBHOOK_SECRET_FILE', '…')}")
     if not any(place.env.get(name) for name in MODEL_KEYS):
-        say("no model key (ANTHROPIC_API_KEY): turns will end with that reason")
+        say("no model key: turns will fail; set ANTHROPIC_API_KEY")
     if not any(place.env.get(name) for name in ("GITHUB_TOKEN", "GITHUB_TOKEN_FILE", "GITHUB_APP_ID")):
-        say(f"no GitHub token (GITHUB_TOKEN): answers go to {place.env['OUTBOX_DIR']}")
+        say(f"no GitHub token: answers go to {place.env['OUTBOX_DIR']}; set GITHUB_TOKEN to post them")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A service's web process, told to leave: who has asked is answered, who only keeps a connection is not waited for.
+"""A web process after SIGTERM: it answers open requests and does not wait for idle connections.
 
-No time is measured: had it waited for them, it would have said so.
+No test measures time: a process that waits for idle connections logs it.
 """
 
 import signal
@@ -20,7 +20,7 @@ REQUEST = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 def connected(port: int) -> socket.socket:
-    """A connection that was of use once, and is kept."""
+    """Return a keep-alive connection that has had one request."""
     found = socket.create_connection(("127.0.0.1", port), timeout=20)
     found.sendall(REQUEST)
     assert answered(found)
@@ -28,24 +28,24 @@ def connected(port: int) -> socket.socket:
 
 
 def answered(connection: socket.socket) -> bool:
-    """Whether a whole answer comes, and it is the right one."""
-    said = b""
-    while not said.endswith(b"}"):
+    """Return whether a whole answer with status 200 comes."""
+    received = b""
+    while not received.endswith(b"}"):
         more = connection.recv(65536)
         if not more:
             return False
-        said += more
-    return b" 200 " in said
+        received += more
+    return b" 200 " in received
 
 
 def signalled(worker: psutil.Process) -> bool:
-    """Whether SIGTERM waits for it to go on."""
+    """Return whether SIGTERM is pending for the stopped process."""
     lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
     (pending,) = (int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd"))
     return bool(pending >> (signal.SIGTERM - 1) & 1)
 
 
-def leave(master: psutil.Process, port: int) -> None:
+def terminate_with_open_connections(master: psutil.Process, port: int) -> None:
     (worker,) = master.children()
     idle, half, here = connected(port), connected(port), connected(port)
     half.sendall(REQUEST[:20])
@@ -67,26 +67,26 @@ def check(log: str) -> None:
 
 def test_sessiond(sessiond: Callable[..., Sessiond]) -> None:
     service = sessiond(scripted_env())
-    leave(psutil.Process(service.pid), service.port)
+    terminate_with_open_connections(psutil.Process(service.pid), service.port)
     service.terminate()
     check(service.log_text())
 
 
 def test_webhook(webhook: Callable[..., Webhook]) -> None:
     service = webhook({"WEBHOOK_PROCESSES": "1"})
-    leave(psutil.Process(service.process.pid), service.port)
+    terminate_with_open_connections(psutil.Process(service.process.pid), service.port)
     assert service.process.wait(20) == 0
     check(service.log_text(0))
 
 
 def closed(port: int) -> bool:
-    """Whether nobody listens there any more."""
+    """Return whether nothing listens on the port any more."""
     with socket.socket() as found:
         return found.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_what_is_being_answered_is_waited_for_but_not_for_ever(webhook: Callable[..., Webhook], answers: bool) -> None:
+def test_open_requests_are_waited_for_until_the_deadline(webhook: Callable[..., Webhook], answers: bool) -> None:
     service = webhook({"WEBHOOK_PROCESSES": "1"})
     service.hold("ingress-committed")
     with ThreadPoolExecutor(1) as pool:

@@ -1,10 +1,10 @@
-"""Jobs for the tests of rq. Each tells in a file what happens to it."""
+"""Jobs for the tests of rq. Each records in a file what happens to it."""
 
 import os
 import time
 from pathlib import Path
 
-from sessiond_common.jobs.worker import Stopped, broken_off, stopping
+from sessiond_common.jobs.worker import Stopped, interruptible, stopping
 
 
 def say(path: str, *words: object) -> None:
@@ -41,7 +41,7 @@ def blocked(path: str) -> None:
     """Sits in a call that only a signal ends."""
     say(path, "begin", os.getpid())
     try:
-        with broken_off():
+        with interruptible():
             time.sleep(30)
     except Stopped:
         say(path, "broken off")

@@ -1,4 +1,4 @@
-"""`make up` as a user runs it: every process, an outbox instead of GitHub, Ctrl-C, and deaths."""
+"""`make up` as a user runs it: every process, an outbox instead of GitHub, Ctrl-C, and processes that die."""
 
 import json
 import os
@@ -25,7 +25,7 @@ PROCESSES = (
 
 
 class Up:
-    """One `make up`, with ports of its own."""
+    """One `make up` with its own ports."""
 
     def __init__(self, place: Path, **env: str) -> None:
         self.state, self.port = place / "state", free_port()
@@ -42,7 +42,7 @@ class Up:
         self.seen: dict[int, psutil.Process] = {}
 
     def ctl(self, *words: str) -> Done:
-        """sessionctl in the same directory, as a second terminal has it."""
+        """Run sessionctl in the same directory, as from a second terminal."""
         command = [sys.executable, "-m", "sessiond_ops.sessionctl", *words]
         env = {**self.env, "SESSIOND_URL": self.url}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=40)
@@ -50,7 +50,7 @@ class Up:
     def answers(self) -> bool:
         return (self.state / "keys.d" / "admin").exists() and self.ctl("status").returncode == 0
 
-    def family(self) -> list[psutil.Process]:
+    def descendants(self) -> list[psutil.Process]:
         try:
             found = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -59,22 +59,22 @@ class Up:
         return found
 
     def modules(self) -> list[tuple[str, psutil.Process]]:
-        """What `up` itself started, by module."""
+        """Return the processes that `up` itself started, with their modules."""
         found = []
         for child in psutil.Process(self.process.pid).children():
             try:
                 words = child.cmdline()
             except psutil.Error:
-                continue  # it has just ended
+                continue  # the process has just ended
             if "-m" in words:
                 found.append((words[words.index("-m") + 1], child))
         return found
 
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return sorted(name for name, _ in self.modules()) == sorted(PROCESSES)
 
     def ctrl_c(self, seconds: float = 20) -> int:
-        self.family()
+        self.descendants()
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(seconds)
 
@@ -82,7 +82,7 @@ class Up:
         return [p for p in self.seen.values() if alive(p)]
 
     def close(self) -> None:
-        self.family()
+        self.descendants()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -106,7 +106,7 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
         one.close()
 
 
-def test_without_a_key_it_says_so_and_ctrl_c_leaves_no_process(
+def test_without_a_key_it_prints_a_warning_and_ctrl_c_leaves_no_process(
     up: Callable[..., Up], figures: Callable[[str], None]
 ) -> None:
     begun = time.monotonic()
@@ -118,17 +118,17 @@ def test_without_a_key_it_says_so_and_ctrl_c_leaves_no_process(
     figures(f"ready after {asked_at - begun:.1f} s; ask ended after {took:.1f} s: {asked.stderr.strip()}")
     assert asked.returncode == 1 and "Not logged in" in asked.stderr and asked.stderr.count("\n") == 1
     assert took < 20
-    eventually(running.whole, 10)
+    eventually(running.complete, 10)
     assert running.ctrl_c() == 0
     eventually(lambda: not running.left(), 5, f"{running.left()}")
-    said = running.log.read_text()
-    assert "no model key" in said and "no GitHub token" in said and said.rstrip().endswith("up: stopped")
+    log = running.log.read_text()
+    assert "no model key" in log and "no GitHub token" in log and log.rstrip().endswith("up: stopped")
 
 
 def test_a_signed_comment_ends_in_the_outbox_and_a_task_is_done(up: Callable[..., Up], tmp_path: Path) -> None:
     running = up(**scripted_env(), BOT_LOGIN="helper[bot]")
     eventually(running.answers, 20)
-    eventually(running.whole, 10)
+    eventually(running.complete, 10)
     delivery = tmp_path / "delivery.json"
     delivery.write_text(json.dumps(payloads.comment("IC_up", "@helper what is this?\n#say an answer")))
     send = ("send", str(delivery), "--event", "issue_comment")
@@ -147,40 +147,40 @@ def test_a_signed_comment_ends_in_the_outbox_and_a_task_is_done(up: Callable[...
     eventually(lambda: not running.left(), 5, f"{running.left()}")
 
 
-def test_whoever_dies_is_started_again_and_nothing_is_lost(up: Callable[..., Up]) -> None:
+def test_a_process_that_dies_is_restarted_and_nothing_is_lost(up: Callable[..., Up]) -> None:
     running = up(**scripted_env())
     eventually(running.answers, 20)
-    eventually(running.whole, 10)
+    eventually(running.complete, 10)
     assert running.ctl("ask", SESSION, "#say before").stdout == "before\n"
-    redis = [p for p in running.family() if "redis.sock" in " ".join(p.cmdline())]
+    redis = [p for p in running.descendants() if "redis.sock" in " ".join(p.cmdline())]
     assert len(redis) == 1
     for one in [*redis, *(process for _, process in running.modules())]:
         one.kill()
-    eventually(lambda: running.whole() and running.answers(), 30, running.log.read_text)
+    eventually(lambda: running.complete() and running.answers(), 30, running.log.read_text)
     asked = eventually(lambda: (a := running.ctl("ask", SESSION, "#history\n#say x")).returncode == 0 and a, 40)
     assert "before" in asked.stdout
     assert running.log.read_text().count("again in") >= len(PROCESSES)
 
 
 def test_ctrl_c_just_after_the_start_is_not_lost(up: Callable[..., Up]) -> None:
-    """A worker that has been forked and has no handlers yet: without care its master would wait for it in vain."""
+    """A forked gunicorn worker that has no signal handlers yet must not keep its master waiting."""
     running = up()
-    eventually(lambda: len(running.family()) >= 3, 20)
+    eventually(lambda: len(running.descendants()) >= 3, 20)
     assert running.ctrl_c(12) == 0
     eventually(lambda: not running.left(), 5, f"{running.left()}")
 
 
-def test_an_up_that_is_killed_takes_everything_along(up: Callable[..., Up]) -> None:
+def test_a_killed_up_leaves_no_process(up: Callable[..., Up]) -> None:
     running = up(**scripted_env())
     eventually(running.answers, 20)
-    eventually(running.whole, 10)
-    running.family()
+    eventually(running.complete, 10)
+    running.descendants()
     running.process.kill()
     running.process.wait()
     eventually(lambda: not running.left(), 25, f"{running.left()}")
 
 
-def test_sigusr1_tells_its_stack(up: Callable[..., Up]) -> None:
+def test_sigusr1_prints_the_stack(up: Callable[..., Up]) -> None:
     running = up()
     eventually(running.answers, 20)
     running.process.send_signal(signal.SIGUSR1)

@@ -1,4 +1,4 @@
-"""The secrets of a set of containers: made once, each service its own, what is there stays."""
+"""The secrets of the containers: made once, each service has its own, and existing files stay."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def test_made_once_and_for_their_owners_only(tmp_path: Path) -> None:
     for name in ("sessiond", "webhook", "worker"):
         password = (tmp_path / name / "redis-url").read_text().split(":")[2].partition("@")[0]
         assert password not in rules
-    # The append-only file is replayed as this user: without every right, transactions are dropped at a restart.
+    # Redis replays the append-only file as this user. Without every right, a restart drops transactions.
     assert "user default off resetpass ~* &* +@all" in rules
 
 

@@ -1,7 +1,4 @@
-"""`python -m sessiond_common.jobs.healthcheck`: the health check of a process that takes jobs.
-
-Exit status 0 when rq knows a worker on this host.
-"""
+"""`python -m sessiond_common.jobs.healthcheck`: the container health check of a process that takes jobs."""
 
 import os
 import socket
@@ -13,7 +10,7 @@ from sessiond_common.env import Env
 
 
 def main() -> int:
-    """1 when there is none, or Redis does not answer."""
+    """Return 0 if Redis knows an rq worker on this host, else 1."""
     connection = redis.Redis.from_url(
         Env(os.environ).redis_url(), socket_timeout=3, socket_connect_timeout=3, decode_responses=True
     )
@@ -21,7 +18,7 @@ def main() -> int:
     for key in connection.smembers("rq:workers"):
         if connection.hget(key, "hostname") == here:
             return 0
-    print(f"no rq worker on {here}", file=sys.stderr)
+    print(f"Redis knows no rq worker on {here}", file=sys.stderr)
     return 1
 
 

@@ -1,7 +1,7 @@
-"""Job queues: rq as it is used here. A job only wakes somebody; the truth is always a record of ours.
+"""Job queues on rq. A job only wakes a process; what is to do stands in a record of our own.
 
-Job ids are random: rq's id is no dedupe record (a repeated id enqueues twice, a finished job is forgotten).
-Waking twice is harmless, because whoever is woken claims a record first. Arguments are JSON.
+Job ids are random, because rq does not deduplicate: a repeated id is enqueued twice, and a finished job is forgotten.
+A job too many is harmless, because every run first acquires its record. Arguments are JSON.
 """
 
 import uuid
@@ -16,16 +16,17 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
 
 DEMANDS: Final = "demands"
-"""Woken: webhook.handler."""
+"""Wakes a handler of the webhook."""
 POSTS: Final = "posts"
-"""Woken: webhook.poster."""
+"""Wakes the poster of the webhook."""
 TASKS: Final = "tasks"
-"""Woken: worker.runner."""
+"""Wakes a run of the worker."""
 
 FAILURE_TTL: Final = 86_400
 MONITORING_SECONDS: Final = 5
-"""How often a parent says that its work-horse still runs."""
+"""How often a parent records that its work-horse still runs."""
 STALE_SECONDS: Final = 4 * MONITORING_SECONDS
+"""A job without such a record for so long counts as dead."""
 CALL_DEADLINE: Final = 5.0
 CONNECTIONS: Final = 64
 
@@ -33,9 +34,9 @@ CONNECTIONS: Final = 64
 def connect(
     url: str, *, deadline: float = CALL_DEADLINE, retries: int = 2, connections: int = CONNECTIONS
 ) -> "redis.Redis":
-    """A pool for records and jobs. Calls raise redis.ConnectionError or redis.TimeoutError within seconds.
+    """Return a client with a connection pool. Its calls raise redis.ConnectionError or redis.TimeoutError.
 
-    `deadline` in seconds bounds one attempt of a call. Callers beyond `connections` wait for one, as long at most.
+    `deadline`: seconds of one attempt of a call, and of the wait for a free connection of the `connections`.
     """
     pool = redis.BlockingConnectionPool.from_url(
         url,
@@ -57,17 +58,17 @@ class Jobs:
         self._queues: dict[str, Queue] = {}
 
     def queue(self, name: str) -> Queue:
-        """The rq queue of this name."""
-        if name not in self._queues:  # each asks the server for its version once
+        """Return the rq queue of this name."""
+        if name not in self._queues:  # a new Queue asks the server for its version
             self._queues[name] = Queue(name, connection=self._redis, serializer="json")
         return self._queues[name]
 
     def enqueue(self, name: str, function: str, *args: Any, pipeline: Any = None, at: datetime | None = None) -> str:
-        """Wakes somebody: `function` is its dotted path, `args` JSON values. Returns the job's id.
+        """Enqueue a job. `function` is a dotted path, `args` are JSON values. Returns the job's id.
 
-        With `pipeline` nothing happens before that is executed; its `multi()` must have been called before any
-        command was put into it, else rq calls it too late and redis-py raises RedisError. `at` (aware) delays the
-        job, which needs a worker process with a scheduler.
+        With `pipeline`, the job is enqueued when that is executed. Call its `multi()` before any command: else rq
+        calls it too late, and redis-py raises RedisError. `at`, an aware time, delays the job; delayed jobs need a
+        worker process with a scheduler.
         """
         queue = self.queue(name)
         job_id = f"{name}-{uuid.uuid4().hex}"
@@ -77,14 +78,14 @@ class Jobs:
         }  # fmt: skip
         if at is not None:
             job = queue.create_job(function, args=args, **options)
-            # rq keeps whole seconds and cuts the rest off: the job would come up to a second before its time.
+            # rq drops the fraction of a second: without the added second, the job could come too early.
             queue.schedule_job(job, at + timedelta(seconds=1), pipeline=pipeline)
         else:
             queue.enqueue_call(function, args=args, pipeline=pipeline, **options)
         return job_id
 
     def live(self, job_id: str | None) -> bool:
-        """Whether a job still will wake somebody: it is queued or scheduled, or its parent says that it runs."""
+        """Return whether a job waits or runs: queued, scheduled, or recorded as running just now."""
         job = self._fetch(job_id)
         if job is None:
             return False
@@ -92,7 +93,7 @@ class Jobs:
         return self._waits(job) or (status in (JobStatus.QUEUED, JobStatus.STARTED) and self._fresh(job))
 
     def waiting(self, job_id: str | None) -> bool:
-        """Whether a job is queued or scheduled and nobody has it yet: for records whose runs have claims."""
+        """Return whether a job is queued or scheduled and has not begun. For records whose runs have a lease."""
         job = self._fetch(job_id)
         return job is not None and self._waits(job)
 

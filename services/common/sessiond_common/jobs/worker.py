@@ -48,7 +48,7 @@ _interruptible = False
 
 
 class Stopped(BaseException):
-    """The process stops. Raised in the main thread inside `broken_off`; no Exception, so that no handler of errors
+    """The process stops. Raised in the main thread inside `interruptible`; no Exception, so that no handler of errors
     catches it."""
 
 
@@ -64,7 +64,7 @@ def stop_self() -> None:
 
 
 @contextmanager
-def broken_off() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let a warm shutdown raise Stopped inside it, also out of a blocking call. For a job's main thread."""
     global _interruptible
     if _stopping.is_set():

@@ -1,22 +1,22 @@
-"""What is never rendered in a log line: secrets, and what people and agents wrote."""
+"""Leave secrets, and text that people and agents wrote, out of log lines."""
 
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
 HIDDEN: Final = frozenset({"secret", "token", "authorization", "prompt", "text", "body"})
-"""Keys, and ends of keys behind _ or -, in any case: `lease_secret` too. Their values are left out at every depth."""
+"""Hidden keys, in any case. A key that ends with one of them after _ or - is hidden too, as `lease_secret`."""
 LEFT_OUT: Final = "[left out]"
 
 
 def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: the same event, without the values under such keys."""
+    """Replace the values of hidden keys, at every depth. A structlog processor."""
     for name, value in event.items():
         event[name] = LEFT_OUT if hidden(name) else _inside(value)
     return event
 
 
 def hidden(name: object) -> bool:
-    """Whether the value under this key is never rendered."""
+    """Return whether the value of this key is left out."""
     return str(name).lower().replace("-", "_").rpartition("_")[2] in HIDDEN
 
 

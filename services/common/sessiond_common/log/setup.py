@@ -1,4 +1,4 @@
-"""Logging: one line an event, readable on a console or JSON. No prompt text and no secret is logged."""
+"""Log setup: one line an event, for a console or as JSON, to stderr. Prompts and secrets are left out (`redact`)."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from sessiond_common.log.redact import redact
 
 
 def configure(fmt: str = "console") -> None:
-    """Sets up structlog and the standard library's logging, both to stderr. `fmt`: console or json."""
+    """Configure structlog and the standard library's logging. `fmt`: console or json."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

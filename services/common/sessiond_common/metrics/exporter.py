@@ -1,10 +1,10 @@
-"""`/metrics` of a process that takes jobs: served by a small process of its own, off unless METRICS_PORT is set.
+"""`/metrics` of a process that takes jobs, served by a small process of its own. Off unless METRICS_PORT is set.
 
-    METRICS_PORT   where it listens; off by default        METRICS_HOST   127.0.0.1
+    METRICS_PORT   the port; off by default        METRICS_HOST   127.0.0.1
 
-Not a thread in rq's parent: a fork copies whatever another thread holds at that moment. The parent makes the directory
-into which it and its work-horses count (see counting.py) and starts this module by exec; when the parent ends, however
-it does, so does this, and the directory goes with it.
+It is no thread of rq's parent, because a fork copies the locks that another thread holds at that moment. The parent
+makes the directory into which it and its work-horses count (`job_metrics`), and starts this module. When the parent
+ends, also by SIGKILL, this process removes the directory and ends.
 """
 
 import contextlib
@@ -28,15 +28,18 @@ from sessiond_common.metrics.job_metrics import DIRECTORY
 from sessiond_common.parent_death import die_with_parent
 
 BIND_PATIENCE: Final = 10.0
-"""Seconds for the one that was there before to be gone."""
+"""Seconds to wait until the exporter of the process before has left the port."""
 ANSWER_SECONDS: Final = 5.0
 
 
 @contextlib.contextmanager
 def served(name: str) -> Iterator[None]:
-    """While inside, what is counted here and in forks is served; nothing without METRICS_PORT. Raises SettingsError.
+    """Serve the metrics of this process and its forks while inside. Does nothing without METRICS_PORT.
 
     `name` is the first word of the metrics' names.
+
+    Raises:
+        SettingsError: METRICS_PORT is not a port.
     """
     env = Env(os.environ)
     port, host = env.port("METRICS_PORT", 0), env.text("METRICS_HOST", "127.0.0.1")
@@ -45,9 +48,9 @@ def served(name: str) -> Iterator[None]:
         return
     directory = tempfile.mkdtemp(prefix=f"{name}-metrics-")
     os.environ[DIRECTORY] = directory
-    # Now, once, and not in each work-horse.
+    # Import it once here, not in each work-horse.
     __import__("prometheus_client")
-    # A session of its own: a terminal's Ctrl-C is for the parent, and the last scrape may want to see its end.
+    # In a session of its own: a terminal's Ctrl-C reaches only the parent, and a last scrape sees its end.
     child = subprocess.Popen(
         [sys.executable, "-m", "sessiond_common.metrics.exporter", name, directory, host, str(port)],
         stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent,
@@ -62,7 +65,7 @@ def served(name: str) -> Iterator[None]:
 
 
 def main(name: str, directory: str, host: str, port: str) -> int:
-    """Serves until SIGTERM, then removes the directory."""
+    """Serve until SIGTERM, then remove the directory. Returns 0."""
     signal.signal(signal.SIGTERM, _end)
     with contextlib.suppress(KeyboardInterrupt), _listening(host, int(port), _handler(name, Path(directory))) as server:
         server.serve_forever()
@@ -89,12 +92,12 @@ def _handler(name: str, directory: Path) -> type[BaseHTTPRequestHandler]:
     from prometheus_client.core import InfoMetricFamily, Metric
     from prometheus_client.registry import Collector
 
-    from sessiond_common.metrics.multiprocess import exposition, tidy
+    from sessiond_common.metrics.multiprocess import exposition, merge_dead
 
     class Build(Collector):
         def collect(self) -> Iterable[Metric]:
-            said = {"version": VERSION, "python": platform.python_version()}
-            yield InfoMetricFamily(f"{name}_build", "What runs here", value=said)
+            build = {"version": VERSION, "python": platform.python_version()}
+            yield InfoMetricFamily(f"{name}_build", "What runs here", value=build)
 
     class Handler(BaseHTTPRequestHandler):
         timeout = ANSWER_SECONDS
@@ -103,7 +106,7 @@ def _handler(name: str, directory: Path) -> type[BaseHTTPRequestHandler]:
             if self.path.partition("?")[0] not in ("/metrics", "/healthz"):
                 self.send_error(404)
                 return
-            tidy(directory)
+            merge_dead(directory)
             body = exposition(directory, Build()) if self.path.startswith("/metrics") else b"alive\n"
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -112,7 +115,7 @@ def _handler(name: str, directory: Path) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """A scrape is no event."""
+            """Scrapes are not logged."""
 
     return Handler
 

@@ -1,10 +1,10 @@
-"""Counters and histograms of processes that fork: each writes its own file, a scrape adds the files up.
+"""Counters and histograms of processes that fork: each process writes a file, and a scrape adds the files up.
 
-A work-horse of rq lives for one job. What it counts must outlive it, and must be counted once whichever process is
-asked: so prometheus-client's multiprocess mode is used, in a directory that the parent makes (see `scrape`). Where
-nobody made one, nothing is counted and prometheus-client is not even imported.
+An rq work-horse lives for one job, and its numbers must outlive it. So they are kept by prometheus-client's
+multiprocess mode, in a directory that the parent makes (`exporter`). Without that directory nothing is counted, and
+prometheus-client is not imported.
 
-Counting never fails the work: a file that cannot be written costs a number, not an answer.
+A file that cannot be written loses a number and never fails the work.
 """
 
 import contextlib
@@ -14,58 +14,58 @@ from functools import partial
 from typing import Any, Final
 
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""prometheus-client chooses its kind of storage from this when it is imported."""
-Kind = Callable[[str, str, tuple[str, ...]], Any]
+"""The variable that names the directory. prometheus-client reads it when it is imported."""
+Make = Callable[[str, str, tuple[str, ...]], Any]
 
 
-class Counted:
-    """A metric that is made when it is used first, and then by every process for itself."""
+class Metric:
+    """A metric that each process makes when it uses it first."""
 
-    def __init__(self, name: str, text: str, labels: tuple[str, ...], make: Kind) -> None:
+    def __init__(self, name: str, text: str, labels: tuple[str, ...], make: Make) -> None:
         self.name, self.text, self.labels = name, text, labels
         self._make = make
         self._made: Any = None
 
     def one(self, labels: Mapping[str, str]) -> Any:
-        """prometheus-client's metric with these labels."""
+        """Return prometheus-client's metric with these labels."""
         if self._made is None:
             self._made = self._make(self.name, self.text, self.labels)
         return self._made.labels(**labels) if self.labels else self._made
 
 
-class Count(Counted):
+class Counter(Metric):
     """A counter."""
 
     def __init__(self, name: str, text: str, *labels: str) -> None:
         super().__init__(name, text, labels, _counter)
 
     def add(self, amount: float = 1, **labels: str) -> None:
-        """Counts."""
+        """Add to the counter."""
         if os.environ.get(DIRECTORY):
             with contextlib.suppress(OSError):
                 self.one(labels).inc(amount)
 
 
-class Spread(Counted):
-    """A histogram, of seconds."""
+class Histogram(Metric):
+    """A histogram of seconds."""
 
     def __init__(self, name: str, text: str, *labels: str, buckets: tuple[float, ...]) -> None:
         super().__init__(name, text, labels, partial(_histogram, buckets=buckets))
 
     def observe(self, seconds: float, **labels: str) -> None:
-        """Counts one."""
+        """Count one observation."""
         if os.environ.get(DIRECTORY):
             with contextlib.suppress(OSError):
                 self.one(labels).observe(seconds)
 
 
 def _counter(name: str, text: str, labels: tuple[str, ...]) -> Any:
-    from prometheus_client import CollectorRegistry, Counter
+    import prometheus_client as client
 
-    return Counter(name, text, labels, registry=CollectorRegistry())
+    return client.Counter(name, text, labels, registry=client.CollectorRegistry())
 
 
 def _histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Any:
-    from prometheus_client import CollectorRegistry, Histogram
+    import prometheus_client as client
 
-    return Histogram(name, text, labels, registry=CollectorRegistry(), buckets=buckets)
+    return client.Histogram(name, text, labels, registry=client.CollectorRegistry(), buckets=buckets)

@@ -1,7 +1,7 @@
-"""The files of prometheus-client's multiprocess mode: read all as one, and those of dead processes put together.
+"""The files of prometheus-client's multiprocess mode: read them as one, and merge those of dead processes.
 
-Whoever reads holds the directory's lock shared, whoever puts together holds it alone: no scrape sees a number twice,
-or not at all. Only counters and histograms are kept so; both are sums.
+A reader holds the directory's lock shared, and a merge holds it exclusively: no scrape sees a number twice or misses
+one. The files hold only counters and histograms, which are sums.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 PAST: Final = "past"
-"""Stands for the pid in the name of the file with what dead processes counted."""
+"""Replaces the process id in the name of the file with the numbers of dead processes."""
 
 
 class _Files(Collector):
@@ -32,7 +32,7 @@ class _Files(Collector):
 
 
 def exposition(directory: Path, *more: Collector) -> bytes:
-    """The text that a scrape reads: all processes together, and what `more` says."""
+    """Return the text of a scrape: the sums over all processes, and the metrics of `more`."""
     registry = CollectorRegistry()
     with _locked(directory, fcntl.LOCK_SH):
         registry.register(_Files([path for path in directory.glob("*_*.db") if path.stat().st_size]))
@@ -41,8 +41,8 @@ def exposition(directory: Path, *more: Collector) -> bytes:
         return generate_latest(registry)
 
 
-def tidy(directory: Path) -> None:
-    """Adds what dead processes counted to the one file of the past, and removes their files."""
+def merge_dead(directory: Path) -> None:
+    """Merge the files of dead processes into one and remove them."""
     with _locked(directory, fcntl.LOCK_EX):
         for path in sorted(directory.glob("*_*.db")):
             kind, _, pid = path.stem.partition("_")

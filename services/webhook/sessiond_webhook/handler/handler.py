@@ -22,7 +22,7 @@ from sessiond_common.clock import now_text
 from sessiond_common.env import SettingsError
 from sessiond_common.fault_points import hold
 from sessiond_common.jobs.queue import DEMANDS, Jobs, connect
-from sessiond_common.jobs.worker import Stopped, broken_off, fail, serve
+from sessiond_common.jobs.worker import Stopped, fail, interruptible, serve
 from sessiond_webhook import job_metrics
 from sessiond_webhook.demands import machine
 from sessiond_webhook.demands.machine import Demand
@@ -113,7 +113,7 @@ class HandlerRun:
         if known is None or known.ticket is None:
             return
         try:
-            with broken_off():
+            with interruptible():
                 self._with_patience(partial(self._client.ticket, demand.session, known.ticket))
         except sessiond.TicketEnded as ended:
             if ended.reason in FINAL or ended.reason == "withdrawn":
@@ -138,7 +138,7 @@ class HandlerRun:
     def _under_lease(self, demand: Demand) -> bool:
         """Answer under one lease. Returns False if the lease was lost and the demand kept its place."""
         with ExitStack() as stack:
-            with broken_off():
+            with interruptible():
                 lease = stack.enter_context(self._client.lease(
                     demand.session, kind="handler", key=demand.key, holder=self.holder,
                     lease_ttl=self._settings.lease_ttl,

@@ -98,10 +98,10 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
 def _tidy() -> None:
     """In the master: what a process counted that is gone stays counted, in one file."""
-    from sessiond_common.metrics.multiprocess import tidy
+    from sessiond_common.metrics.multiprocess import merge_dead
 
     try:
-        tidy(Path(os.environ[DIRECTORY]))
+        merge_dead(Path(os.environ[DIRECTORY]))
     except OSError as error:
         log.warning("metrics of a process that ended are not put together", error=str(error))
 

@@ -10,7 +10,7 @@ from sessiond.client import AgentEvent, Client, Lease, LeaseLost, ProblemError, 
 from sessiond.client.patience import Backoff
 from sessiond_common.clock import parse_time
 from sessiond_common.fault_points import hold_in
-from sessiond_common.jobs.worker import Stopped, broken_off, stopping
+from sessiond_common.jobs.worker import Stopped, interruptible, stopping
 from sessiond_worker.runner import job_metrics, judge, ledger_gap, prompts
 from sessiond_worker.runner.judge import ClosedTurn
 from sessiond_worker.runner.recorder import TaskRecorder
@@ -118,7 +118,7 @@ class Conversation:
             return True
         if closed.outcome == "failed" and self._lease is not None:
             pause = self._settings.retry_seconds * 2 ** (task.failures - 1)
-            with broken_off():
+            with interruptible():
                 self._lease.lost.wait(pause)
         return False
 
@@ -132,7 +132,7 @@ class Conversation:
         """Send the turn and read it to its end. None: it never began, and the lease is lost."""
         prompt = prompts.prompt(self._task, turn)
         try:
-            with broken_off():
+            with interruptible():
                 return self._until_closed(lease, turn, prompt)
         except Stopped:
             self._cut_off(lease, turn)

@@ -2,6 +2,6 @@
 
 from typing import Final
 
-from sessiond_common.metrics.job_metrics import Count
+from sessiond_common.metrics.job_metrics import Counter
 
-TURNS: Final = Count("worker_turns_total", "Turns whose end a run recorded", "outcome")
+TURNS: Final = Counter("worker_turns_total", "Turns whose end a run recorded", "outcome")

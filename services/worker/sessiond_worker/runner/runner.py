@@ -21,7 +21,7 @@ import structlog
 from sessiond.client import Client, Lease, LeaseLost, ProblemError, Superseded, TicketEnded, Unavailable, connect
 from sessiond_common.fault_points import append_in, hold_in
 from sessiond_common.jobs.queue import connect as redis_connect
-from sessiond_common.jobs.worker import Stopped, broken_off, stop_self
+from sessiond_common.jobs.worker import Stopped, interruptible, stop_self
 from sessiond_worker.runner import judge
 from sessiond_worker.runner.conversation import Conversation
 from sessiond_worker.runner.recorder import TaskRecorder
@@ -144,7 +144,7 @@ class Run:
         )
         with ExitStack() as stack:
             try:
-                with broken_off():
+                with interruptible():
                     lease = stack.enter_context(leasing)
             except Stopped:
                 # Nothing was interrupted, and the ticket keeps its place: another run may go on.
@@ -160,7 +160,7 @@ class Run:
 
     def _take_ticket(self) -> None:
         task = self._task
-        with broken_off():
+        with interruptible():
             ticket = self._client.take(task.session, kind="worker", key=task.id, patience=TICKET_PATIENCE)["id"]
             self._ticket = ticket
             structlog.contextvars.bind_contextvars(ticket=ticket)

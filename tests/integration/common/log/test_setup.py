@@ -1,4 +1,4 @@
-"""No secret and nobody's words are in a log line, in either format, from our loggers or anybody's."""
+"""No log line holds a secret or text of people and agents, in either format, from any logger."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from sessiond_common.log.redact import HIDDEN
 from support.servers import PYTHONPATH, SERVICES
 
-SAYS = """
+PROGRAM = """
 import logging, sys, structlog
 from sessiond_common.log.setup import configure
 configure(sys.argv[1])
@@ -27,7 +27,7 @@ logging.getLogger("theirs").warning("other", extra={"token": "s3cr3t"})
 def test_hidden_keys_are_never_rendered(fmt: str) -> None:
     keys = [*HIDDEN, "Authorization", "webhook_secret", "api-token"]
     done = subprocess.run(
-        [sys.executable, "-c", SAYS, fmt, *keys], env={"PYTHONPATH": PYTHONPATH}, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, fmt, *keys], env={"PYTHONPATH": PYTHONPATH}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
@@ -41,7 +41,7 @@ def test_hidden_keys_are_never_rendered(fmt: str) -> None:
 
 
 def test_no_line_of_ours_loses_what_it_was_written_for() -> None:
-    """A key that is left out is not one to log under."""
+    """No call of a logger uses a hidden key."""
     for path in Path(SERVICES).rglob("*.py"):
         for call in path.read_text().split("log.")[1:]:
             if call.startswith(("info(", "warning(", "error(", "exception(")):

@@ -1,4 +1,4 @@
-"""What is counted in forks is there once, whoever is dead by then; and nobody's directory is left."""
+"""The numbers of forks are scraped once, also after the forks have ended, and no directory is left."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ from support.servers import PYTHONPATH, SERVICES, eventually, free_port
 
 COUNTS = """
 import os, sys, time
-from sessiond_common.metrics.job_metrics import Count, Spread
+from sessiond_common.metrics.job_metrics import Counter, Histogram
 from sessiond_common.metrics.exporter import served
-jobs = Count("test_jobs_total", "Jobs", "outcome")
-times = Spread("test_seconds", "Times", buckets=(1, 5))
+jobs = Counter("test_jobs_total", "Jobs", "outcome")
+times = Histogram("test_seconds", "Times", buckets=(1, 5))
 with served("test"):
     for number in range(int(sys.argv[1])):
         pid = os.fork()

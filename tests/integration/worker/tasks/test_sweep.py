@@ -14,7 +14,7 @@ from support.servers import Redis
 from support.worker_scene import Scene, line
 
 
-def test_one_sweep_at_a_time_and_only_what_nobody_looks_at(scene: Callable[..., Scene]) -> None:
+def test_one_sweep_at_a_time_and_only_tasks_without_run_and_job(scene: Callable[..., Scene]) -> None:
     s = scene()
     s.worker.terminate()
     task = s.add(line("done"))

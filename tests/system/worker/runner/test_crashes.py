@@ -1,6 +1,6 @@
-"""kill -9 of each process at each named step: the task finishes, nothing is sent twice untold, never two runs at once.
+"""SIGKILL of each process at each fault point: the task finishes, no prompt repeats unannounced, no runs overlap.
 
-Prints its matrix. FULL=1 runs every row; else each step with some victims, so that each victim comes at three steps.
+Prints its matrix. FULL=1 runs every row; else each fault point with some victims, each victim at three points.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sessiond.verify import verify
 from sessiond_worker.runner.runner import FAULT_POINTS
 from sessiond_worker.tasks.model import TaskState
-from support.worker_scene import Scene, line, untold
+from support.worker_scene import Scene, line, unannounced_repeats
 
 FULL = os.environ.get("FULL") == "1"
 VICTIMS = ("work-horse", "parent", "both", "sessiond", "redis")
@@ -23,15 +23,15 @@ ROWS = [
 ]
 
 
-def strike(s: Scene, victim: str, horse: int, point: str) -> set[int]:
-    """Kills, starts again what nobody else starts, lets go; the pids that are dead by it."""
+def crash(s: Scene, victim: str, horse: int, point: str) -> set[int]:
+    """Kill the victim, restart it if nothing else does, let the run go on. Returns the killed pids."""
     parent = s.worker.parent()
-    doomed = {"work-horse": [horse], "parent": [parent.pid], "both": [parent.pid, horse]}.get(victim, [])
-    if doomed:
-        for pid in doomed:
+    victims = {"work-horse": [horse], "parent": [parent.pid], "both": [parent.pid, horse]}.get(victim, [])
+    if victims:
+        for pid in victims:
             os.kill(pid, signal.SIGKILL)
         s.worker.go_on(point)
-        return set(doomed)
+        return set(victims)
     if victim == "sessiond":
         s.service.kill9()
         s.worker.go_on(point)
@@ -43,28 +43,28 @@ def strike(s: Scene, victim: str, horse: int, point: str) -> set[int]:
     return set()
 
 
-def two_at_once(runs: list[tuple[str, str, int]], task: str, dead: set[int]) -> bool:
-    """Whether a run of this task began while another one's process lived and had not ended."""
-    at_work: set[int] = set()
+def runs_overlap(runs: list[tuple[str, str, int]], task: str, dead: set[int]) -> bool:
+    """Return whether a run of this task began while another one lived and had not ended."""
+    active: set[int] = set()
     for word, which, pid in runs:
         if which == task and word == "begin":
-            if at_work - dead:
+            if active - dead:
                 return True
-            at_work = {pid}
+            active = {pid}
         elif which == task:
-            at_work.discard(pid)
+            active.discard(pid)
     return False
 
 
 def row(s: Scene, number: int, step: str, victim: str) -> str:
-    """One crash; what became of it, in words. The first word is `done` when all is well."""
+    """Make one crash. Returns what happened, in words; the first word is `done` if all is well."""
     session = f"octo/row{number}"
     s.worker.hold(step)
     words = line("done", "finished", tokens="80", pace="10ms")
     task = s.add(words, key=f"row-{number}", session=session)
     horse = s.worker.reached(step)
     begun = time.monotonic()
-    dead = strike(s, victim, horse, step)
+    dead = crash(s, victim, horse, step)
     found = s.settled(task, 60)
     took = time.monotonic() - begun
     prompts = [p for p in s.prompts() if task.id in p]
@@ -72,13 +72,13 @@ def row(s: Scene, number: int, step: str, victim: str) -> str:
     problems = verify(entries).violations
     faults = [
         *(["not done"] if found.state is not TaskState.DONE else []),
-        *(["sent twice untold"] if untold(prompts) else []),
-        *(["two runs at once"] if two_at_once(s.worker.runs(), task.id, dead) else []),
+        *(["sent twice unannounced"] if unannounced_repeats(prompts) else []),
+        *(["two runs at once"] if runs_overlap(s.worker.runs(), task.id, dead) else []),
         *(["a ticket is left"] if s.client.view(session)["queue"] else []),
         *([f"the ledger: {problems}"] if problems else []),
     ]
-    said = f"{found.runs} runs, {len(prompts)} prompts, attempt {found.turn.attempt}, {took:.1f} s"
-    return f"{', '.join(faults) or 'done'}: {said}"
+    summary = f"{found.runs} runs, {len(prompts)} prompts, attempt {found.turn.attempt}, {took:.1f} s"
+    return f"{', '.join(faults) or 'done'}: {summary}"
 
 
 def test_crash_matrix(scene: Callable[..., Scene]) -> None:

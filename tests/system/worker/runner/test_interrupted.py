@@ -1,4 +1,4 @@
-"""A worker that is interrupted: by handlers, by its own stop, by a loss. What it is told, and what it keeps."""
+"""A worker that is interrupted, by handlers, its own stop or a loss: what its prompts say and what it keeps."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from sessiond_common.jobs.queue import TASKS
 from sessiond_worker.tasks.model import Task, TaskState
 from sessiond_worker.tasks.store import RUN
 from support.servers import Redis, Sessiond, eventually
-from support.worker_scene import SENT, SESSION, Scene, Worker, line, untold
+from support.worker_scene import SENT, SESSION, Scene, Worker, line, unannounced_repeats
 
 Start = Callable[..., Scene]
 FULL = os.environ.get("FULL") == "1"
@@ -40,11 +40,11 @@ def test_preempted_in_mid_turn(scene: Start) -> None:
     assert "interrupted" not in first and comment.startswith("What is this?")
     assert "You were interrupted by 1 handler (people's comments: IC_42)" in again
     assert "Turn 1 (attempt 1) was sent to you before and you were interrupted in the middle of it" in again
-    assert untold(s.prompts()) == []
+    assert unannounced_repeats(s.prompts()) == []
     assert verify(entries).violations == []
 
 
-def test_preempted_between_two_turns_is_told_too(scene: Start) -> None:
+def test_a_preemption_between_two_turns_is_in_the_prompt(scene: Start) -> None:
     s = scene()
     s.worker.hold("result-received")
     task = s.add(line("more"), line("done"))
@@ -94,7 +94,7 @@ def test_a_task_goes_on_through_flurries(scene: Start) -> None:
     )
     assert (found.state, found.note, found.used.turns) == ("done", "all turns", TURNS)
     assert found.interruptions.preemptions == len(preempted) > 0
-    assert untold(s.prompts()) == []
+    assert unannounced_repeats(s.prompts()) == []
     assert (report.inversions, report.misorders, report.violations) == (0, 0, [])
     assert [e for e in entries if e["event"] == "ticket-ended" and e["reason"] not in ("released",)] == []
 
@@ -136,17 +136,17 @@ def test_stopped_in_a_turn(scene: Start) -> None:
     found = s.settled(task)
     assert (found.state, found.turn.attempt) == ("done", 2)
     assert "in the middle of it: the worker was stopped" in s.prompts()[-1]
-    assert keeps_its_score(s) and untold(s.prompts()) == []
+    assert keeps_its_score(s) and unannounced_repeats(s.prompts()) == []
 
 
-def test_an_agent_that_dies_in_a_turn_is_told(scene: Start) -> None:
+def test_an_agent_that_dies_in_a_turn_is_in_the_prompt(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", tokens="100", pace="10ms"))
     s.in_turn()
     os.kill(s.client.view(SESSION)["agent"]["pid"], 9)
     found = s.settled(task)
     assert (found.state, found.turn.attempt) == ("done", 2)
-    assert "was lost" in s.prompts()[-1] and untold(s.prompts()) == []
+    assert "was lost" in s.prompts()[-1] and unannounced_repeats(s.prompts()) == []
 
 
 def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, request: pytest.FixtureRequest) -> None:
@@ -158,14 +158,14 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     assert {s.settled(t).state for t in tasks} == {TaskState.DONE}
 
     def all_ended() -> bool:
-        told = [(word, task_id) for word, task_id, _ in (*s.worker.runs(), *other.runs())]
-        return all(told.count(("begin", t.id)) == told.count(("end", t.id)) >= 1 for t in tasks)
+        ends = [(word, task_id) for word, task_id, _ in (*s.worker.runs(), *other.runs())]
+        return all(ends.count(("begin", t.id)) == ends.count(("end", t.id)) >= 1 for t in tasks)
 
     eventually(all_ended, 10, "every run that began has ended")
 
 
 def test_preempted_while_no_run_was_there(scene: Start) -> None:
-    """The lease outlives its killed work-horse for a while; what handlers then do to it is counted and told too."""
+    """The lease outlives its killed work-horse. A preemption in that time is counted and in the next prompt."""
     s = scene()
     s.worker.hold("in-turn")
     task = s.add(line("done", tokens="100", pace="10ms"))
@@ -176,10 +176,10 @@ def test_preempted_while_no_run_was_there(scene: Start) -> None:
     found = s.settled(task)
     preempted = [e for e in s.entries() if e["event"] == "ended" and e["reason"] == "preempted"]
     assert (found.state, found.turn.attempt, found.interruptions.preemptions, len(preempted)) == ("done", 2, 1, 1)
-    assert "IC_9" in s.prompts()[-1] and untold(s.prompts()) == []
+    assert "IC_9" in s.prompts()[-1] and unannounced_repeats(s.prompts()) == []
 
 
-def test_a_turn_that_outlives_its_work_horse_and_its_lease_is_told(scene: Start) -> None:
+def test_a_turn_that_outlives_its_work_horse_and_its_lease_is_in_the_prompt(scene: Start) -> None:
     s = scene()
     task = s.add(line("more"), line("done", tokens="500", pace="10ms"))
     s.in_turn(2)
@@ -188,7 +188,7 @@ def test_a_turn_that_outlives_its_work_horse_and_its_lease_is_told(scene: Start)
     closed = [e["reason"] for e in s.entries() if e["event"] == "turn-closed"]
     assert (closed, found.turn.attempt) == ([None, "expired", None], 2)
     assert "in the middle of it: the worker could not renew its lease" in s.prompts()[-1]
-    assert untold(s.prompts()) == []
+    assert unannounced_repeats(s.prompts()) == []
 
 
 def test_a_second_job_for_a_task_that_runs_does_nothing(
@@ -224,4 +224,4 @@ def test_sessiond_restarted_while_the_worker_waits_and_works(scene: Start, sessi
     s.service.terminate()
     s.service.start()
     found = s.settled(task, 60)
-    assert found.state == "done" and untold(s.prompts()) == []
+    assert found.state == "done" and unannounced_repeats(s.prompts()) == []
