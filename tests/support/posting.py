@@ -1,4 +1,4 @@
-"""Demands for tests of the poster: comments on the loopback GitHub, and what a handler does to their records."""
+"""Demands for tests of the poster: comments on the loopback GitHub, and changes that a handler makes to records."""
 
 import uuid
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ TIMES = {
 
 
 class Poster(JobProcess):
-    """A real poster: `python -m sessiond_webhook.poster`, with an rq work-horse for each job, and short times."""
+    """A real poster: `python -m sessiond_webhook.poster`, with short times."""
 
     def __init__(self, redis_url: str, place: Path, env: Mapping[str, str] | None = None) -> None:
         whole = {"REDIS_URL": redis_url, "SESSIOND_STATE_DIR": str(place), **TIMES, **(env or {})}
@@ -50,7 +50,7 @@ def a_comment(
 
 @dataclass
 class Bench:
-    """The records on a real Redis, and what ingress, handler and sweeper do to them."""
+    """The records on a real Redis, and the changes that ingress, handler and sweeper make to them."""
 
     url: str
     demands: Demands = field(init=False)
@@ -78,7 +78,7 @@ class Bench:
         return found
 
     def posted(self, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
-        """The records once all are posted."""
+        """Wait until all are posted, and return the records."""
         return self.until(DemandState.POSTED, *keys, seconds=seconds, sweep=sweep)
 
     def until(self, state: DemandState, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
@@ -91,11 +91,11 @@ class Bench:
         return [self.get(key) for key in keys]
 
     def idle(self, seconds: float = 10.0) -> None:
-        """Until no post is pending."""
+        """Wait until no post is pending."""
         eventually(lambda: not self.posts.threads(), seconds, f"pending: {self.posts.threads()}")
 
     def shown(self, key: str) -> None:
-        """Until the note says what it must at this moment."""
+        """Wait until the note is on GitHub."""
         eventually(lambda: self.note(key).shown is not None, 10, f"note of {key}")
 
     def note(self, key: str) -> machine.Note:

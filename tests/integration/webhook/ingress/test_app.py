@@ -1,4 +1,4 @@
-"""From a delivery to a durable demand with its ticket: duplicates, reordering, withdrawals, outages, slow clients."""
+"""Deliveries become durable demands with tickets: duplicates, reordering, withdrawals, outages, slow clients."""
 
 import os
 import signal
@@ -110,11 +110,11 @@ def test_whatever_comes_before_the_comment_itself_is_remembered(webhook: Start, 
     assert said(service.post("issue_comment", payloads.comment("IC_e"))) == (202, "accepted")
     found = demands.get("IC_e")
     assert found is not None and found.comment.body == "newer"
-    # Deleted, then edited, then created: deleted it stays.
+    # Deleted, then edited, then created: the comment stays deleted.
     for action, word in (("deleted", "early"), ("edited", "early"), ("created", "withdrawn")):
         assert said(service.post("issue_comment", payloads.comment("IC_d", action=action))) == (202, word)
     assert demands.get("IC_d") is None
-    # The pull request's closing overtakes a comment from before it; one from after it is only judged by what it says.
+    # The closing arrives before an older comment. For a newer comment the state in its payload counts.
     closing = payloads.load("pull_request.closed")
     assert said(service.post("pull_request", closing)) == (202, "nothing")
     overtaken = service.post("pull_request_review_comment", payloads.review_comment("PRRC_o"))
@@ -200,7 +200,7 @@ def test_202_while_sessiond_is_down_and_the_sweep_takes_the_ticket_later(
 
 @contextmanager
 def hanging() -> Iterator[tuple[str, list[socket.socket]]]:
-    """A server that takes connections and never answers: its url, and the connections."""
+    """A server that accepts connections and never answers: its URL, and the connections."""
     links: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0), backlog=256) as server:
 
@@ -405,7 +405,7 @@ def test_bytes_in_flight_are_bounded_and_slow_senders_pay_for_what_they_sent_onl
         "X-Hub-Signature-256: sha256=" + "0" * 64 + "\r\n\r\n"
     )
     with ExitStack() as stack:
-        for _ in range(20):  # 400 MB promised, nothing sent
+        for _ in range(20):  # 400 MB declared, nothing sent
             link = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=10))
             link.sendall(head.encode())
         assert said(service.post("issue_comment", payloads.comment())) == (202, "accepted")

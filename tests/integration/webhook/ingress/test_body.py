@@ -63,8 +63,8 @@ HEAD = "POST /github HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 @pytest.mark.parametrize(
     ("raw", "status"),
     [
-        (HEAD + "Content-Length: 5\r\n\r\n{}", 408),  # says more than it sends
-        (HEAD + "Content-Length: 1\r\n\r\n{}", 401),  # says less: not what was signed
+        (HEAD + "Content-Length: 5\r\n\r\n{}", 408),  # declares more than it sends
+        (HEAD + "Content-Length: 1\r\n\r\n{}", 401),  # declares less, so the signature does not match
         (HEAD + "Content-Length: -1\r\n\r\n{}", 400),
         (HEAD + "Content-Length: x\r\n\r\n{}", 400),
         (HEAD + "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", 400),

@@ -1,4 +1,4 @@
-"""The adapter against the loopback GitHub: paths, authentication, refusals, listings."""
+"""The GitHub adapter against the loopback GitHub: paths, authentication, refusals, lists."""
 
 import socket
 import subprocess

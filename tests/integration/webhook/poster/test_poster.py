@@ -1,4 +1,4 @@
-"""The poster on a real Redis and the loopback GitHub: what stands where, and in which order."""
+"""The poster on a real Redis and the loopback GitHub: what it posts where, and in which order."""
 
 import re
 import time
@@ -85,7 +85,7 @@ def test_a_comment_that_was_deleted_unseen_is_not_spoken_of(bench: Bench, github
 def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
     bench: Bench, github: Github, poster: Posters
 ) -> None:
-    """The second comment's answer takes the place of its own waiting note; it must not overtake the first's."""
+    """The second comment's answer replaces its own pending note. It must not overtake the first comment's answer."""
     poster(github.env(), name="a")
     poster(github.env(), name="b")
     keys = [bench.ask(a_comment(f"IC_{9 - n}")) for n in range(4)]
@@ -102,7 +102,7 @@ def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
 
 def test_an_answer_does_not_overtake_because_its_seen_note_still_waits(bench: Bench, github: Github) -> None:
     first, second = bench.ask(a_comment("IC_2")), bench.ask(a_comment("IC_1"))
-    bench.demands.redis.zrem(posts_key("Octo/Hello#1"), first)  # seen, and shown
+    bench.demands.redis.zrem(posts_key("Octo/Hello#1"), first)  # its note is up to date
     bench.answer(second)
     bench.answer(first)
     assert texts(bench.demands.redis.zrange(posts_key("Octo/Hello#1"), 0, -1)) == [first, second]
@@ -299,10 +299,10 @@ def test_without_a_token_answers_stand_in_the_outbox(bench: Bench, poster: Poste
     assert "> What is this?" in text and "It is **so**." in text and "Seen" not in text
 
 
-def test_what_was_staged_while_its_job_found_the_thread_claimed_is_posted(
+def test_what_was_staged_while_its_job_found_the_thread_locked_is_posted(
     bench: Bench, github: Github, poster: Posters
 ) -> None:
-    """The run that has the claim looks again after it gave it up, so that nothing waits for the sweep."""
+    """The run that holds the lock looks again after it has released it, so nothing waits for the sweeper."""
     first, second = poster(github.env(), name="a"), poster(github.env(), name="b")
     for held in (first, second):
         held.hold("poster-recorded")
@@ -312,7 +312,7 @@ def test_what_was_staged_while_its_job_found_the_thread_claimed_is_posted(
     eventually(lambda: not bench.posts.awake("Octo/Hello#1"))
     bench.answer(later)
     eventually(lambda: not bench.posts.awake("Octo/Hello#1"))
-    time.sleep(0.3)  # both jobs have found the claim taken
+    time.sleep(0.3)  # both jobs have found the thread locked
     assert bench.get(later).state is DemandState.ANSWERED
     for held in (first, second):
         held.let_go("poster-recorded")
@@ -341,7 +341,7 @@ def test_sigterm_lets_the_note_be_finished_and_another_poster_go_on(
 
 
 def test_sigterm_right_after_the_start_ends_it(poster: Posters) -> None:
-    """rq listens to signals only a moment after it was started; what comes before must not be lost."""
+    """rq handles signals only a moment after its start. An earlier signal must not be lost."""
     for n in range(3):
         started = poster(name=str(n))
         assert started.stop(20) == 0

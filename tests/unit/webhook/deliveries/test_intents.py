@@ -1,4 +1,4 @@
-"""What each delivery means: every kept payload, every row of the event table, and payloads that were damaged."""
+"""The intent of each delivery: each stored payload, each row of the event table, and damaged payloads."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Which texts mention the bot: GitHub's rules, on CommonMark; and that hostile text costs no more than its length."""
+"""Texts that mention the bot, by the rules of GitHub and CommonMark. Work is linear on hostile text."""
 
 import time
 from dataclasses import replace
@@ -126,7 +126,7 @@ def test_twice_the_hostile_text_is_at_most_twice_the_work(piece: str, before: st
 @given(st.text(alphabet="@helpr`~>-\n\t <!/_.x", max_size=60))
 def test_text_without_code_quotes_and_comments_is_left_as_it_is(body: str) -> None:
     said = "".join(mentions.author_texts(body))
-    # Line ends between the tags of blocks come on top; marks of lists and rules (-) go.
+    # The page has extra line ends between blocks, and no marks of lists and rules (-).
     assert len(said) <= len(body) + 2 * body.count("\n") + 8
     if not any(mark in body for mark in ("`", ">", "~", "    ", "\t", "_", "<")):
         assert [c for c in said if c not in "-\n "] == [c for c in body if c not in "-\n "]

@@ -1,4 +1,4 @@
-"""An answer mentions nobody, and its code and links are left alone."""
+"""A muted answer mentions nobody. Its code and its links stay as they are."""
 
 import pytest
 from hypothesis import example, given
