@@ -216,7 +216,7 @@ class Poster:
             lock.not_begun(demand.key)
             return
         job_metrics.POSTS.add(outcome="unpostable")
-        log.warning("GitHub refuses this post for good", thread=lock.thread, status=error.status)
+        log.warning("unpostable", thread=lock.thread, status=error.status)
         if demand.state is DemandState.ANSWERED:
             lock.fail(demand.key, f"unpostable: {error}", tell=False)
         else:
