@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sessiond_webhook.demands.outbox_queue import claim_key
+from sessiond_webhook.demands.outbox_queue import thread_lock_key
 from support.posting import Bench, Poster, a_comment
 from support.servers import Github, Redis, eventually
 
@@ -78,7 +78,7 @@ def test_what_is_on_its_way_when_the_poster_dies_is_waited_for(
     bench.answer(key)
     asked = eventually(lambda: [one for one in github.requests() if one["method"] == "POST"])
     started.kill9()
-    bench.demands.redis.delete(claim_key(bench.get(key).comment.thread))
+    bench.demands.redis.delete(thread_lock_key(bench.get(key).comment.thread))
     assert time.time() - asked[0]["at"] < 1.0
     poster(patient, name="next")
     bench.posted(key, seconds=30, sweep=True)
@@ -101,7 +101,7 @@ def test_a_parent_that_dies_leaves_its_work_horse_to_finish(
     for _ in range(40):
         bench.posts.wake(thread)
         eventually(lambda: not bench.posts.awake(thread), 10)
-    assert bench.posts.claimed(thread) and github.log() == []
+    assert bench.posts.is_locked(thread) and github.log() == []
     started.let_go("poster-creation-begun")
     bench.posted(key)
     assert created(github) == 1
