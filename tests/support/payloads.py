@@ -1,4 +1,4 @@
-"""Deliveries for tests and the demo: the kept real ones of data/github/, and what is derived from them."""
+"""Deliveries for tests and the demo: the real ones in data/github/, and changed copies of them."""
 
 import copy
 import json
@@ -9,17 +9,17 @@ DATA = Path(__file__).parent / "data" / "github"
 NAMES = sorted(path.stem for path in DATA.glob("*.json"))
 EVENTS = {name: name.partition(".")[0] for name in NAMES}
 AUTHOR = 21031067
-"""The numeric id of the account that wrote, sent, was assigned and reviewed in all of them."""
+"""The id of the account that is author, sender, assignee and reviewer in all of them."""
 
 
 def load(name: str) -> dict[str, Any]:
-    """One of `NAMES`, `event.action`."""
+    """Return the payload with this name, one of `NAMES`: `event.action`."""
     found: dict[str, Any] = json.loads((DATA / f"{name}.json").read_text())
     return found
 
 
 def change(payload: dict[str, Any], **members: Any) -> dict[str, Any]:
-    """A copy with these members set: `comment__body="x"` sets payload["comment"]["body"]."""
+    """Return a copy with these members set: `comment__body="x"` sets payload["comment"]["body"]."""
     made = copy.deepcopy(payload)
     for path, value in members.items():
         *way, last = path.split("__")
@@ -38,7 +38,7 @@ def comment(
     pull: bool = True,
     **members: Any,
 ) -> dict[str, Any]:
-    """An issue comment; `pull` puts it on a pull request's conversation."""
+    """Return an issue comment. `pull` puts it on a pull request."""
     made = change(load(f"issue_comment.{action}"), comment__node_id=key, comment__body=body, **members)
     if pull:
         url = made["issue"]["url"].replace("/issues/", "/pulls/")
@@ -47,12 +47,12 @@ def comment(
 
 
 def review_comment(key: str = "PRRC_1", body: str = "@helper why?", *, action: str = "created", **members: Any) -> Any:
-    """A comment on a line of a pull request."""
+    """Return a comment on a line of a pull request."""
     kept = load(f"pull_request_review_comment.{action}")
     return change(kept, comment__node_id=key, comment__body=body, **members)
 
 
 def review(key: str = "PRR_1", body: str | None = None, state: str = "commented", **members: Any) -> dict[str, Any]:
-    """A submitted review."""
+    """Return a submitted review."""
     kept = load("pull_request_review.submitted")
     return change(kept, review__node_id=key, review__body=body, review__state=state, **members)

@@ -1,5 +1,7 @@
-"""Everything at once: many deliveries, repeated and out of order, over three webhooks and three handlers, two of which
-are killed in the middle. The quick form sends 90, FULL=1 sends 300."""
+"""Many deliveries, repeated and out of order, to three webhooks and three handlers, two of which are killed.
+
+The quick form sends 90 deliveries, FULL=1 sends 300.
+"""
 
 import os
 import random
@@ -13,7 +15,7 @@ from typing import Any
 
 from sessiond.verify import verify
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.machine import ENDED, Demand, State
+from sessiond_webhook.demands.machine import ENDED, Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
@@ -29,7 +31,7 @@ LONG = "Count.\n#tokens 3000\n#pace 10ms"
 
 
 class Stage:
-    """Three webhooks, three handlers, a poster before GitHub, a worker with a long task."""
+    """Three webhooks, three handlers, a poster with a GitHub, a worker with a long task."""
 
     def __init__(self, redis: Redis, service: Sessiond, github: Github, place: Path, stack: ExitStack) -> None:
         self.service, self.github = service, github
@@ -73,14 +75,14 @@ def comment(number: int, *, repo: str = "Hello-World", action: str = "created") 
 
 
 def plan(chance: random.Random) -> list[tuple[str, dict[str, Any], str]]:
-    """(event, payload, delivery): every comment, a third of them again, under the same or another delivery's id."""
+    """Return (event, payload, delivery id): each comment, and a third of them again, with the same or a new id."""
     sent = [("issue_comment", comment(n), f"delivery-{n}") for n in range(COMMENTS)]
     again = chance.sample(range(COMMENTS), DELIVERIES - COMMENTS)
     for number in again:
         same = chance.random() < 0.5
         place = min(len(sent), sent.index(sent[number]) + chance.randrange(1, 12))
         sent.insert(place, ("issue_comment", comment(number), f"delivery-{number}" if same else f"again-{number}"))
-    for at in range(0, len(sent) - 3, 5):  # neighbours overtake each other
+    for at in range(0, len(sent) - 3, 5):  # neighbours change places
         window = sent[at : at + 3]
         chance.shuffle(window)
         sent[at : at + 3] = window
@@ -88,14 +90,14 @@ def plan(chance: random.Random) -> list[tuple[str, dict[str, Any], str]]:
 
 
 def deliver(stage: Stage, sent: list[tuple[str, dict[str, Any], str]], chance: random.Random) -> None:
-    """As GitHub does: one after another, each again (elsewhere) until it is answered with 2xx."""
+    """Send as GitHub does: one after another, each again to another webhook until the answer is 2xx."""
     for event, payload, delivery in sent:
         ends = time.monotonic() + 30
         while True:
             try:
                 if stage.webhooks[chance.randrange(3)].post(event, payload, delivery).status in (202, 204):
                     break
-            except Exception:  # a webhook that is being killed: whatever the connection says of it
+            except Exception:  # the webhook is being killed, so the error can be any
                 time.sleep(0.05)
             assert time.monotonic() < ends, f"{delivery} is not taken"
 
@@ -133,7 +135,7 @@ def test_each_comment_has_one_answer_in_order_whoever_dies(
         seconds = time.monotonic() - began
         stage.tasks.cancel(task.id)
         found = [found for key in everything if (found := stage.demands.get(key)) is not None]
-        assert [d.key for d in found if d.state is not State.POSTED] == []
+        assert [d.key for d in found if d.state is not DemandState.POSTED] == []
         check_replies(stage, found)
         report = verify(stage.ledger())
         assert (report.inversions, report.misorders) == (0, 0)
@@ -157,7 +159,7 @@ def unfinished(stage: Stage, keys: list[str]) -> str:
 
 
 def check_replies(stage: Stage, found: list[Demand]) -> None:
-    """At GitHub, every comment has one note, and what it says last is its answer."""
+    """On GitHub each comment has one note, and its last text is the answer."""
     last: dict[int, str] = {}
     for write in stage.github.log():
         last[write["id"]] = write["body"]
@@ -168,7 +170,7 @@ def check_replies(stage: Stage, found: list[Demand]) -> None:
 
 
 def in_order(ledger: list[dict[str, Any]], found: list[Demand]) -> None:
-    """First grants follow the tickets' order, but for tickets that were passed over (their handler had died)."""
+    """First grants follow the order of the tickets, except for tickets that were passed over after a crash."""
     keys = {e["ticket"]: e["key"] for e in ledger if e["event"] == "taken" and e["kind"] == "handler"}
     late = {e["ticket"] for e in ledger if e["event"] == "passed-over"} | {
         e["ticket"] for e in ledger if e["event"] == "back"

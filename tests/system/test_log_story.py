@@ -1,4 +1,4 @@
-"""One comment in the logs: one grep by its id tells its story in every process, and nobody's words are there."""
+"""Logs: the id of a comment finds its steps in every process, and no log holds what people wrote."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.machine import State
+from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
@@ -17,12 +17,12 @@ from support.servers import Github, Redis, Sessiond, Webhook, eventually, script
 
 SESSION, KEY, DELIVERY = "codertocat/hello-world", "IC_kwDOstory", "delivery-of-the-story"
 ASKED, ANSWERED, TASK, NOTE = "quokka", "pademelon", "bettong", "wallaby"
-"""Words that a person, the agent and a task use, and nobody else does."""
+"""Words that only a person, the agent and a task use."""
 Line = dict[str, Any]
 
 
 class Stage:
-    """Every process once, all with JSON logs; a worker in mid-turn."""
+    """Each process once, with JSON logs, and a worker in the middle of a turn."""
 
     def __init__(self, redis: Redis, service: Sessiond, github: Github, place: Path, stack: ExitStack) -> None:
         self.service, self.github = service, github
@@ -46,7 +46,7 @@ class Stage:
         self.demands, self.tasks = Demands(connection, Jobs(connection)), Tasks(connection)
 
     def logs(self) -> dict[str, str]:
-        """Each process's whole log."""
+        """Return the whole log of each process."""
         mine = {"webhook": self.webhook.log_text(0), "sessiond": self.service.log_bytes().decode()}
         return mine | {name: process.log() for name, process in self.jobs.items()}
 
@@ -63,7 +63,7 @@ def test_one_grep_tells_the_story_of_one_comment(
         eventually(lambda: count("turn-started") == 1, 60, "the worker's turn")
         body = f"@helper where is the {ASKED}?\n#say It met a {ANSWERED}."
         assert stage.webhook.post("issue_comment", payloads.comment(KEY, body), DELIVERY).status == 202
-        posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is State.POSTED  # noqa: E731
+        posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is DemandState.POSTED  # noqa: E731
         eventually(posted, 60, "answered")
         eventually(lambda: count("granted") == 3, 60, "the worker again")
         stage.tasks.cancel(task.id)
@@ -72,35 +72,35 @@ def test_one_grep_tells_the_story_of_one_comment(
         with service.client().lease(SESSION, kind="handler") as lease:
             secrets = [lease.secret, *service.keys.values(), stage.webhook.SECRET, github.TOKEN]
         logs = stage.logs()
-        told = {name: lines(log) for name, log in logs.items()}
-        check_the_story(told, stage.demands.get(KEY).ticket)  # type: ignore[union-attr]
-        check_the_preemption(told, task.id)
+        lines_by_process = {name: lines(log) for name, log in logs.items()}
+        check_the_steps(lines_by_process, stage.demands.get(KEY).ticket)  # type: ignore[union-attr]
+        check_the_preemption(lines_by_process, task.id)
         for name, log in logs.items():
             found = [word for word in (ASKED, ANSWERED, TASK, NOTE, *secrets) if word in log]
             assert found == [], f"{name}'s log"
 
 
 def lines(log: str) -> list[Line]:
-    """Every line of a log is one JSON object."""
+    """Return the lines of a log: each is one JSON object."""
     return [json.loads(line) for line in log.splitlines()]
 
 
-def check_the_story(told: dict[str, list[Line]], ticket: str | None) -> None:
-    """All lines with the comment's id, in any process: the same session, ticket and fence, step by step."""
-    story = {name: [line for line in log if KEY in json.dumps(line)] for name, log in told.items()}
-    (delivery,) = [line for line in story["webhook"] if line["event"] == "delivery"]
+def check_the_steps(lines_by_process: dict[str, list[Line]], ticket: str | None) -> None:
+    """All lines with the comment's id have the same session, ticket and fence, in the order of the steps."""
+    found_lines = {name: [line for line in log if KEY in json.dumps(line)] for name, log in lines_by_process.items()}
+    (delivery,) = [line for line in found_lines["webhook"] if line["event"] == "delivery"]
     assert (delivery["delivery"], delivery["outcome"], delivery["demand"]) == (DELIVERY, "accepted", KEY)
-    steps = {line["event"]: line for line in story["sessiond"]}
+    steps = {line["event"]: line for line in found_lines["sessiond"]}
     assert list(steps) == [
         "taken", "granted", "turn-accepted", "turn-started", "turn-closed", "ended", "ticket-ended",
     ]  # fmt: skip
     fence = steps["granted"]["fence"]
-    assert [line["event"] for line in story["handler"]] == ["taken up", "answering", "answered"]
-    posted = [line for line in story["poster"] if line["event"] == "posted"][-1]
+    assert [line["event"] for line in found_lines["handler"]] == ["taken up", "answering", "answered"]
+    posted = [line for line in found_lines["poster"] if line["event"] == "posted"][-1]
     assert (posted["state"], posted["fence"]) == ("posted", fence) and posted["url"].startswith("http")
-    whole = sorted((line for found in story.values() for line in found), key=lambda line: str(line["timestamp"]))
+    whole = sorted((line for found in found_lines.values() for line in found), key=lambda line: str(line["timestamp"]))
     assert {line["session"] for line in whole} == {SESSION}
-    # A handler may take the demand up before the ingress has told of its ticket: then it names none yet.
+    # A handler can acquire the demand before the ingress records its ticket. Then its line names no ticket.
     assert ticket is not None and {line.get("ticket") for line in whole} - {None} == {ticket}
     assert all("ticket" in line for line in whole if line["event"] != "taken up")
     held = ["granted", "turn-accepted", "turn-started", "turn-closed", "ended", "answering", "answered"]
@@ -111,12 +111,14 @@ def check_the_story(told: dict[str, list[Line]], ticket: str | None) -> None:
         assert order.index(before) < order.index(after), order
 
 
-def check_the_preemption(told: dict[str, list[Line]], task: str) -> None:
-    """The worker's story too: cut by the comment, put back, granted again, ended."""
-    events = [line["event"] for line in told["sessiond"] if line.get("key") == task]
+def check_the_preemption(lines_by_process: dict[str, list[Line]], task: str) -> None:
+    """The worker's task was preempted by the comment, put back, granted again, and ended."""
+    events = [line["event"] for line in lines_by_process["sessiond"] if line.get("key") == task]
     cut = ["ended", "draining", "interrupt", "back", "turn-closed", "drained", "granted"]
     assert sorted(events[events.index("ended") : events.index("drained")]) == sorted(cut[:-2]), events
     assert events.count("granted") == 2 and "ticket-ended" in events, events
-    (preempted,) = [line for line in told["sessiond"] if line["event"] == "ended" and line.get("reason") == "preempted"]
+    (preempted,) = [
+        line for line in lines_by_process["sessiond"] if line["event"] == "ended" and line.get("reason") == "preempted"
+    ]
     assert preempted["key"] == task
-    assert any(line.get("fence") == preempted["fence"] for line in told["worker"])
+    assert any(line.get("fence") == preempted["fence"] for line in lines_by_process["worker"])

@@ -1,6 +1,6 @@
 """All example payloads of npm `@octokit/webhooks-examples`, signed by npm `@octokit/webhooks-methods`.
 
-Needs node 20 or newer, npm and a registry; without them it is skipped and says so.
+Needs node 20 or newer, npm and a registry. Without them the test is skipped with the reason.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""The crash matrix of an answer: kill -9 of whoever is in the middle of it, at each named step.
+"""The crash matrix of an answer: kill -9 of each process, at each named step.
 
-However it is cut, the demand ends in exactly one posted answer. The quick form runs every fourth row; FULL=1 all.
+Each time the demand ends with exactly one posted answer. The quick form runs a part of the rows; FULL=1 runs all.
 """
 
 import os
@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.comment import Comment, Person, Source
-from sessiond_webhook.demands.machine import State
+from sessiond_webhook.demands.comment import Comment, CommentSource, Person
+from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
 from support.jobprocess import JobProcess
 from support.servers import Redis, Sessiond, Webhook, eventually, scripted_env
@@ -28,7 +28,7 @@ QUICK = ROWS if os.environ.get("FULL") else ROWS[:: len(STEPS) + 1] + ROWS[3::11
 
 
 class Stage:
-    """Redis, sessiond, a webhook (it sweeps), a poster into an outbox, one handler."""
+    """Redis, sessiond, a webhook with its sweeper, a poster with an outbox, one handler."""
 
     def __init__(self, redis: Redis, service: Sessiond, place: Path, stack: ExitStack) -> None:
         self.redis, self.service, self.place = redis, service, place
@@ -42,7 +42,7 @@ class Stage:
         self.demands = Demands(self.connection, Jobs(self.connection))
 
     def sweeper(self) -> None:
-        """A webhook process: it sweeps."""
+        """Start a webhook process, for its sweeper."""
         made = Webhook(self.redis.url, self.place / "webhook", {**self.env, "SWEEP_SECONDS": "0.5"})
         self.stack.callback(made.close)
 
@@ -60,7 +60,8 @@ def stage(redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path
 
 def comment(key: str) -> Comment:
     return Comment(
-        key=key, source=Source.ISSUE_COMMENT, session="octo/hello", repo="octo/hello", number=1, is_pull=True, id=41,
+        key=key, source=CommentSource.ISSUE_COMMENT, session="octo/hello", repo="octo/hello", number=1, is_pull=True,
+        id=41,
         author=Person(7, "User", "mona"), association="MEMBER", body="Say it.\n#pace 20ms\n#tokens 20\n#say it is said",
         url="", title="A title", created_at=AT, updated_at=AT,
     )  # fmt: skip
@@ -100,12 +101,12 @@ def test_a_demand_ends_in_exactly_one_posted_answer(
         orphan = handler.horse()
     kill(stage, handler, victim)
     if victim in ("handler", "parent"):
-        handler.start()  # whatever supervises it
+        handler.start()  # as a supervisor would
     handler.let_go(step)
 
     def ended() -> bool:
         found = stage.demands.get("IC_1")
-        return found is not None and found.state is State.POSTED
+        return found is not None and found.state is DemandState.POSTED
 
     eventually(ended, 60, f"{stage.demands.get('IC_1')}\n{handler.log()[-4000:]}")
     found = stage.demands.get("IC_1")

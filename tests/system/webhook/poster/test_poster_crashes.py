@@ -1,4 +1,4 @@
-"""The poster's rows of the crash matrix: kill -9 at each named step, and exactly one comment each time."""
+"""The crash matrix of the poster: kill -9 at each named step leaves exactly one comment."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sessiond_webhook.demands.outbox_queue import claim_key
+from sessiond_webhook.demands.outbox_queue import thread_lock_key
 from support.posting import Bench, Poster, a_comment
 from support.servers import Github, Redis, eventually
 
@@ -28,7 +28,7 @@ def kill(started: Poster, victim: str, horse: int) -> None:
 
 
 def created(github: Github) -> int:
-    """The comments that were made. A poster that came before the answer made one of the seen note, and edited it."""
+    """Count the created comments. A poster that ran before the answer created a "Seen" note and edited it."""
     return len([one for one in github.log() if one["did"] == "created"])
 
 
@@ -70,7 +70,7 @@ def test_one_comment_whoever_dies(
 def test_what_is_on_its_way_when_the_poster_dies_is_waited_for(
     bench: Bench, github: Github, poster: Callable[..., Poster]
 ) -> None:
-    """GitHub does it only after another has the thread; whoever listed at once would not find it, and post again."""
+    """GitHub creates the comment only after another run has the lock. A run that lists at once would post it again."""
     patient = {**github.env(), "POSTER_DEADLINE": "3", "POSTER_CLAIM": "9"}
     started = poster(patient)
     github.fault("delay", seconds=2.5)
@@ -78,7 +78,7 @@ def test_what_is_on_its_way_when_the_poster_dies_is_waited_for(
     bench.answer(key)
     asked = eventually(lambda: [one for one in github.requests() if one["method"] == "POST"])
     started.kill9()
-    bench.demands.redis.delete(claim_key(bench.get(key).comment.thread))
+    bench.demands.redis.delete(thread_lock_key(bench.get(key).comment.thread))
     assert time.time() - asked[0]["at"] < 1.0
     poster(patient, name="next")
     bench.posted(key, seconds=30, sweep=True)
@@ -89,7 +89,7 @@ def test_what_is_on_its_way_when_the_poster_dies_is_waited_for(
 def test_a_parent_that_dies_leaves_its_work_horse_to_finish(
     bench: Bench, github: Github, poster: Callable[..., Poster]
 ) -> None:
-    """While it does, no other poster comes between: the claim is its own, and it renews it."""
+    """Meanwhile no other poster posts there: the run holds the lock and renews it."""
     started = poster(github.env())
     started.hold("poster-creation-begun")
     key = bench.ask(a_comment())
@@ -101,7 +101,7 @@ def test_a_parent_that_dies_leaves_its_work_horse_to_finish(
     for _ in range(40):
         bench.posts.wake(thread)
         eventually(lambda: not bench.posts.awake(thread), 10)
-    assert bench.posts.claimed(thread) and github.log() == []
+    assert bench.posts.is_locked(thread) and github.log() == []
     started.let_go("poster-creation-begun")
     bench.posted(key)
     assert created(github) == 1

@@ -1,4 +1,4 @@
-"""Whatever arrives: never a 5xx, nothing unsigned is accepted, everything is counted."""
+"""Random requests: no answer is a 5xx, no unsigned delivery is accepted, and each request is counted."""
 
 import copy
 import http.client
@@ -114,7 +114,7 @@ def test_raw_bytes_on_the_connection(service: Webhook, raw: bytes, begun: bool) 
 def test_the_sum_over_processes_is_what_was_sent(service: Webhook) -> None:
     before = sum(service.counted().values())
     for number in range(60):
-        service.pool.clear()  # another connection: another process
+        service.pool.clear()  # a new connection can reach another process
         service.post("issue_comment", payloads.comment(f"IC_sum{number}"))
     assert sum(service.counted().values()) == before + 60
     assert len({p.pid for p in service.workers()}) == 2
