@@ -74,8 +74,9 @@ test: lint  ## lint and every test
 # Only parts with larger tables; at most five minutes.
 check-lock: setup  ## the lock, its store and its owner, with every fault
 	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/system/sessiond/session tests/unit/sessiond/lock \
-	  tests/unit/sessiond/verify tests/integration/sessiond/cli tests/integration/sessiond/store/test_ledger.py \
-	  tests/integration/sessiond/store/test_store.py tests/integration/sessiond/session/pipeline
+	  tests/unit/sessiond/verify tests/integration/sessiond/lock tests/integration/sessiond/cli \
+	  tests/integration/sessiond/store/test_ledger.py tests/integration/sessiond/store/test_store.py \
+	  tests/integration/sessiond/session/pipeline
 
 check-agent: setup  ## the agent: the fault table with a scripted agent, then the real binary
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/sessiond/agent tests/integration/sessiond/agent \

@@ -1,4 +1,4 @@
-"""Demands for tests of the poster: comments on the loopback GitHub, and what a handler does to their records."""
+"""Demands for tests of the poster: comments on the loopback GitHub, and changes that a handler makes to records."""
 
 import uuid
 from collections.abc import Callable, Mapping
@@ -9,9 +9,9 @@ from typing import Any
 
 from sessiond_common.clock import now_text
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands import machine as d
-from sessiond_webhook.demands.comment import Comment, Person, Source
-from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands import machine
+from sessiond_webhook.demands.comment import Comment, CommentSource, Person
+from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.outbox_queue import Posts, sweep_posts
 from sessiond_webhook.demands.store import Demands
 from support.jobprocess import JobProcess
@@ -26,7 +26,7 @@ TIMES = {
 
 
 class Poster(JobProcess):
-    """A real poster: `python -m sessiond_webhook.poster`, with an rq work-horse for each job, and short times."""
+    """A real poster: `python -m sessiond_webhook.poster`, with short times."""
 
     def __init__(self, redis_url: str, place: Path, env: Mapping[str, str] | None = None) -> None:
         whole = {"REDIS_URL": redis_url, "SESSIOND_STATE_DIR": str(place), **TIMES, **(env or {})}
@@ -34,7 +34,9 @@ class Poster(JobProcess):
         eventually(lambda: "taking jobs" in self.log(), 20, "a poster that takes jobs")
 
 
-def a_comment(key: str = "IC_1", number: int = 1, source: Source = Source.ISSUE_COMMENT, **more: Any) -> Comment:
+def a_comment(
+    key: str = "IC_1", number: int = 1, source: CommentSource = CommentSource.ISSUE_COMMENT, **more: Any
+) -> Comment:
     given: dict[str, Any] = {
         "id": 501, "is_pull": number != 1, "author": MONA, "association": "MEMBER", "body": "What is this?",
         "url": f"https://github.test/c/{key}", "title": "A title", "root": None, "installation": None,
@@ -48,7 +50,7 @@ def a_comment(key: str = "IC_1", number: int = 1, source: Source = Source.ISSUE_
 
 @dataclass
 class Bench:
-    """The records on a real Redis, and what ingress, handler and sweeper do to them."""
+    """The records on a real Redis, and the changes that ingress, handler and sweeper make to them."""
 
     url: str
     demands: Demands = field(init=False)
@@ -64,8 +66,8 @@ class Bench:
         return comment.key
 
     def answer(self, key: str, text: str = "It is a test.") -> None:
-        self.demands.change(key, lambda known: d.claimed(known, "h", now_text()))
-        self.move(key, lambda known: d.answered(known, "h", known.revision, text, now_text()))
+        self.demands.change(key, lambda known: machine.acquired(known, "h", now_text()))
+        self.move(key, lambda known: machine.answered(known, "h", known.revision, text, now_text()))
 
     def move(self, key: str, change: Callable[[Demand], Demand]) -> None:
         self.demands.change(key, change, self.demands.stage_post)
@@ -76,10 +78,10 @@ class Bench:
         return found
 
     def posted(self, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
-        """The records once all are posted."""
-        return self.until(State.POSTED, *keys, seconds=seconds, sweep=sweep)
+        """Wait until all are posted, and return the records."""
+        return self.until(DemandState.POSTED, *keys, seconds=seconds, sweep=sweep)
 
-    def until(self, state: State, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
+    def until(self, state: DemandState, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
         def there() -> bool:
             if sweep:
                 sweep_posts(self.demands)
@@ -89,12 +91,12 @@ class Bench:
         return [self.get(key) for key in keys]
 
     def idle(self, seconds: float = 10.0) -> None:
-        """Until no post is pending."""
+        """Wait until no post is pending."""
         eventually(lambda: not self.posts.threads(), seconds, f"pending: {self.posts.threads()}")
 
     def shown(self, key: str) -> None:
-        """Until the note says what it must at this moment."""
+        """Wait until the note is on GitHub."""
         eventually(lambda: self.note(key).shown is not None, 10, f"note of {key}")
 
-    def note(self, key: str) -> d.Note:
-        return self.get(key).note or d.Note()
+    def note(self, key: str) -> machine.Note:
+        return self.get(key).note or machine.Note()

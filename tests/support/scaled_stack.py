@@ -10,7 +10,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import ENDS, NewTask, Task
 from sessiond_worker.tasks.store import Tasks
@@ -114,7 +114,7 @@ class Stack:
 
         def done() -> bool:
             found = [self.demands.get(key) for key in keys]
-            return all(one is not None and one.state is State.POSTED for one in found) and all(
+            return all(one is not None and one.state is DemandState.POSTED for one in found) and all(
                 self.tasks.get(task.id).state in ENDS for task in tasks
             )
 

@@ -1,4 +1,4 @@
-"""Fixtures of the webhook's tests."""
+"""Fixtures for tests of the webhook."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ def bench(redis_server: Redis) -> Bench:
 
 @pytest.fixture
 def poster(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Poster]]:
-    """Starts posters on the test's Redis: poster(env, name="a")."""
+    """Start posters on the Redis of the test: poster(env, name="a")."""
     with ExitStack() as stack:
 
         def start(env: Mapping[str, str] | None = None, name: str = "poster") -> Poster:

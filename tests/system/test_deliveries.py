@@ -14,7 +14,7 @@ from typing import Any
 
 from sessiond.verify import verify
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.machine import ENDED, Demand, State
+from sessiond_webhook.demands.machine import ENDED, Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
@@ -131,7 +131,7 @@ def test_each_comment_is_answered_once_and_in_order_when_processes_are_killed(
         seconds = time.monotonic() - began
         stage.tasks.cancel(task.id)
         found = [found for key in everything if (found := stage.demands.get(key)) is not None]
-        assert [d.key for d in found if d.state is not State.POSTED] == []
+        assert [d.key for d in found if d.state is not DemandState.POSTED] == []
         check_replies(stage, found)
         ledger = stage.service.ledger(BUSY)
         report = verify(ledger)

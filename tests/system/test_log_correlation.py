@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.machine import State
+from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
@@ -63,14 +63,14 @@ def test_one_search_finds_all_lines_of_a_comment(
         eventually(lambda: count("turn-started") == 1, 60, "the worker's turn")
         body = f"@helper where is the {ASKED}?\n#say It met a {ANSWERED}."
         assert stage.webhook.post("issue_comment", payloads.comment(KEY, body), DELIVERY).status == 202
-        posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is State.POSTED  # noqa: E731
+        posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is DemandState.POSTED  # noqa: E731
         eventually(posted, 60, "the posted answer")
         eventually(lambda: count("granted") == 3, 60, "the worker's second grant")
         stage.tasks.cancel(task.id)
         eventually(lambda: count("ticket-ended") == 2, 60, "the task's end")
         assert any(ANSWERED in write["body"] for write in github.log())
         with service.client().lease(SESSION, kind="handler") as lease:
-            secrets = [lease._secret, *service.keys.values(), stage.webhook.SECRET, github.TOKEN]
+            secrets = [lease.secret, *service.keys.values(), stage.webhook.SECRET, github.TOKEN]
         logs = stage.logs()
         parsed = {name: parse_lines(log) for name, log in logs.items()}
         check_comment(parsed, stage.demands.get(KEY).ticket)  # type: ignore[union-attr]
@@ -100,7 +100,7 @@ def check_comment(logs: dict[str, list[Line]], ticket: str | None) -> None:
     assert (posted["state"], posted["fence"]) == ("posted", fence) and posted["url"].startswith("http")
     every = sorted((line for lines in found.values() for line in lines), key=lambda line: str(line["timestamp"]))
     assert {line["session"] for line in every} == {SESSION}
-    # A handler may take up the demand before the ingress has recorded its ticket.
+    # A handler may take up the demand before the ingress has recorded its ticket; that line has no ticket.
     assert ticket is not None and {line.get("ticket") for line in every} - {None} == {ticket}
     assert all("ticket" in line for line in every if line["event"] != "taken up")
     held = ["granted", "turn-accepted", "turn-started", "turn-closed", "ended", "answering", "answered"]

@@ -25,7 +25,7 @@ class ServiceCommand:
 
 SERVICE_COMMANDS: Final = (
     ServiceCommand("task", "sessiond_worker.cli", "list and operate the worker's tasks"),
-    ServiceCommand("send", "sessiond_webhook.cli", "signs a payload and posts it to the webhook"),
+    ServiceCommand("send", "sessiond_webhook.cli", "sign a payload and post it to the webhook"),
 )
 
 

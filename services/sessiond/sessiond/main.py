@@ -77,10 +77,10 @@ def _application(settings: Settings, keys: Keys) -> Any:
     from sessiond.http.app import create_app
     from sessiond.http.board.signin import instance_secret
     from sessiond.service.gauges import Gauges
-    from sessiond.service.registry import Sessions
+    from sessiond.service.registry import SessionRegistry
 
     setup.configure(settings.log_format)
-    sessions = Sessions(settings)
+    sessions = SessionRegistry(settings)
     sessions.start()
     metrics.REGISTRY.register(Gauges(sessions.running))
     _RUNNING.append(sessions)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 
 from sessiond.agent import termination
-from sessiond.agent.state import Outcome
+from sessiond.agent.state import TurnOutcome
 from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond_common import VERSION
 
@@ -77,7 +77,7 @@ DRAINS = _counter(
     "sessiond_drains_total", "Drains that ended: closed, or reaped with the agent", outcome=("closed", "reaped")
 )
 TURNS = _counter(
-    "sessiond_turns_total", "Turns that closed", kind=_KINDS, outcome=tuple(outcome.value for outcome in Outcome)
+    "sessiond_turns_total", "Turns that closed", kind=_KINDS, outcome=tuple(outcome.value for outcome in TurnOutcome)
 )
 TOKENS_USED = _counter(
     "sessiond_tokens_total", "Tokens used by turns, as reported by the agent", type=tuple(TOKENS.values())

@@ -1,4 +1,4 @@
-"""`python -m sessiond_webhook`: the ingress. Exit 2, with one line, for bad settings."""
+"""`python -m sessiond_webhook`: the ingress. The exit status is 2, with one line, if a setting is not valid."""
 
 import argparse
 import sys
@@ -8,9 +8,9 @@ from sessiond_webhook.ingress.settings import from_env
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="webhook", description="Takes GitHub's deliveries.")
-    parser.add_argument("--check", action="store_true", help="read the settings, say so, and end")
+    """Run until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="webhook", description="Accept GitHub's deliveries.")
+    parser.add_argument("--check", action="store_true", help="check the settings and exit")
     options = parser.parse_args(argv)
     try:
         settings = from_env()

@@ -1,4 +1,4 @@
-"""`sessionctl send`: signs a payload as GitHub does and posts it to the ingress."""
+"""`sessionctl send`: signs a payload as GitHub does, and posts it to the webhook."""
 
 import argparse
 import os
@@ -20,31 +20,31 @@ _JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"
 
 
-class _Bad(ValueError):
-    """Bad input, in one line."""
+class _BadInput(ValueError):
+    """The input is not valid. The message is one line."""
 
 
 def add_commands(commands: Any) -> None:
-    """Adds this service's commands to sessionctl's subparsers."""
-    what = "signs a payload and posts it to the webhook"
+    """Add the commands of this service to the subparsers of sessionctl."""
+    what = "sign a payload and post it to the webhook"
     made = commands.add_parser("send", help=what, description=what)
     made.set_defaults(run=_send)
-    made.add_argument("file", metavar="FILE", help="the payload, JSON; - for standard input")
-    made.add_argument("--event", required=True, metavar="NAME", help="X-GitHub-Event, such as issue_comment")
-    made.add_argument("--url", help="the webhook's url (WEBHOOK_URL, else from WEBHOOK_HOST and WEBHOOK_PORT)")
+    made.add_argument("file", metavar="FILE", help="JSON file with the payload; - reads standard input")
+    made.add_argument("--event", required=True, metavar="NAME", help="X-GitHub-Event, for example issue_comment")
+    made.add_argument("--url", help="URL of the webhook (default: WEBHOOK_URL, or WEBHOOK_HOST and WEBHOOK_PORT)")
     secret = made.add_mutually_exclusive_group()
-    secret.add_argument("--secret", help="the secret (WEBHOOK_SECRET, else .state/webhook-secret)")
-    secret.add_argument("--secret-file", metavar="FILE", help="a file with the secret in its first line")
-    made.add_argument("--delivery", metavar="ID", help="X-GitHub-Delivery; a new one by default")
-    made.add_argument("--form", action="store_true", help="as a form with one field, payload")
+    secret.add_argument("--secret", help="the secret (default: WEBHOOK_SECRET, or .state/webhook-secret)")
+    secret.add_argument("--secret-file", metavar="FILE", help="file with the secret in its first line")
+    made.add_argument("--delivery", metavar="ID", help="X-GitHub-Delivery (default: a new id)")
+    made.add_argument("--form", action="store_true", help="send a form with one field, payload")
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _send(options: argparse.Namespace) -> int:
-    """0 taken (2xx), 1 refused or nobody there, 2 bad input."""
+    """Return the exit status: 0 accepted (2xx), 1 refused or not reachable, 2 input not valid."""
     try:
         url, secret, body = _url(options), _secret(options), _payload(options.file)
-    except (_Bad, SettingsError) as error:
+    except (_BadInput, SettingsError) as error:
         print(f"sessionctl: {error}", file=sys.stderr)
         return 2
     if options.form:
@@ -60,12 +60,12 @@ def _send(options: argparse.Namespace) -> int:
         with urllib3.PoolManager(retries=False, timeout=TIMEOUT) as pool:
             answer = pool.request("POST", f"{url}/github", body=body, headers=headers)
     except (urllib3.exceptions.HTTPError, UnicodeError, ValueError) as error:
-        print(f"sessionctl: {url}: {error}", file=sys.stderr)
+        print(f"sessionctl: cannot reach {url}: {error}", file=sys.stderr)
         return 1
-    return _tell(answer.status, answer.data, headers["X-GitHub-Delivery"], as_json=options.json)
+    return _print_answer(answer.status, answer.data, headers["X-GitHub-Delivery"], as_json=options.json)
 
 
-def _tell(status: int, data: bytes, delivery: str, *, as_json: bool) -> int:
+def _print_answer(status: int, data: bytes, delivery: str, *, as_json: bool) -> int:
     try:
         found = orjson.loads(data) if data else {}
     except orjson.JSONDecodeError:
@@ -86,7 +86,7 @@ def _tell(status: int, data: bytes, delivery: str, *, as_json: bool) -> int:
 def _url(options: argparse.Namespace) -> str:
     url = str(options.url or load(webhook_url, os.environ)).rstrip("/")
     if not url.startswith(("http://", "https://")):
-        raise _Bad(f"not an http url: {url!r}")
+        raise _BadInput(f"{url!r} is not an http or https URL")
     return url
 
 
@@ -108,7 +108,7 @@ def _secret(options: argparse.Namespace) -> str:
     else:
         given = str(options.secret or load(webhook_secret, os.environ) or _own_secret())
     if not given:
-        raise _Bad("no secret: give --secret or --secret-file, or set WEBHOOK_SECRET")
+        raise _BadInput("no secret: give --secret or --secret-file, or set WEBHOOK_SECRET")
     return given
 
 
@@ -116,7 +116,7 @@ def _secret_of(file: str) -> str:
     try:
         return first_line(file)
     except ValueError as error:
-        raise _Bad(f"--secret-file {file}: {error}") from error
+        raise _BadInput(f"--secret-file {file}: {error}") from error
 
 
 def _own_secret() -> str:
@@ -132,7 +132,7 @@ def _payload(name: str) -> bytes:
         body = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         orjson.loads(body)
     except OSError as error:
-        raise _Bad(str(error)) from error
+        raise _BadInput(str(error)) from error
     except orjson.JSONDecodeError as error:
-        raise _Bad(f"{name} is not JSON: {error}") from error
+        raise _BadInput(f"{name} is not JSON: {error}") from error
     return body

@@ -1,4 +1,4 @@
-"""A session whose agent has a tree: a worker's turn, its tool's strays, and what is left of them."""
+"""A session whose agent has a process tree: a worker's turn, its tool's strays, and which of them remain."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ from support.agent.strays import Strays
 from support.servers import Sessiond, alive, eventually, tree
 
 
-class Stand:
-    """A session whose worker is in a turn that left its strays, and who holds its lease until it is lost."""
+class TreeScene:
+    """A session whose worker runs a turn that left strays. The worker holds its lease until it is lost."""
 
     def __init__(
         self,
@@ -25,12 +25,13 @@ class Stand:
         ttl: float = 30.0,
         until: str = "turn-started",
     ):
-        """`tool`: the prompt that has a shell's command run. `ttl`: what the worker takes for the `lease_ttl`.
+        """Start the worker's turn and wait until its strays run.
 
-        `until`: the event of the ledger that is waited for, once the strays live.
+        `tool` returns the prompt that runs a shell command. `ttl` is the `lease_ttl` that the worker assumes. `until`
+        is the ledger event to wait for after the strays run.
         """
         self.service, self.session, self.client = service, session, service.client()
-        self.strays, self.told = Strays(*ways), list[Any]()
+        self.strays, self.results = Strays(*ways), list[Any]()
         self._prompt, self._ttl, self._over = tool(self.strays.command), ttl, threading.Event()
         self._thread = threading.Thread(target=self._hold, daemon=True)
         self._thread.start()
@@ -45,11 +46,11 @@ class Stand:
         try:
             client = self.service.client()
             with client.lease(self.session, kind="worker", key="w", lease_ttl=self._ttl) as lease:
-                self.told.append(lease.turn(self._prompt).result())
+                self.results.append(lease.turn(self._prompt).result())
                 while not lease.lost.is_set() and not self._over.wait(0.05):
                     pass
         except SessiondError as error:
-            self.told.append(error)
+            self.results.append(error)
 
     @property
     def place(self) -> Path:
@@ -70,16 +71,16 @@ class Stand:
         eventually(lambda: self.events("draining"))
 
     def until_turn_over(self) -> None:
-        """The strays live on."""
-        eventually(lambda: self.told, 20)
+        """Wait for the turn's end. The strays still run."""
+        eventually(lambda: self.results, 20)
         assert set(self.strays.found().values()) == set(self.strays.ways)
 
     def kill_agent(self) -> None:
-        """SIGKILL; returns when it is reaped, nobody else having asked for anything."""
+        """Send SIGKILL to the agent. Return when it is reaped."""
         self._kill(self.agent)
 
     def kill_guard(self) -> None:
-        """SIGKILL; returns when its agent is reaped."""
+        """Send SIGKILL to the guard. Return when its agent is reaped."""
         self._kill(self.guard)
 
     def _kill(self, pid: int) -> None:
@@ -87,30 +88,30 @@ class Stand:
         eventually(lambda: self.events("agent-reaped"), 30)
 
     def leave(self) -> None:
-        """The worker gives its lease back, if it has one."""
+        """Release the worker's lease, if it has one."""
         self._over.set()
         self._thread.join(40)
         assert not self._thread.is_alive()
 
     def left(self) -> list[str]:
-        """What still runs of the tree, as it was, and of the strays, wherever they are."""
+        """Return the processes of the original tree and of the strays that still run."""
         return [f"pid {p.pid}" for p in self._tree if alive(p)] + sorted(self.strays.found().values())
 
     def next_turn(self) -> list[str]:
-        """A handler's turn; what of the old tree lived when its agent had answered."""
+        """Run a handler's turn. Return the processes of the old tree that still ran when its agent had answered."""
         with self.service.client().lease(self.session, key="next", timeout=60) as lease:
-            told = lease.turn("#say next").result()
-            assert told.text == "next", told
+            result = lease.turn("#say next").result()
+            assert result.text == "next", result
             left = self.left()
         self.leave()
         return left
 
     def check(self) -> str:
-        """The ledger: an agent after the other. Why the strays' one was reaped."""
+        """Check in the ledger that agents ran one after the other. Return why the first one was reaped."""
         running, whys = False, []
         for entry in self.ledger():
             if entry["event"] == "agent-starting":
-                assert not running, f"{self.session}: an agent was started before the one before it was reaped"
+                assert not running, f"{self.session}: an agent was started before the previous one was reaped"
                 running = True
             elif entry["event"] == "agent-reaped":
                 running = False

@@ -1,4 +1,4 @@
-"""The fault table: what the agent does wrong, and what must come of it. Prompts steer the scripted agent."""
+"""The fault table: what the agent does wrong, and the expected result. Prompts steer the scripted agent."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,37 +10,37 @@ LONG = "#tokens 100000\n#pace 5ms"
 
 @dataclass(frozen=True)
 class Row:
-    """One fault. `deadlines` run out in it: none may in the others, however slow the machine is."""
+    """One fault. Only in rows with `deadlines` may a deadline expire, however slow the machine is."""
 
     fault: str
     when: str
     prompt: str
-    """Of the first turn."""
+    """The prompt of the first turn."""
     outcome: str
     reason: str | None = None
-    """Of the first turn: a pattern for its beginning."""
+    """A pattern for the beginning of the first turn's reason."""
     end: str = ITSELF
-    """What ends the first turn: by itself, or else by this, at `moment`."""
+    """What ends the first turn: the turn itself, or this action at `moment`."""
     moment: str = "turn-started"
-    """An event of the ledger; `NAME.mark`: the agent says that it is there; `in_turn`, `tasks`: the session's view."""
+    """A ledger event; `NAME.mark` (the agent has reached NAME); or `in_turn` or `tasks` in the session's view."""
     recovery: str | None = None
     why: tuple[dict[str, Any], ...] = ()
-    """Entries that the ledger must have, by some of their fields."""
+    """Entries that the ledger must have, given by some of their fields."""
     faults: tuple[str, ...] = ()
-    """Of each process in turn, from its start on."""
+    """The faults of each process in turn, from its start on."""
     then: str | None = None
-    """What its holder waits for, as for a `moment`, before it releases."""
+    """The moment that the holder waits for before it releases."""
     broken: str | None = None
-    """Why the next turn is refused, until an operator restarts the agent."""
+    """Why the next turn is refused until an operator restarts the agent."""
     rests: bool = False
-    """Until it has rested, rather."""
+    """Whether the refusal ends by backoff instead of a restart."""
     text: str = "mine"
     generation: int = 1
-    """Of the conversation, as the first turn's result has it."""
+    """The conversation's generation in the first turn's result."""
     worker: bool = True
     deadlines: bool = False
     times: int = 1
-    """So often is there such a recovery."""
+    """The number of such recoveries."""
 
 
 def at(*lines: str, say: str = "#say mine") -> str:
@@ -205,11 +205,11 @@ BYTES = (
 
 
 HISTORY_LOST = {"event": "agent-reaped", "why": "history-lost"}
-"""It had not written anything down; to find that is not the agent's failure."""
+"""The killed agent had not saved its conversation. Discovering that does not count as a failure."""
 
 
 def exits(code: int) -> tuple[Row, ...]:
-    """The agent's end with this exit code, in every state."""
+    """Return rows in which the agent exits with this code, in every state."""
     name, why, said = f"exit {code}", (died(code),), f"agent exited with {code}"
     return (
         Row(name, "starting", "#say mine", "completed", why=why, faults=(f"at initialize exit={code}",)),

@@ -1,4 +1,4 @@
-"""One row of the fault table, played in a session of its own; rows play side by side in one service."""
+"""Runs one row of the fault table in its own session. Rows run side by side in one service."""
 
 import re
 import threading
@@ -18,14 +18,14 @@ DRAIN = 2.0
 
 
 class Scene:
-    """Plays the row; `wrong` then says what was not as the row says, `cells` what was."""
+    """Runs the row. Afterwards `wrong` lists the differences from the row's expectations."""
 
     def __init__(self, service: Sessiond, row: Row) -> None:
         self.service, self.row = service, row
         self.session = "faults/" + re.sub("[^a-z0-9]+", "-", f"{row.fault}-{row.when}".lower())
         self.place = service.state / "work" / self.session
         self.client = service.client()
-        self.told: list[TurnResult] = []
+        self.first_results: list[TurnResult] = []
         self.results = 0
         self.wrong: list[str] = []
         self.refused: str | None = None
@@ -33,7 +33,7 @@ class Scene:
         self.entries: list[dict[str, Any]] = []
 
     def play(self) -> "Scene":
-        """Never raises: what went wrong is a part of the table."""
+        """Run the row. Never raises: errors are part of the table."""
         self.place.mkdir(parents=True)
         if self.row.faults:
             (self.place / "faults").write_text("\n".join(self.row.faults))
@@ -45,7 +45,7 @@ class Scene:
             self.wrong.append(f"{type(error).__name__}: {error}")
         return self
 
-    # ---- the play ----------------------------------------------------------------------------
+    # ---- the run -----------------------------------------------------------------------------
 
     def _first_and_next(self) -> None:
         leased: list[Lease] = []
@@ -65,10 +65,14 @@ class Scene:
             kind = "worker" if self.row.worker else "handler"
             with self.service.client().lease(self.session, kind=kind, key="first") as lease:
                 leased.append(lease)
-                turn = lease.turn(self.row.prompt, timeout=1 if self.row.end == TIMEOUT else None)
-                for event in turn._stream:
+                body = {"prompt": self.row.prompt} | ({"timeout": 1} if self.row.end == TIMEOUT else {})
+                stream = self.client.transport.stream(
+                    "POST", "/turns", session=self.session, body=body, secret=lease.secret
+                )
+                for event in stream:
                     self.results += event is not None and event.event == "result"
-                self.told.append(result_of(self.client.turn(self.session, turn.id), turn.id))
+                turn = stream.headers["Turn-Id"]
+                self.first_results.append(result_of(self.client.turn(self.session, turn), turn))
                 if self.row.then:
                     self._arrives(self.row.then)
         except Exception as error:
@@ -97,7 +101,7 @@ class Scene:
 
     def _end(self, lease: Lease) -> None:
         if self.row.end == RELEASE:
-            lease._transport.call("DELETE", "/lease", session=self.session, secret=lease._secret)
+            self.client.transport.call("DELETE", "/lease", session=self.session, secret=lease.secret)
         elif self.row.end == CANCEL:
             turn = next(e["turn"] for e in self.client.ledger(self.session) if e["event"] == "turn-accepted")
             lease.cancel_turn(turn)
@@ -120,10 +124,10 @@ class Scene:
         try:
             return lease.turn(prompt).result()
         except Unavailable as refused:
-            time.sleep(refused.retry_after or 1.0)  # as it says
+            time.sleep(refused.retry_after or 1.0)
             return None
 
-    # ---- what must have come of it -----------------------------------------------------------
+    # ---- the expectations --------------------------------------------------------------------
 
     def _is(self, what: str, found: Any, expected: Any) -> None:
         if found != expected:
@@ -142,7 +146,7 @@ class Scene:
             if not any(wanted.items() <= entry.items() for entry in self.entries):
                 self.wrong.append(f"not in the ledger: {wanted}")
         if row.recovery == "garbage":
-            self._is("faults told", len(self._all("fault")), self.row.times)
+            self._is("faults", len(self._all("fault")), self.row.times)
         if row.recovery == "drain-deadline":
             self._check_order()
 
@@ -154,20 +158,20 @@ class Scene:
     def _check_first(self) -> None:
         row = self.row
         self._is("results in the stream", self.results, 1)
-        if not self.told:
+        if not self.first_results:
             self.wrong.append("the first turn has no end")
             return
-        told = self.told[0]
-        self._is("outcome", told.outcome, row.outcome)
-        if not re.match(row.reason or "$", told.reason or ""):
-            self.wrong.append(f"reason: {told.reason}, expected {row.reason}")
-        self._is("text", told.text, row.text if row.outcome == "completed" else "")
-        self._is("generation", told.conversation["generation"], row.generation)
-        closed = [(e["outcome"], e["reason"]) for e in self._all("turn-closed") if e["turn"] == told.turn]
-        self._is("turn-closed", closed, [(told.outcome, told.reason)])
+        first = self.first_results[0]
+        self._is("outcome", first.outcome, row.outcome)
+        if not re.match(row.reason or "$", first.reason or ""):
+            self.wrong.append(f"reason: {first.reason}, expected {row.reason}")
+        self._is("text", first.text, row.text if row.outcome == "completed" else "")
+        self._is("generation", first.conversation["generation"], row.generation)
+        closed = [(e["outcome"], e["reason"]) for e in self._all("turn-closed") if e["turn"] == first.turn]
+        self._is("turn-closed", closed, [(first.outcome, first.reason)])
 
     def _check_broken(self) -> None:
-        """503 with the reason, unless this machine was so slow that the agent had rested before it was asked."""
+        """Check the 503 and its reason, unless this machine was so slow that the backoff was over before the turn."""
         broken = self._all("agent-broken")
         self._is("broken", [bool(re.match(self.row.broken or "$", e["why"])) for e in broken], [True] * len(broken))
         self._is("broken at all", len(broken), int(self.row.broken is not None))
@@ -179,7 +183,7 @@ class Scene:
             self._is("rested", rested >= broken[0]["rest_seconds"] - 0.1, True)
 
     def _check_order(self) -> None:
-        """Ended by the deadline, reaped, only then granted."""
+        """Check the order: stopped by the deadline, reaped, only then the next grant."""
         events = [(e["event"], e.get("why")) for e in self.entries]
         grants = [i for i, (event, _) in enumerate(events) if event == "granted"]
         order = [events.index(("agent-stopping", "drain-deadline")), events.index(("agent-reaped", "drain-deadline"))]
@@ -189,7 +193,7 @@ class Scene:
             self._is("drained", [e["how"] for e in self._all("drained")], ["reaped"])
 
     def _in_time(self, stopped: int) -> bool:
-        """The deadline begins with the lease's end or the cancel, or before: with claude's own end of the turn."""
+        """Check the time. The deadline starts at the lease's end, the cancel, or claude's own end of the turn."""
         begins = {CANCEL: "interrupt", ITSELF: "turn-started", RELEASE: "turn-started"}.get(self.row.end, "ended")
         accepted, begun = (_ms(self._all(event)[0]) for event in ("turn-accepted", begins))
         return stopped - accepted > 1000 * DRAIN - 10 and stopped - begun < 2000 * DRAIN
@@ -199,9 +203,9 @@ class Scene:
 
     # ---- the table ---------------------------------------------------------------------------
 
-    def tell(self, matrix: Callable[..., None]) -> None:
-        """The row as it was."""
-        first = self.told[0] if self.told else None
+    def report(self, matrix: Callable[..., None]) -> None:
+        """Add the row's actual results to the printed table."""
+        first = self.first_results[0] if self.first_results else None
         ends = [f"{e['event']} {e.get('what') or e.get('exit')}" for e in self.entries
                 if e["event"] in ("fault", "agent-reaped") and e.get("why") != "shutdown"]  # fmt: skip
         heard = [e["event"] for e in self.entries if e["event"] in ("foreign", "denied", "agent-broken", "drained")]
@@ -218,5 +222,5 @@ class Scene:
 
 
 def _ms(entry: dict[str, Any]) -> int:
-    """When Redis took it, in milliseconds."""
+    """Return the time at which Redis stored the entry, in milliseconds."""
     return int(entry["id"].partition("-")[0])

@@ -1,4 +1,4 @@
-"""A program that forks without end: no look at processes is sure to see it."""
+"""A program that forks without end, so that a single look at the process table may miss it."""
 
 CHAIN = """
 import fcntl, os, signal, sys, time
@@ -11,4 +11,4 @@ while time.monotonic() < ends:
     if os.fork():
         os._exit(0)
 """
-"""Holds a lock for as long as one of it lives: no look at processes is sure to see it. Ends by itself in the end."""
+"""The program holds a file lock as long as any of its processes runs. It ends by itself after 30 s."""

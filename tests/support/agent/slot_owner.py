@@ -1,11 +1,11 @@
-"""An owner of an agent slot, for tests of one agent."""
+"""The owner of an agent slot, for tests of one agent."""
 
 
 class Owner:
-    """Never sleeps."""
+    """An owner whose agent never sleeps."""
 
     def may_sleep(self) -> float | None:
         return None
 
     def sleep_now(self) -> None:
-        raise AssertionError("nobody asked")
+        raise AssertionError("an agent that may not sleep was asked to sleep")

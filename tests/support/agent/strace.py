@@ -1,4 +1,4 @@
-"""strace of a service, and its lines read back: who wrote what to which file, in order."""
+"""Runs a service under strace and parses the trace: which thread wrote what to which file, in order."""
 
 import codecs
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 SHOWN: Final = 70_000
-"""Bytes shown of a call's data; no call moves more to a pipe, whose size is 64 KiB."""
+"""Bytes of a call's data that strace shows. No call writes more to a pipe, whose size is 64 KiB."""
 WRITES: Final = (
     "write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg,sendmmsg,sendfile,splice,tee,vmsplice,io_uring_enter"
 )
@@ -24,25 +24,25 @@ UNFINISHED: Final = " <unfinished ...>"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A system call that came back, in the order of the returns."""
+    """A system call that returned. Calls are in the order of their returns."""
 
     at: int
-    """Its place in the trace."""
+    """Its position in the trace."""
     tid: int
     name: str
     fd: int
     target: str
-    """As strace names it: `pipe:[123]`, `TCP:[127.0.0.1:1->127.0.0.1:2]`."""
+    """The file as strace names it: `pipe:[123]`, `TCP:[127.0.0.1:1->127.0.0.1:2]`."""
     data: bytes
-    """What was moved, at most `SHOWN` bytes."""
+    """The data, at most `SHOWN` bytes."""
     asked: int
-    """For `write`: how much was to be."""
+    """For `write`, the number of bytes requested."""
     done: int
-    """How much was; negative for an error."""
+    """The number of bytes moved, negative for an error."""
 
 
 def why_not() -> str | None:
-    """Why there can be no trace here; None when there can."""
+    """Return why tracing is not possible here, or None if it is."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     tried = subprocess.run(
@@ -52,7 +52,7 @@ def why_not() -> str | None:
 
 
 class Strace:
-    """A trace of one process that is started `under` it, of all its threads, and of all that they start."""
+    """The trace of a process that is started `under` strace, of its threads, and of their children."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -60,16 +60,16 @@ class Strace:
             "strace", "-D", "-qq", "-f", "--seccomp-bpf", "-yy", "-s", str(SHOWN), "-e", f"trace={WRITES},{READS}",
             "-e", "signal=none", "-o", str(file),
         )  # fmt: skip
-        """Goes before the command; what then is called so is the command's process, strace is a stranger to it."""
+        """The prefix of the command. The started process is the command itself; strace runs beside it."""
 
     def follows(self, pid: int) -> int:
-        """The pid of the strace that traces this process."""
+        """Return the pid of the strace that traces this process."""
         found = re.search(r"^TracerPid:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
         assert found is not None and found[1] != "0"
         return int(found[1])
 
     def calls(self) -> Iterator[Call]:
-        """What was traced; all of it once that strace is gone, which ends with the last that it traces."""
+        """Yield the traced calls. The trace is complete once strace has ended, after the last traced process."""
         begun: dict[int, str] = {}
         with self._file.open(encoding="latin-1", newline="\n") as lines:
             for at, line in enumerate(lines):
@@ -79,7 +79,7 @@ class Strace:
                 tid, text = int(found[1]), found[4].rstrip("\n")
                 if found[3] is not None:
                     name, _, before = begun.pop(tid, "").partition("(")
-                    if name != found[3]:  # of one whose beginning is not in the trace
+                    if name != found[3]:  # the beginning of this call is not in the trace
                         continue
                     text = before + text
                 else:
@@ -100,7 +100,7 @@ def _call(at: int, tid: int, name: str, text: str) -> Call | None:
 
 
 def _bytes(text: str, size: int) -> bytes:
-    """The first `size` bytes of what is between the first quote and the last; a byte takes at most four characters."""
+    """Return the first `size` bytes between the first and the last quote. A byte takes at most four characters."""
     begin, end = text.find('"') + 1, text.rfind('"')
     shown = text[begin : min(end, begin + 4 * size)]
     if (len(shown) - len(shown.rstrip("\\"))) % 2:

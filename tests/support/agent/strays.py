@@ -1,4 +1,4 @@
-"""Tools that leave processes behind in every way that a shell has, and how to find those again."""
+"""Shell commands that leave processes behind in many ways, and how to find these processes."""
 
 import os
 import random
@@ -17,12 +17,12 @@ WAYS = {
     "no files": "setsid sh -c 'exec 0<&- 1>&- 2>&-; exec {0}' &",
     "bare": "env -i setsid {0} &",
 }
-"""By name, what a shell is told, with `{0}` for the process itself. `daemon` forks twice, `deaf` ignores SIGTERM,
-`no files` closes all it has, `bare` has no environment."""
+"""Shell commands by name; `{0}` is the process itself. `daemon` forks twice, `deaf` ignores SIGTERM, `no files` closes
+all its files, `bare` has no environment."""
 
 
 class Strays:
-    """One tool's processes: `sleep 4000.NUMBER`, a number for each way that nobody else on the machine has."""
+    """The processes of one tool: `sleep 4000.NUMBER`, with a number for each way that is unique on this machine."""
 
     def __init__(self, *ways: str) -> None:
         self.ways = ways or tuple(WAYS)
@@ -30,10 +30,10 @@ class Strays:
         self._names = {f"{4000 + n}.{number}": way for n, way in enumerate(self.ways)}
         last = sorted(self._names.items(), key=lambda item: item[1] == "foreground")
         self.command = " ".join(WAYS[way].format(f"sleep {name}") for name, way in last)
-        """For a shell, one line. With a foreground process it does not come back."""
+        """One line for a shell. With a foreground process it does not return."""
 
     def found(self) -> dict[int, str]:
-        """What of it lives, wherever it is in the process table: pid to way."""
+        """Return the running processes of this tool, wherever they are in the process table: pid to way."""
         return {pid: way for pid in _pids() if (way := self._way(pid)) is not None}
 
     def _way(self, pid: int) -> str | None:
@@ -46,11 +46,11 @@ class Strays:
         return self._names.get(words[1])
 
     def wait(self) -> None:
-        """Until all of them live."""
+        """Wait until all of them run."""
         eventually(lambda: set(self.found().values()) == set(self.ways), 30, lambda: f"strays: {self.found()}")
 
     def end(self) -> None:
-        """Ends what is left, for a test that shows what is."""
+        """Kill the remaining processes, for a test that shows that some remain."""
         for pid in self.found():
             os.kill(pid, signal.SIGKILL)
 

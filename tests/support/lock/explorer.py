@@ -1,7 +1,7 @@
-"""Every state that the lock's machine can reach, breadth first, within a budget of counted faults; each step is judged.
+"""Explores every state that the lock's machine can reach, breadth first, and judges each step.
 
-The judge shares nothing with the machine: it recounts from the tickets' scores, the event and the
-ledger entries. Timers may run out at any moment at which the state asks for them.
+Counted faults are limited by a budget. The judge shares nothing with the machine: it derives its verdict from the
+tickets' scores, the event and the ledger entries. A timer may expire in any state that asks for it.
 """
 
 from collections import deque
@@ -13,11 +13,11 @@ from sessiond.lock import machine, queries
 from sessiond.lock.rules import Kind, Presence, Times, rank_of
 from sessiond.lock.state import Lock, Ticket
 
-Decide = Callable[[Lock, ev.Event], ev.Step]
+Decide = Callable[[Lock, ev.Event], ev.Decision]
 
 
 class Violation(AssertionError):
-    """An invariant does not hold; `name` is its name."""
+    """An invariant does not hold. `name` is its name."""
 
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}")
@@ -28,12 +28,12 @@ Player = tuple[Kind, int]
 """A ticket's kind and priority."""
 
 COUNTED = frozenset({"supersede", "pause", "lapse", "loss", "tasks"})
-"""Faults that leave a mark in the state for good or multiply the states; the others are as frequent as can be."""
+"""Faults that leave a lasting mark in the state or multiply the states. Other faults may happen any number of times."""
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Who plays, which counted faults happen (each as often as given), and how many of them together."""
+    """The tickets, the counted faults with their limits, and how many of the faults may happen together."""
 
     players: tuple[Player, ...]
     faults: Mapping[str, int] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The lock, and who has not taken a ticket yet."""
+    """The lock, and the players without a ticket."""
 
     lock: Lock
     untaken: tuple[Player, ...]
@@ -59,10 +59,10 @@ PRESENCE = {Presence.ABSENT: 0, Presence.GRACE: 1, Presence.WAITING: 2}
 
 
 def canonical(scene: Scene) -> Key:
-    """The same for states of which one is the other with its tickets, scores and fences renamed.
+    """Return a key that is equal for states that differ only in the names of tickets, scores and fences.
 
-    Tickets count by their order in the queue, holders as first or second; the machine knows names only as names.
-    What only the ledger and the agent are told of (a drain's reason, how often a lease saw a restart) is left out.
+    Tickets count by their order in the queue, holders as first or second. The key leaves out what only the ledger and
+    the agent use: a drain's reason, and how many restarts a lease has lived through.
     """
     lock, lease, drain = scene.lock, scene.lock.lease, scene.lock.drain
     key = [(0 if drain is None else 1 + drain.forced) * 4 + (lock.turn is not None) * 2 + lock.tasks]
@@ -85,7 +85,7 @@ def nth(holder: str | None) -> int:
 
 
 class Budget:
-    """Counted faults that were spent, as bits: the n-th fault of a kind is one bit, so fewer faults are a subset."""
+    """Counted faults that have happened, as bits. The n-th fault of a kind is one bit, so fewer faults are a subset."""
 
     def __init__(self, cast: Cast) -> None:
         self.together = cast.together
@@ -93,7 +93,7 @@ class Budget:
         self.bits = {fault: [1 << i for i, mark in enumerate(marks) if mark[0] == fault] for fault in COUNTED}
 
     def pay(self, spent: int, fault: str) -> int | None:
-        """What is spent after one more of this kind; None when it may not happen any more."""
+        """Return the bits after one more fault of this kind, or None if the budget does not allow it."""
         if fault not in COUNTED:
             return spent
         if spent.bit_count() < self.together:
@@ -105,16 +105,16 @@ class Budget:
 
 @dataclass
 class Explorer:
-    """One exploration. `decide` may be a broken machine: then `run` raises Violation.
+    """One exploration. With a broken machine as `decide`, `run` raises Violation.
 
-    Each state of the lock is judged once, however it was reached. Breadth first by the number of counted faults: a
-    state reached again with more faults than before has nothing new to show and is left.
+    Each state of the lock is judged once, however it was reached. The order is breadth first by the number of counted
+    faults. A state that is reached again with a superset of earlier faults is skipped.
     """
 
     cast: Cast
     decide: Decide = machine.decide
     states: int = 0
-    """States of the lock, each with all its transitions judged."""
+    """The number of states of the lock. All transitions of each are judged."""
     transitions: int = 0
     _moves: dict[tuple[Key, str], tuple[Key, ...]] = field(default_factory=dict)
     _scenes: dict[Key, Scene] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class Explorer:
         return key
 
     def expanded(self, key: Key, fault: str) -> Iterable[Key]:
-        """Every step out of a state by this counted fault, or ("") by all the others, judged: where it leads."""
+        """Judge the steps out of a state by this counted fault, or by all other events for "". Return what follows."""
         found = self._moves.get((key, fault))
         if found is None:
             scene = self._scenes[key]
@@ -167,10 +167,10 @@ class Explorer:
             name = f"t{lock.arrivals}"
             after = self.step(lock, ev.Take(name, player[0], rank_of(*player), name))
             yield self.known(scene.take(player, after))
-        # An open turn is lost with its agent, when the recorded guard is gone: an event of its own.
+        # A restart does not lose the open turn: it is lost when its agent is reaped, which is an event of its own.
         yield self.known(Scene(machine.restarted(lock), scene.untaken))
 
-    # Each event with the fault that it is; "" for none.
+    # Each method yields events with the name of their fault, "" for none.
 
     def of_tickets(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
         for ticket in lock.tickets.values():
@@ -191,7 +191,7 @@ class Explorer:
 
     def of_lease(self, lock: Lock) -> Iterator[tuple[str, ev.Event]]:
         if lock.lease is not None:
-            yield "", ev.Claim(lock.lease.fence)
+            yield "", ev.ConfirmGrant(lock.lease.fence)
             yield "", ev.Release(lock.lease.fence)
             if self.cast.turns and lock.turn is None:
                 yield "", ev.AcceptTurn(lock.lease.fence, "turn")
@@ -225,7 +225,7 @@ class Explorer:
         return step.lock
 
     def refusals(self, lock: Lock) -> None:
-        """What must be refused is."""
+        """Check that the machine refuses what it must refuse."""
         for ticket in lock.tickets.values():
             for gone in ticket.superseded:
                 must_refuse(self.decide, lock, ev.Wait(ticket.id, gone), "supersede_is_one_way")
@@ -237,7 +237,7 @@ class Explorer:
             must_refuse(self.decide, lock, ev.AcceptTurn(lock.fence, "turn"), "nothing_outlives_its_lease")
 
     def served(self, scene: Scene) -> None:
-        """From here, with no new arrivals and holders that end, every present ticket is served: a walk that ends."""
+        """Check that every present ticket is served from here, without new arrivals and with holders that release."""
         walked: list[Key] = []
         for _ in range(40):
             key = canonical(scene)
@@ -250,7 +250,7 @@ class Explorer:
 
 
 def calm(lock: Lock) -> ev.Event:
-    """What surely happens next when nobody new comes."""
+    """Return the event that happens next if no new ticket arrives."""
     if lock.turn is not None:
         return ev.TurnClosed(lock.turn)
     if lock.tasks and lock.lease is None:
@@ -262,7 +262,7 @@ def calm(lock: Lock) -> ev.Event:
         for timer in wanted:
             if timer.name == name:
                 return ev.Due(timer)
-    raise Violation("every_present_ticket_is_served", f"free, nobody holds, no timer runs: {lock}")
+    raise Violation("every_present_ticket_is_served", f"the lock is free and no timer runs: {lock}")
 
 
 def must_refuse(decide: Decide, lock: Lock, event: ev.Event, name: str) -> None:
@@ -273,8 +273,8 @@ def must_refuse(decide: Decide, lock: Lock, event: ev.Event, name: str) -> None:
     raise Violation(name, f"{event} was not refused")
 
 
-def judge(old: Lock, event: ev.Event, step: ev.Step) -> None:
-    """Every invariant of the lock, for this one step."""
+def judge(old: Lock, event: ev.Event, step: ev.Decision) -> None:
+    """Check every invariant of the lock for this step."""
     new = step.lock
     said = [name for name, _ in step.ledger]
     grants = [data for name, data in step.ledger if name == "granted"]
@@ -311,8 +311,8 @@ def judge_grant(
             raise Violation(name, f"{event}: {ticket.id} over {other.id}")
 
 
-def judge_end(old: Lock, event: ev.Event, step: ev.Step) -> None:
-    """A lease ends for a reason that this event can give."""
+def judge_end(old: Lock, event: ev.Event, step: ev.Decision) -> None:
+    """Check that a lease ends for a reason that this event can cause."""
     for name, data in step.ledger:
         if name != "ended":
             continue
@@ -335,7 +335,7 @@ def judge_end(old: Lock, event: ev.Event, step: ev.Step) -> None:
             raise Violation("force_release_frees", f"{event}: it still holds")
 
 
-def judge_places(old: Lock, event: ev.Event, step: ev.Step) -> None:
+def judge_places(old: Lock, event: ev.Event, step: ev.Decision) -> None:
     ended = {data["ticket"]: data["reason"] for name, data in step.ledger if name == "ticket-ended"}
     for ticket in old.tickets.values():
         now = step.lock.tickets.get(ticket.id)
@@ -362,7 +362,7 @@ def may_end(event: ev.Event, ticket: Ticket, reason: str | None) -> bool:
 
 
 def judge_free(event: ev.Event, queue: dict[str, Ticket]) -> None:
-    """Rule 5: a free lock with somebody who could have it does not exist."""
+    """Check that the lock is not free while a ticket could be granted (rule 5)."""
     bars = any(t.kind is Kind.HANDLER and not t.lapsed for t in queue.values())
     lapsed = False
     for ticket in sorted(queue.values(), key=lambda t: t.score):

@@ -1,4 +1,4 @@
-"""Honest ledgers, made of random events on the lock's machine, with the entries that the service adds to them."""
+"""Correct ledgers from random events on the lock's machine, with the entries that the service adds."""
 
 import random
 from typing import Any
@@ -15,7 +15,7 @@ Said = list[ev.Entry]
 
 
 class History:
-    """One session's life. `entries` is its ledger."""
+    """A random history of one session. `entries` is its ledger."""
 
     def __init__(self, seed: int) -> None:
         self.dice, self.lock, self.entries = random.Random(seed), Lock(), Entries()
@@ -25,7 +25,7 @@ class History:
         self.begin()
 
     def step(self, *said: ev.Entry) -> None:
-        """One step's entries."""
+        """Append the entries of one step."""
         if said:
             self.version += 1
             for event, data in said:
@@ -33,18 +33,18 @@ class History:
                 self.entries.append({**data, **fixed, "event": event})
 
     def begin(self) -> None:
-        """An owner's epoch; what its predecessor left is reaped."""
+        """Begin an owner's epoch. The agent of its predecessor is reaped."""
         self.lock, self.epoch = restarted(self.lock), self.epoch + 1
         self.step(("epoch", {"instance": "i", "predecessor": ""}), ("snapshot", views.snapshot(self.lock)))
         if self.alive or self.lock.open:
             self.do(ev.Reaped())
 
     def snapshot(self) -> None:
-        """As the loop writes one, behind the entries of some step."""
+        """Append a snapshot, as the loop does after the entries of a step."""
         self.step(("denied", {"tool": "x", "why": "y"}), ("snapshot", views.snapshot(self.lock)))
 
     def do(self, event: ev.Event) -> None:
-        """A step, if the machine allows it."""
+        """Make a step, if the machine allows it."""
         before = self.lock
         try:
             step = decide(before, event)
@@ -99,7 +99,7 @@ class History:
         self.turn = None
 
     def random(self, number: int) -> None:
-        """Any one thing that can happen."""
+        """Make one random event happen."""
         dice, lock = self.dice, self.lock
         if dice.random() < 0.01:
             return self.begin()
@@ -113,7 +113,7 @@ class History:
             choices += [ev.Withdraw(name, holder), ev.GiveUp(name, holder)]
         if lock.lease is not None:
             fence = lock.lease.fence
-            choices += [ev.Release(fence), ev.Claim(fence), ev.ForceRelease(fence)]
+            choices += [ev.Release(fence), ev.ConfirmGrant(fence), ev.ForceRelease(fence)]
             if not self.stopping:
                 choices += [ev.AcceptTurn(fence, f"tu{number}")] * 3
         if lock.drain is not None:
@@ -128,7 +128,7 @@ class History:
 
 
 def random_history(seed: int, steps: int = 400) -> Entries:
-    """The ledger of so many random things."""
+    """Return the ledger of `steps` random events."""
     history = History(seed)
     for number in range(steps):
         history.random(number)

@@ -1,4 +1,4 @@
-"""Ledgers written by hand, entry by entry."""
+"""Builders of ledgers, entry by entry."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ EMPTY = {"tickets": [], "lease": None, "drain": None, "fence": 0, "turn": None, 
 
 
 def entries_of(*steps: Said | list[Said]) -> Entries:
-    """A ledger from its first epoch on; each of `steps` is one step."""
+    """Return a ledger from its first epoch on. Each of `steps` is one step."""
     found: Entries = []
     for version, step in enumerate([[("epoch", {}), ("snapshot", EMPTY)], *steps], 1):
         for event, data in step if isinstance(step, list) else [step]:
@@ -74,7 +74,7 @@ def closed(turn: str, outcome: str = "completed", reason: str | None = None, **m
 
 
 def long_ledger(queued: int, grants: int) -> Entries:
-    """So many handlers queued from first to last, passed over, while one behind them is granted again and again."""
+    """Return a ledger with `queued` handlers that are passed over while `grants` tickets behind them are granted."""
     steps: Steps = [taken(f"q{n}", n + 1) for n in range(queued)]
     steps += [[taken("z", queued + 1), present("z")]]
     steps += [("passed-over", {"ticket": f"q{n}"}) for n in range(queued - 1)]

@@ -12,4 +12,4 @@ def events(client: Client, name: str) -> list[dict[str, Any]]:
 
 
 def lease_call(client: Client, method: str, path: str, secret: str) -> Any:
-    return client._transport.call(method, path, session=SESSION, secret=secret).body
+    return client.transport.call(method, path, session=SESSION, secret=secret).body

@@ -1,4 +1,4 @@
-"""The events of the crash matrix: each a play in four acts, cut at three moments.
+"""The events of the crash matrix: each is a generator in four parts, cut at three moments.
 
 A play yields three times: when an older copy of Redis may be taken; when its step is to be held from now on; when the
 step has been asked for. It goes on after the crash, and then asks again for what it asked before.
@@ -20,7 +20,7 @@ LONG: Final = "#tokens 100000\n#pace 300ms"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`step`: what the ledger says of the step that is held. `ends`: the tickets that it may end."""
+    """`step`: the ledger event of the step that is held. `ends`: the tickets that it may end."""
 
     name: str
     step: str
@@ -77,7 +77,7 @@ def wait_that_supersedes(s: Scene) -> Iterator[None]:
     s.later(s.wait, "a", 0, "new")
     yield
     old.end()
-    if isinstance(old.error, Superseded):  # for good: also if nobody else ever asked again
+    if isinstance(old.error, Superseded):  # for good, also if no other holder waits again
         with pytest.raises(Superseded):
             s.again(s.wait, "a", 0, "old")
     assert s.again(s.wait, "a", 0, "new")["state"] == "waiting"
@@ -316,7 +316,7 @@ def cancel(s: Scene) -> Iterator[None]:
     yield
     s.later(s.cancel, "a", turn)
     yield
-    with contextlib.suppress(ProblemError):  # it is closed, and so it is nothing to cancel
+    with contextlib.suppress(ProblemError):  # a closed turn cannot be cancelled
         s.again(s.cancel, "a", turn)
     call.end()
     assert call.told in ("cancelled", "lost") and s.sent(prompt) == 1
@@ -324,7 +324,7 @@ def cancel(s: Scene) -> Iterator[None]:
 
 
 def tasks(s: Scene) -> Iterator[None]:
-    """A background task begins; the lease's end stops it, or its owner's."""
+    """A background task begins; the end of the lease or of its owner stops it."""
     s.lease("a")
     yield
     s.take("b")
@@ -339,7 +339,7 @@ def tasks(s: Scene) -> Iterator[None]:
 
 
 def force_in_draining(s: Scene) -> Iterator[None]:
-    """The agent does not listen; the operator ends it within its drain."""
+    """The agent ignores the interrupt; the operator ends it within its drain."""
     s.lease("a")
     yield
     s.take("b")
@@ -411,7 +411,7 @@ def grace_over(s: Scene) -> Iterator[None]:
 
 
 def recovery(s: Scene) -> Iterator[None]:
-    """The agent does not listen to the interrupt that follows on the lease's expiry."""
+    """The agent ignores the interrupt that follows the lease's expiry."""
     s.take("a")
     yield
     s.take("b")

@@ -1,4 +1,4 @@
-"""One session of the crash matrix: what its callers do and are told, how its queue is drained, what must hold."""
+"""One session of the crash matrix: its callers with their answers, the drain of its queue, and its checks."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ PATIENCE = 40.0
 
 
 class Later:
-    """A call in a thread of its own: its answer, or why it has none."""
+    """A call in a thread of its own: its answer, or its exception."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.answer: Any = None
@@ -34,7 +34,7 @@ class Later:
 
     @property
     def answered(self) -> bool:
-        """Whether it was told, in the end, that it is done."""
+        """Whether the call succeeded."""
         self.end()
         return self.error is None
 
@@ -44,7 +44,7 @@ class Later:
 
     @property
     def told(self) -> str:
-        """What its caller was told, in a word."""
+        """The caller's answer in one word."""
         match self.error:
             case None:
                 return getattr(self.answer, "outcome", "done")
@@ -54,16 +54,16 @@ class Later:
 
 
 class Scene:
-    """The callers of one session. Tickets go by the names that are their keys; nothing here asks twice but `again`."""
+    """The callers of one session. A ticket's name is its key. Only `again` repeats a call."""
 
     def __init__(self, service: Sessiond, session: str) -> None:
         self.service, self.session = service, session
         self.client: Client = service.client()
         self.ids: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
-        """The last lease shown, by ticket name."""
+        """The last lease of each ticket, by the ticket's name."""
         self.shown: dict[int, tuple[str, str]] = {}
-        """Secret and holder of each fence that anybody was shown."""
+        """Secret and holder of each fence that any caller received."""
         self.posts: Counter[str] = Counter()
         self.calls: list[Later] = []
         self.wrong: list[str] = []
@@ -71,7 +71,7 @@ class Scene:
     # ---- calls
 
     def _call(self, method: str, path: str, body: Any = None, secret: str | None = None, timeout: float = 30) -> Any:
-        answer = self.client._transport.call(
+        answer = self.client.transport.call(
             method, path, session=self.session, body=body, secret=secret, timeout=timeout
         )
         return answer.body
@@ -84,7 +84,7 @@ class Scene:
         return str(ticket)
 
     def wait(self, name: str, seconds: float = 0, holder: str = "") -> Answer:
-        """One wait; what is granted is written down."""
+        """Wait once, and record what is granted."""
         return self.wait_on(self.ids[name], seconds, holder or f"h-{name}", name)
 
     def wait_on(self, ticket: str, seconds: float, holder: str, name: str = "") -> Answer:
@@ -119,10 +119,10 @@ class Scene:
         self.client.force_release(self.session, fence, "a test")
 
     def turn(self, name: str, prompt: str, key: str | None = None) -> TurnResult:
-        """One turn, to its end."""
+        """Run one turn to its end."""
         self.posts[prompt] += 1
         body = {"prompt": prompt, "key": key}
-        transport = self.client._transport
+        transport = self.client.transport
         stream = transport.stream("POST", "/turns", session=self.session, body=body, secret=self.secrets[name])
         return Turn(transport, self.session, stream, lambda _: None).result()
 
@@ -130,7 +130,7 @@ class Scene:
         self._call("DELETE", f"/turns/{turn}", secret=self.secrets[name])
 
     def lease(self, name: str, kind: str = "handler") -> None:
-        """Takes, waits, claims."""
+        """Take a ticket, wait for its lease, and claim it."""
         self.take(name, kind)
         assert self.wait(name, 20)["state"] == "granted"
         self.renew(name)
@@ -143,7 +143,7 @@ class Scene:
         return call
 
     def again(self, work: Callable[..., Any], *args: Any) -> Any:
-        """As a caller does that was told to ask again, or was told nothing."""
+        """Repeat a call, as a caller does that was refused or got no answer."""
         ends = time.monotonic() + PATIENCE
         while True:
             try:
@@ -154,7 +154,7 @@ class Scene:
                 time.sleep(0.05)
 
     def hanging_wait(self, name: str) -> http.client.HTTPConnection:
-        """A parked wait on a connection that the test can close."""
+        """Start a wait on a connection that the test can close."""
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
         headers = {"Authorization": f"Bearer {self.service.keys['admin']}", "Content-Type": "application/json"}
         path = f"/v1/sessions/{self.session}/tickets/{self.ids[name]}/wait"
@@ -180,11 +180,11 @@ class Scene:
         return sum(entry["event"] == event for entry in self.again(self.ledger))
 
     def started(self) -> None:
-        """Waits until a turn runs."""
+        """Wait until a turn runs."""
         self.until(lambda: self.happened("turn-started") and self.view()["turn"])
 
     def ended(self, name: str) -> str:
-        """The reason for which a ticket has ended; empty while it lives."""
+        """Return why a ticket has ended; empty while it lives."""
         try:
             self.again(self.ticket, name)
         except TicketEnded as over:
@@ -192,7 +192,7 @@ class Scene:
         return ""
 
     def lost(self, name: str) -> str:
-        """The reason for which a lease is lost; empty while it lives."""
+        """Return why a lease is lost; empty while it lives."""
         try:
             self.again(self.renew, name)
         except LeaseLost as lost:
@@ -200,14 +200,14 @@ class Scene:
         return ""
 
     def sent(self, prompt: str) -> int:
-        """How often an agent was given this prompt."""
+        """Return how often an agent received this prompt."""
         files = (self.service.state / "claude").glob("projects/scripted/*.jsonl")
         return sum(json.loads(line) == prompt for file in files for line in file.read_text().splitlines())
 
     # ---- what must hold
 
     def check(self) -> None:
-        """The rules, as the ledger, the secrets and the agent's own files tell whether they were kept."""
+        """Check the rules against the ledger, the secrets and the agent's own files."""
         self.wrong += [str(v) for v in verify(self.again(self.ledger)).violations]
         for prompt, posts in self.posts.items():
             if self.sent(prompt) > posts:
@@ -224,7 +224,7 @@ class Scene:
         return True
 
     def drain(self) -> int:
-        """Whoever is left gets the lock in the queue's order, the last one runs a turn. How many they were."""
+        """Give the lock to each ticket that is left, in order; the last one runs a turn. Returns their number."""
         view = self.until(lambda: (now := self.view())["draining"] is None and now["turn"] is None and now)
         left = [(t["id"], t["kind"], t["holder"]) for t in view["queue"]]
         held = view["holder"]
@@ -243,7 +243,7 @@ class Scene:
         assert self.again(self.wait_on, ticket, PATIENCE, holder)["state"] == "granted", ticket
         for other, _, who in behind:
             assert self.again(self.wait_on, other, 0, who or "drain")["state"] == "waiting", f"{other} before {ticket}"
-        if not behind:  # one turn a session: each may need an agent
+        if not behind:  # one turn a session, because each may need an agent
             prompt = f"drain {ticket}"
             result = self.again(self.turn, ticket, prompt)
             if (result.outcome, self.sent(prompt)) != ("completed", 1):

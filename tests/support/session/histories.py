@@ -1,7 +1,7 @@
 """Random histories of one session: the pure machines and a real Session over a real Redis must agree after each step.
 
-A history either drives both machines (the agent is a puppet that mostly says what claude says) or the lock alone, with
-an agent that sleeps. Between any two steps, and in any step that writes, something may fail.
+A history either drives both machines (a fake agent says mostly what claude would say) or the lock alone, with an agent
+that sleeps. Between any two steps, and in any step that writes, something may fail.
 """
 
 import itertools
@@ -21,22 +21,24 @@ from sessiond.agent import machine as agent_machine
 from sessiond.agent import state as st
 from sessiond.lock import events as ev
 from sessiond.lock import machine, queries
-from sessiond.lock.rules import Times
+from sessiond.lock.rules import Kind, Times
 from sessiond.problems import Problem
 from sessiond.session import views
 from sessiond.session.agent.launch import workdir
+from sessiond.session.callers.turn_record import TurnRecord
 from sessiond.session.pipeline.plan import Plan
+from sessiond.session.timers import SessionTimer
 from sessiond.store import codec
-from sessiond.store.store import Ahead, Behind, Deposed, NotHead, Outcome, Step
+from sessiond.store.store import Ahead, Behind, CommitResult, Deposed, NotHead, StoreStep
 from sessiond.verify import Reader, Report, verify
 from support.servers import Redis
-from support.session.happenings import lock_events, timers
+from support.session.fake_agent import FakeAgent
+from support.session.likely_events import lock_events, timers
 from support.session.owned import Fault, Look, Owner, Raw
-from support.session.puppet import Puppet
-from support.session.twin import BOOK, Entries, Kept, Twin, read, same, stored, taken_at
+from support.session.reference import BOOK, Entries, Kept, Reference, read, same, stored, taken_at
 
 FAULTS = (*(None for _ in range(100)), *Fault, *(Fault.WRONG_HEAD for _ in range(6)))
-"""Only a step that grants can name a wrong head."""
+"""WRONG_HEAD is frequent because only a step that grants can have it."""
 NUMBER = some.integers(0, 2**32 - 1)
 AWAY = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE, Fault.LOST_ANSWER, Fault.KILLED_AFTER})
 NEVER_SENT = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE})
@@ -54,7 +56,7 @@ LOCKS = frozenset(
 
 
 class Histories(RuleBasedStateMachine):
-    """`counts` says what has happened, over all histories of a test."""
+    """`counts` has how often each event happened, over all histories of a test."""
 
     server: Redis
     place: Path
@@ -65,7 +67,7 @@ class Histories(RuleBasedStateMachine):
         number = next(NUMBERS)
         self.name, self.instances = f"octo/h{number}", itertools.count(1)
         self.raw = Raw(self.server.url, self.name)
-        self.twin, self.puppet, self.reader = Twin(), Puppet(), Reader()
+        self.reference, self.fake_agent, self.reader = Reference(), FakeAgent(), Reader()
         self.lives: list[Owner] = []
         self.owner: Owner
         self.tickets, self.turns = itertools.count(1), itertools.count(1)
@@ -73,12 +75,12 @@ class Histories(RuleBasedStateMachine):
         self.seen: list[ev.Timer] = []
         self.epoch = self.top_fence = 0
         self.now = Look()
-        """The keys as they were seen last; nobody but the owner changes them."""
+        """The keys as they were last seen. Only the owner changes them."""
         self.secret: str | None = None
         """The living lease's."""
         self.mark: tuple[Look, dict[str, bytes], dict[str, Kept]] | None = None
         self.limbo = False
-        """The agent of the owner before is not known to be gone yet; the loop has not run since."""
+        """It is not known yet whether the previous owner's agent is gone; the loop has not run since."""
         self.behind = False
         """Redis lost writes, and nothing was committed since."""
 
@@ -113,34 +115,34 @@ class Histories(RuleBasedStateMachine):
         return made
 
     def begin(self, owner: Owner, claim: Callable[[Owner], int], predecessor: str) -> None:
-        """A new epoch: what it reads is what the pure machine says of a restart."""
+        """Begin an epoch: it reads what the pure machine gives for a restart."""
         found = owner.store.read_state()
-        assert machine.restarted(found.lock) == machine.restarted(self.twin.lock)
+        assert machine.restarted(found.lock) == machine.restarted(self.reference.lock)
         epoch = claim(owner)
         assert epoch > self.epoch
         if not self.epoch:
-            self.twin.agent = owner.session.standing.agent
+            self.reference.agent = owner.session.reader.agent
         self.owner, self.epoch = owner, epoch
-        self.twin.life += 1
+        self.reference.life += 1
         self.loaded(0, predecessor, [])
 
     def loaded(self, applied: int, predecessor: str, first: Entries) -> None:
-        """The stored state was taken: by a new owner, or again by this one."""
+        """Check that a new owner, or this one again, took the stored state."""
         settings = self.owner.settings
         entry = {"instance": settings.instance, "url": settings.url, "predecessor": predecessor}
-        entries = [*first, ("epoch", entry), *self.twin.reload(self.epoch, str(workdir(settings, self.name)))]
-        self.puppet = Puppet()
-        self.limbo = self.twin.agent.phase is st.Phase.STOPPING
+        entries = [*first, ("epoch", entry), *self.reference.reload(self.epoch, str(workdir(settings, self.name)))]
+        self.fake_agent = FakeAgent()
+        self.limbo = self.reference.agent.phase is st.Phase.STOPPING
         self.check(applied, entries)
 
     # ---- one step ----------------------------------------------------------------------------
 
     def do(
         self, *events: ev.Event | st.Event, fault: Fault | None = None, due: Any = None, front: Sequence[Any] = (),
-        commands: Callable[[], Sequence[codec.Command]] = tuple, then: Callable[[], None] = lambda: None,
+        commands: Callable[[], Sequence[codec.RedisCommand]] = tuple, then: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """One step in both worlds. `due`: by that deadline of the loop. `then` is done before the twin takes it."""
-        expected = self.twin.decide(*events)
+        """Make one step in both. `due`: a timer of the loop makes it. `then` runs before the reference takes it."""
+        expected = self.reference.decide(*events)
         broken = isinstance(expected, ev.InvariantBroken)
         if self.limbo and broken:
             return
@@ -164,17 +166,17 @@ class Histories(RuleBasedStateMachine):
         else:
             self.committed(applied, events, hit, front, then)
 
-    def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[codec.Command]) -> Any:
+    def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[codec.RedisCommand]) -> Any:
         session = self.owner.session
         if due is not None and not self.limbo:
-            # The first makes the loop look at its clock: one that seems to have stood still gives everybody more time.
+            # The first call makes the loop check its timers: after a seeming stall it would give all timers more time.
             self.owner.ask(lambda: None)
-            session.deadlines.restart(keep={due: 0.0})
+            session.pipeline.context.timers.restart(keep={due: 0.0})
             return self.owner.ask(lambda: None)
 
         def work() -> Any:
             try:
-                return session.steps.step(*events, ledger=front, commands=staged)
+                return session.pipeline.step(*events, ledger=front, commands=staged)
             except ev.Refused as refused:
                 return refused
 
@@ -183,38 +185,38 @@ class Histories(RuleBasedStateMachine):
     def committed(
         self, applied: int, events: Events, hit: Fault | None, front: Sequence[Any], then: Callable[[], None]
     ) -> None:
-        """What the loop has done of it: everything, or with Redis away that much.
+        """Check what the loop did of the step: all of it, or with Redis away a part.
 
         A deadline has its time again; only `max_hold` goes on with what was left, which was nothing.
         """
         entries: Entries = []
         held_long = any(isinstance(event, ev.Due) and event.timer.name == "hold" for event in events)
         if hit in NEVER_SENT:
-            entries += self.twin.absences()
+            entries += self.reference.absences()
         if hit not in NEVER_SENT or held_long:
-            plan = self.twin.decide(*events)
+            plan = self.reference.decide(*events)
             assert isinstance(plan, Plan)
             then()
-            self.twin.take(plan, self.secret)
+            self.reference.take(plan, self.secret)
             self.count(plan, events)
-            self.puppet.hear(plan.outputs, plan.agent)
+            self.fake_agent.receive(plan.outputs, plan.agent)
             entries += [*front, *plan.ledger]
         if hit in AWAY - NEVER_SENT:
-            entries += self.twin.absences()
+            entries += self.reference.absences()
         self.check(applied, entries, lives=hit is not Fault.DIES)
         if hit is Fault.DIES:
             self.succeeded()
 
     def recovered(self, applied: int, invariant: str) -> None:
-        """A step that must not be: it is named, and the same owner takes the stored state again."""
+        """Check that a step that must not be is named, and that the same owner takes the stored state again."""
         self.counts["steps that must not be"] += 1
         self.loaded(applied, "refused-step", [("refused", {"invariant": invariant})])
 
     def succeeded(self) -> None:
-        """The owner died after a commit whose answer it never had: its step is sent again, at once and too late."""
+        """The owner died after a commit whose answer it never got: its step is sent again, at once and too late."""
         dead = self.owner
         assert not dead.session.running and dead.store.last is not None
-        assert dead.store.commit(dead.store.last) is Outcome.REPEATED
+        assert dead.store.commit(dead.store.last) is CommitResult.REPEATED
         self.unchanged()
         dead.close()
         self.begin(self.instance(dead.settings.host_name), Owner.claim, dead.settings.instance)
@@ -229,10 +231,10 @@ class Histories(RuleBasedStateMachine):
         assert self.raw.look() == self.now
 
     def check(self, applied: int, entries: Entries, lives: bool = True) -> None:
-        """`applied`: how many steps were, before; `entries`: what the ledger must say now, turns' records aside."""
-        twin, session = self.twin, self.owner.session
+        """`applied`: the number of steps before; `entries`: the ledger's new entries without turns' records."""
+        reference, session = self.reference, self.owner.session
         if lives:
-            assert (session.standing.lock, session.standing.agent) == (twin.lock, twin.agent)
+            assert (session.reader.lock, session.reader.agent) == (reference.lock, reference.agent)
         before, look, applied = self.now, self.raw.look(), self.owner.store.applied - applied
         self.now = look
         if not applied:
@@ -250,14 +252,14 @@ class Histories(RuleBasedStateMachine):
             self.read(told)
             assert look.version == before.version + applied
             assert all(before.version < entry["version"] <= look.version for entry in told)
-        assert look.version == session.commits.version or not lives
+        assert look.version == session.reader.version or not lives
         assert same(plain(told)) == same(entries)
         self.fences(told)
         self.stored(look)
-        if twin.agent.phase is st.Phase.BROKEN:
-            # It rests for some seconds, whatever the settings are; here it shall not get up by itself.
-            rest = ("agent", ("backoff", str(twin.agent.fails)))
-            session.deadlines.restart(keep={rest: 100_000.0})
+        if reference.agent.phase is st.Phase.BROKEN:
+            # The backoff does not depend on the settings; here it must not end by itself.
+            rest: SessionTimer = ("agent", ("backoff", str(reference.agent.fails)))
+            session.pipeline.context.timers.restart(keep={rest: 100_000.0})
 
     def read(self, entries: list[dict[str, Any]]) -> None:
         for entry in entries:
@@ -265,7 +267,7 @@ class Histories(RuleBasedStateMachine):
         assert self.wrong(self.reader.report) == []
 
     def wrong(self, report: Report) -> list[Any]:
-        """What is against the rules. The lock alone says nothing of turns; a puppet has no guard to be found by."""
+        """Return the violations. The lock alone has no turns, and a fake one has no guard."""
         if self.composed:
             return [one for one in report.violations if one[0] != "one_agent_per_conversation"]
         return [one for one in report.violations if one[0] in LOCKS]
@@ -277,9 +279,9 @@ class Histories(RuleBasedStateMachine):
                 self.top_fence = entry["fence"]
 
     def stored(self, look: Look) -> None:
-        """The keys as they are, against the twin."""
-        twin, settings = self.twin, self.owner.settings
-        assert read(look) == stored(twin.lock)
+        """Compare the keys with the reference."""
+        reference, settings = self.reference, self.owner.settings
+        assert read(look) == stored(reference.lock)
         lease = look.text("lease")
         self.secret = lease and lease["secret"]
         if lease is not None:
@@ -290,11 +292,11 @@ class Histories(RuleBasedStateMachine):
             "host": settings.host_name, "state_dir": str(settings.state_dir.resolve()),
         }  # fmt: skip
         assert {name: look.meta.get(name) for name in owner} == owner
-        agent = twin.agent
+        agent = reference.agent
         assert look.text("agent") == {
             "conversation": agent.conversation, "generation": agent.generation, "known": agent.known, "guard": None,
         }  # fmt: skip
-        for name, kept in twin.kept.items():
+        for name, kept in reference.kept.items():
             found = look.text(name) or {}
             assert {field: found.get(field) for field in kept.value} == kept.value, name
 
@@ -313,7 +315,7 @@ class Histories(RuleBasedStateMachine):
     # ---- what happens ------------------------------------------------------------------------
 
     def pick(self, data: some.DataObject, options: Sequence[Any]) -> Any:
-        """One of them, each as likely. Hypothesis likes to draw again what it drew, which here tries nothing new."""
+        """Return one option, each equally likely. Hypothesis often repeats a choice, which tests nothing new here."""
         self.picks += 1
         chosen = random.Random(f"{data.draw(NUMBER)} {self.picks}").choice(options)
         note(f"{chosen}")
@@ -321,28 +323,28 @@ class Histories(RuleBasedStateMachine):
 
     @rule(data=some.data())
     def something_happens(self, data: some.DataObject) -> None:
-        wanted = [("lock", timer) for timer in timers(self.twin.lock)]
-        wanted += [("agent", timer) for timer in agent_machine.timers(self.twin.agent, Times())]
-        late = [timer for timer in self.seen if timer not in queries.timers(self.twin.lock, Times())]
-        words = [(what, event) for weight, what, event in self.puppet.words() for _ in range(weight)]
+        wanted = [("lock", timer) for timer in timers(self.reference.lock)]
+        wanted += [("agent", timer) for timer in agent_machine.timers(self.reference.agent, Times())]
+        late = [timer for timer in self.seen if timer not in queries.timers(self.reference.lock, Times())]
+        options = [(what, event) for weight, what, event in self.fake_agent.options() for _ in range(weight)]
         likely = {
-            "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 40 if words else 0,
+            "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 40 if options else 0,
             "told": int(self.composed), "mishap": 0 if self.behind else 1,
         }  # fmt: skip
         what = self.pick(data, [what for what, weight in likely.items() for _ in range(weight)])
         fault = self.pick(data, FAULTS)
         match what:
             case "request":
-                self.one(self.pick(data, lock_events(self.twin.lock, self.composed)), fault)
+                self.one(self.pick(data, lock_events(self.reference.lock, self.composed)), fault)
             case "timer":
                 self.timer(*self.pick(data, wanted), fault)
             case "late timer":
                 self.counts["late timers"] += 1
                 self.do(ev.Due(self.pick(data, late)))
             case "agent":
-                puppet, (said, event) = self.puppet, self.pick(data, words)
+                fake, (said, event) = self.fake_agent, self.pick(data, options)
                 front: Entries = [("agent-started", {"guard": None})] if isinstance(event, st.Spawned) else []
-                self.do(event, fault=fault, front=front, then=lambda: puppet.said(said, event))
+                self.do(event, fault=fault, front=front, then=lambda: fake.said(said, event))
             case "told":
                 self.do(*self.pick(data, self.told()), fault=fault)
             case "mishap":
@@ -350,15 +352,15 @@ class Histories(RuleBasedStateMachine):
                 self.pick(data, mishaps)(self, data)
 
     def timer(self, whose: str, timer: Any, fault: Fault | None) -> None:
-        """One that the state asks for runs out."""
+        """A timer that the state needs runs out."""
         if whose == "lock":
             self.seen.append(timer)
             self.counts[f"due: {timer.name}"] += 1
         self.do(ev.Due(timer) if whose == "lock" else st.Due(*timer), fault=fault, due=(whose, timer))
 
     def told(self) -> list[Events]:
-        """What the agent may be asked for; a turn that is not there cannot be cancelled."""
-        turn = self.twin.lock.turn
+        """Return what the agent may be asked for. A missing turn cannot be cancelled."""
+        turn = self.reference.lock.turn
         if turn is not None:
             return [(st.Cancel(turn, "cancelled"),), (st.Cancel("tu-none", "cancelled"),), (st.Stop("restart"),)]
         return [(st.Stop("restart"),), (st.Afresh(f"c{next(self.turns)}", "asked"), st.Stop("conversation"))]
@@ -367,7 +369,7 @@ class Histories(RuleBasedStateMachine):
         match event:
             case ev.Take(ticket=""):
                 event = replace(event, ticket=f"tk-{next(self.tickets)}")
-                self.owner.session.standing.taken[event.ticket] = taken_at(event.ticket)
+                self.owner.session.reader.taken[event.ticket] = taken_at(event.ticket)
                 self.do(event, fault=fault)
             case ev.AcceptTurn(fence=fence):
                 self.accept(fence, fault)
@@ -378,18 +380,18 @@ class Histories(RuleBasedStateMachine):
                 self.do(event, fault=fault)
 
     def accept(self, fence: int, fault: Fault | None) -> None:
-        session, lease = self.owner.session, self.twin.lock.lease
+        session, lease = self.owner.session, self.reference.lock.lease
         turn = f"tu-{next(self.turns)}"
         events: list[ev.Event | st.Event] = [ev.AcceptTurn(fence, turn)]
         if self.composed and lease is not None:
-            events.append(st.Begin(st.Turn(turn, f"u-{turn}", "do it", lease.kind, "m", timeout=9_000.0)))
-        book = {"id": turn, "turn": turn, "key": None, "state": "accepted", "fence": fence}
-        book["kind"] = lease.kind.value if lease else None
-        entry = {"turn": turn, "fence": fence, "ticket": lease and lease.ticket, "kind": book["kind"]}
+            events.append(st.Begin(st.AgentTurn(turn, f"u-{turn}", "do it", lease.kind, "m", timeout=9_000.0)))
+        ticket, kind = (lease.ticket, lease.kind) if lease else ("", Kind.HANDLER)
+        record = TurnRecord(id=turn, fence=fence, ticket=ticket, kind=kind, conversation={})
+        entry = {"turn": turn, "fence": fence, "ticket": ticket, "kind": kind.value}
         self.do(
             *events, fault=fault, front=[("turn-accepted", entry)],
-            commands=lambda: session.turns.accept(book),
-            then=lambda: self.twin.accept(turn, fence),
+            commands=lambda: session.pipeline.context.turns.accept(record)[1],
+            then=lambda: self.reference.accept(turn, fence),
         )  # fmt: skip
 
     # ---- what fails between two steps --------------------------------------------------------
@@ -398,12 +400,12 @@ class Histories(RuleBasedStateMachine):
         applied = self.owner.store.applied
         self.owner.settle()
         self.limbo = False
-        plan = self.twin.decide(st.Exited(None))
+        plan = self.reference.decide(st.Exited(None))
         assert isinstance(plan, Plan)
-        self.twin.take(plan, None)
+        self.reference.take(plan, None)
         self.count(plan, ())
         self.counts["reaped after a restart"] += 1
-        self.puppet.hear(plan.outputs, plan.agent)
+        self.fake_agent.receive(plan.outputs, plan.agent)
         self.check(applied, plan.ledger)
 
     def owner_dies(self, _: Any) -> None:
@@ -413,13 +415,13 @@ class Histories(RuleBasedStateMachine):
         self.begin(self.instance(dead.settings.host_name), Owner.claim, dead.settings.instance)
 
     def owner_hands_over(self, _: Any) -> None:
-        """SIGTERM: the agent is stopped, the session given up."""
+        """SIGTERM: the agent is stopped, and the session is given up."""
         old, applied = self.owner, self.owner.store.applied
         old.session.stop(STOPPING)
         assert not old.session.running
-        plan = self.twin.decide(st.Stop("shutdown"))
+        plan = self.reference.decide(st.Stop("shutdown"))
         assert isinstance(plan, Plan)
-        self.twin.take(plan, None)
+        self.reference.take(plan, None)
         self.check(applied, plan.ledger)
         old.owners.release(self.name, self.epoch)
         old.close()
@@ -434,10 +436,10 @@ class Histories(RuleBasedStateMachine):
         self.begin(self.instance(host), Owner.claim_elsewhere, old.settings.instance)
         if self.limbo:
             self.predecessors_agent_is_gone()
-        version = old.session.commits.version
-        assert old.owners.renew(self.name, old.session.commits.epoch, version) == self.owner.settings.url
-        old.ask(lambda: old.session.steps.step(ev.Take("tk-late", ev.Kind.HANDLER, 0)))
-        old.owners.release(self.name, old.session.commits.epoch)
+        version = old.session.reader.version
+        assert old.owners.renew(self.name, old.session.reader.epoch, version) == self.owner.settings.url
+        old.ask(lambda: old.session.pipeline.step(ev.Take("tk-late", ev.Kind.HANDLER, 0)))
+        old.owners.release(self.name, old.session.reader.epoch)
         self.unchanged()
         assert old.session.closed is not None
         assert (old.session.closed.type, old.session.closed.extra["owner_url"]) == (
@@ -452,7 +454,7 @@ class Histories(RuleBasedStateMachine):
         self.counts["script forgotten"] += 1
 
     def remember(self, _: Any) -> None:
-        self.mark = self.now, self.raw.dump(), dict(self.twin.kept)
+        self.mark = self.now, self.raw.dump(), dict(self.reference.kept)
 
     def redis_loses_everything(self, _: Any) -> None:
         self.redis_loses(Look(), {}, {})
@@ -466,26 +468,29 @@ class Histories(RuleBasedStateMachine):
     def redis_loses(self, look: Look, dump: dict[str, bytes], kept: dict[str, Kept]) -> None:
         if look.version == self.now.version:
             return
-        self.version, self.snapshot = self.now.version, same([("snapshot", views.snapshot(self.twin.lock))])[0]
+        self.version, self.snapshot = self.now.version, same([("snapshot", views.snapshot(self.reference.lock))])[0]
         self.raw.restore(dump)
         self.now = look
-        self.twin.kept = {**kept, **{name: one for name, one in self.twin.kept.items() if one.by == self.twin.life}}
+        self.reference.kept = {
+            **kept,
+            **{name: one for name, one in self.reference.kept.items() if one.by == self.reference.life},
+        }
         self.behind = True
 
     # ---- what the script must refuse ---------------------------------------------------------
 
     def same_step_again(self, _: Any) -> None:
         last = self.owner.store.last
-        assert last is not None and self.owner.store.commit(replace(last)) is Outcome.REPEATED
+        assert last is not None and self.owner.store.commit(replace(last)) is CommitResult.REPEATED
         self.unchanged()
         self.counts["repeated"] += 1
 
     def step_that_does_not_fit(self, data: some.DataObject) -> None:
-        """Of another version, or one that grants over the head."""
-        version, queue = self.owner.session.commits.version, self.twin.lock.queue
+        """A step of another version, or one that grants over the head."""
+        version, queue = self.owner.session.reader.version, self.reference.lock.queue
         writes = [("ZADD", "queue", "1", "tk-odd"), ("SET", "lease", "{}")]
-        odd = Step(self.epoch, version, "odd", writes, [("odd", {})])
-        wrong: list[tuple[type[Exception], Step]] = [
+        odd = StoreStep(self.epoch, version, "odd", writes, [("odd", {})])
+        wrong: list[tuple[type[Exception], StoreStep]] = [
             (Ahead, replace(odd, version=version - 1)),
             (Behind, replace(odd, version=version + 1)),
             (NotHead, replace(odd, grant=("tk-nowhere", frozenset()), commands=[])),
@@ -513,7 +518,7 @@ BETWEEN = (
 
 
 def plain(told: list[dict[str, Any]]) -> Entries:
-    """Entries as the machines say them: without ids, versions, turns' records, and the words of a refusal."""
+    """Return entries as the machines make them: without ids, versions, turns' records, and a refusal's text."""
     fixed = ("id", "event", "epoch", "version")
     found = [(e["event"], {k: v for k, v in e.items() if k not in fixed}) for e in told if e["event"] not in BOOK]
     return [(event, {k: v for k, v in data.items() if (event, k) != ("refused", "detail")}) for event, data in found]

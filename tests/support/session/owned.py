@@ -1,6 +1,6 @@
-"""One instance's life on one session: it claims it through Owners and runs a real Session; its Redis fails on command.
+"""One instance that owns one session: it acquires it and runs a real Session; its Redis fails on command.
 
-Only the agent's process is not there: whoever drives the session says what the agent says.
+Only the agent's process is missing: the test sends the agent's events.
 """
 
 import json
@@ -19,13 +19,14 @@ from sessiond.problems import Problem
 from sessiond.session.agent.slots import Sleeper, Slots
 from sessiond.session.loop import Session
 from sessiond.settings import Settings
-from sessiond.store.connection import Away
-from sessiond.store.ownership import OtherOwner, Owners
-from sessiond.store.store import Outcome, Step, Store
+from sessiond.store.connection import RedisUnavailable
+from sessiond.store.ownership import Instance, OtherOwner, OwnershipStore
+from sessiond.store.store import CommitResult, Store, StoreStep
 from support.servers import Redis
+from support.session.in_loop import TEST_HANDLERS, RunInLoop
 
 LONG = Times(**{f.name: 100_000.0 for f in fields(Times)})
-"""No deadline runs out by itself."""
+"""No timer runs out by itself."""
 
 
 class Fault(Enum):
@@ -40,22 +41,22 @@ class Fault(Enum):
 
 
 class FaultyStore(Store):
-    """The real store. `fault` is done once, to the next step."""
+    """The real store. `fault` happens once, to the next step."""
 
     def __init__(self, server: Redis, name: str, instance: str) -> None:
         super().__init__(server.url, name, instance)
         self.server = server
         self.fault: Fault | None = None
         self.applied = 0
-        """Steps that Redis said to have applied."""
-        self.last: Step | None = None
+        """How many steps Redis applied."""
+        self.last: StoreStep | None = None
         """The last of them."""
 
-    def commit(self, step: Step) -> Outcome:
+    def commit(self, step: StoreStep) -> CommitResult:
         fault, self.fault = self.fault, None
         match fault:
             case Fault.LOST_COMMAND:
-                raise Away("the command is lost")
+                raise RedisUnavailable("the command is lost")
             case Fault.KILLED_BEFORE:
                 self._kill()
             case Fault.WRONG_HEAD if step.grant is None:
@@ -66,14 +67,14 @@ class FaultyStore(Store):
         if fault is Fault.KILLED_AFTER:
             self._kill()
         if fault in (Fault.LOST_ANSWER, Fault.KILLED_AFTER):
-            raise Away("the answer is lost")
+            raise RedisUnavailable("the answer is lost")
         if fault is Fault.DIES:
             raise gevent.GreenletExit
         return outcome
 
-    def _commit(self, step: Step) -> Outcome:
+    def _commit(self, step: StoreStep) -> CommitResult:
         outcome = super().commit(step)
-        self.applied += outcome is Outcome.APPLIED
+        self.applied += outcome is CommitResult.APPLIED
         self.last = replace(step)
         return outcome
 
@@ -81,8 +82,8 @@ class FaultyStore(Store):
         self.server.kill9()
         self.server.start()
 
-    def wrong_head(self, step: Step) -> tuple[str, frozenset[str]]:
-        """A grant that is not the head's: over those whom the step names, or of a ticket that is not there."""
+    def wrong_head(self, step: StoreStep) -> tuple[str, frozenset[str]]:
+        """Return a grant that is not the head's: over the tickets that the step names, or of an unknown ticket."""
         assert step.grant is not None
         ticket, skipped = step.grant
         return (ticket, frozenset()) if skipped else ("tk-nowhere", skipped)
@@ -91,7 +92,7 @@ class FaultyStore(Store):
 class NoSlots(Slots):
     """No agent is ever started."""
 
-    def take(self, who: Sleeper) -> None:
+    def take(self, owner: Sleeper) -> bool:
         raise gevent.GreenletExit
 
 
@@ -104,34 +105,34 @@ class Owner:
             redis_url=server.url, state_dir=place, instance=instance, url=f"http://{instance}", host_name=host,
             model="m", times=LONG,
         )  # fmt: skip
-        self.owners = Owners(server.url, instance, self.settings.url, place, host, owner_ttl=0.0)
+        self.owners = OwnershipStore(server.url, Instance(instance, self.settings.url, place, host), 0.0)
         self.store = FaultyStore(server, name, instance)
         self.session: Session
         self._closed = False
 
     def claim(self) -> int:
-        """The epoch of which the session now is ours, loaded as Sessions does it."""
+        """Claim and load the session as the registry does. Returns its epoch."""
         owned = self.owners.acquire(self.name)
-        self.session = Session(self.name, self.settings, self.store, owned.epoch, owned.version, NoSlots(1))
-        self.session.start(owned.predecessor)
+        self.session = Session(self.settings, self.store, owned, NoSlots(1), TEST_HANDLERS)
+        self.session.start()
         return owned.epoch
 
     def claim_elsewhere(self) -> int:
-        """The same, of one that seems to live: its beat stands still for longer than `owner_ttl`."""
+        """The same, from an owner that may live: its beat stood still for longer than `owner_ttl`."""
         with suppress(OtherOwner):
             self.owners.acquire(self.name)
             raise AssertionError("one that lives was deposed at once")
         return self.claim()
 
     def ask(self, work: Callable[[], Any]) -> Any:
-        """Runs `work` in the owner loop; its answer, or the Problem."""
+        """Run `work` in the owner loop. Returns its answer, or the Problem."""
         try:
-            return self.session.ask(work)
+            return self.session.ask(RunInLoop(work))
         except Problem as problem:
             return problem
 
     def settle(self) -> None:
-        """Returns when the loop has done all that was to be done, or has ended."""
+        """Return when the loop has no work left, or has ended."""
         for _ in range(2_000):
             if not self.session.running or not isinstance(self.ask(lambda: None), Problem):
                 return
@@ -139,7 +140,7 @@ class Owner:
         raise AssertionError("the loop does not come back")
 
     def die(self) -> None:
-        """The process is gone: nothing of its memory is left, its connections and its file lock are closed."""
+        """End the process: its memory is lost, its connections and its file lock are closed."""
 
         def end() -> None:
             raise gevent.GreenletExit
@@ -149,7 +150,7 @@ class Owner:
         self.close()
 
     def close(self) -> None:
-        """What the process had open is closed."""
+        """Close what the process had open."""
         if not self._closed:
             self._closed = True
             self.store.close()
@@ -161,7 +162,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Look:
-    """All keys of one session, by their names behind the base; of the ledger only its length and last id."""
+    """All keys of one session by their suffixes; of the ledger only its length and last id."""
 
     meta: dict[str, str] = field(default_factory=dict)
     queue: dict[str, int] = field(default_factory=dict)
@@ -174,12 +175,12 @@ class Look:
         return int(self.meta.get("version", 0))
 
     def text(self, name: str) -> Any:
-        """A string's JSON; None if it is not there."""
+        """Return a string's JSON, or None."""
         return json.loads(self.strings[name]) if name in self.strings else None
 
 
 class Raw:
-    """Redis as anybody sees it, by no code of the service."""
+    """The stored keys, read without any code of the service."""
 
     def __init__(self, url: str, name: str) -> None:
         self.redis = redis_library.Redis.from_url(url, decode_responses=True)
@@ -205,7 +206,7 @@ class Raw:
         return Look(meta, scores, tickets, kept, (length, last[0][0] if last else ""))
 
     def entries(self, after: str = "") -> list[dict[str, Any]]:
-        """The ledger's entries behind this id, as HTTP gives them but for `at`."""
+        """Return the ledger's entries behind this id, as HTTP returns them without `at`."""
         found = self.redis.xrange(f"{self.base}ledger", min=f"({after}" if after else "-")
         return [
             {
@@ -216,11 +217,11 @@ class Raw:
         ]  # fmt: skip
 
     def dump(self) -> dict[str, bytes]:
-        """Everything, to be put back by `restore`."""
+        """Return everything, for `restore`."""
         return {key: self._bytes.dump(key) for key in self._keys()}
 
     def restore(self, dump: dict[str, bytes]) -> None:
-        """Redis lost what was written since."""
+        """Put back a dump: Redis loses what was written since."""
         for key in self._keys():
             self.redis.delete(key)
         for key, value in dump.items():

@@ -1,8 +1,8 @@
-"""A caller as a process of its own, told what to do by JSON lines on stdin, telling what happened on stdout.
+"""A caller in its own process. It reads orders as JSON lines from stdin and reports events as JSON lines on stdout.
 
 caller.py URL KEY      {"key": "k1", "kind": "handler", "priority": 5, "delay": 0.02, "hold": 0.01, "prompt": "…"}
 
-`lease_ttl` is the server's; with `abandon` the lease is not given back, so that the ticket keeps its place.
+`lease_ttl` is the server's. With `abandon` the lease is not released, so that the ticket keeps its place.
 """
 
 import json
@@ -30,7 +30,7 @@ def main(url: str, key: str) -> None:
                 key=order.get("key"), timeout=order.get("timeout", 60), holder=order.get("holder"),
                 lease_ttl=order.get("lease_ttl", LEASE_TTL),
             ) as lease:  # fmt: skip
-                tell(event="granted", key=order.get("key"), fence=lease.fence, secret=lease._secret)
+                tell(event="granted", key=order.get("key"), fence=lease.fence, secret=lease.secret)
                 if "prompt" in order:
                     result = lease.turn(order["prompt"]).result()
                     tell(event="turn", outcome=result.outcome, text=result.text, reason=result.reason)

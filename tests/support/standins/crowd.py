@@ -1,11 +1,11 @@
-"""Handlers and one worker a session in one process, each a greenlet with a connection of its own, as fast as they can.
+"""Load: handlers and one worker for each session in one process, each a greenlet with its own connection.
 
 crowd.py URL KEY SESSIONS HANDLERS ROUNDS GRANTS
 
-In each round a session's handlers share GRANTS leases: take, wait, claim (every fourth; the others are released as they
-are), release; one runs a turn. Then they rest until the worker is granted, whose turn has no end: the next round's
-first ticket preempts it. Prints one line of JSON: {"grants", "turns", "preempted", "twice" (secrets or fences granted
-twice), "errors"}.
+In each round a session's handlers share GRANTS leases: take, wait, confirm (every fourth lease; the others stay
+unconfirmed), release. One lease runs a turn. The handlers then pause until the worker is granted. Its turn is endless,
+and the next round's first ticket preempts it. Prints one line of JSON: {"grants", "turns", "preempted", "twice",
+"errors"}; `twice` counts secrets or fences that were granted twice.
 """
 
 from gevent import monkey
@@ -28,7 +28,7 @@ ENDLESS = "#tokens 1000000\n#pace 20ms"
 
 
 class Session:
-    """One session's crowd."""
+    """The callers of one session."""
 
     def __init__(self, name: str, url: str, key: str, handlers: int, rounds: int, grants: int) -> None:
         self.name, self._url, self._key = name, url, key
@@ -39,7 +39,7 @@ class Session:
 
     def run(self) -> None:
         worker = gevent.spawn(self._guarded, self._work)
-        doors = [connect(self._url, self._key)._transport for _ in range(self._handlers)]
+        doors = [connect(self._url, self._key).transport for _ in range(self._handlers)]
         for number in range(self._rounds):
             self._worker_holds.wait(WAIT)
             self._worker_holds.clear()
@@ -85,14 +85,14 @@ class Session:
             self._call(door, "DELETE", "/lease", secret=lease["secret"])
 
     def _work(self) -> None:
-        door = connect(self._url, self._key)._transport
+        door = connect(self._url, self._key).transport
         ticket = self._call(door, "POST", "/tickets", {"kind": "worker", "key": "task"})["id"]
         for _ in range(self._rounds):
             lease = self._granted(door, ticket, "worker")
             self._worker_holds.set()
             try:
                 self.told["preempted"] += self._turn(door, lease["secret"], ENDLESS) == "cancelled"
-            except LeaseLost:  # the next round's first ticket was there before the turn
+            except LeaseLost:  # the next round's first ticket came before the turn
                 self.told["preempted"] += 1
         lease = self._granted(door, ticket, "worker")
         self._call(door, "DELETE", "/lease", secret=lease["secret"])

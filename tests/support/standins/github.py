@@ -1,18 +1,18 @@
-"""GitHub's REST API for comments on loopback, as far as this project uses it, and strict about it.
+"""A strict stand-in for GitHub's REST API for comments on loopback, as far as this project uses it.
 
-    python tests/standins/github.py [--port 0]        prints its url as the first line
+    python tests/standins/github.py [--port 0]        prints its URL as the first line
 
-It checks what the real one checks and answers with its documents: authentication (a token; an app's JWT against the
-app's public key; installation tokens that expire), paths, methods, bodies, headers, pages with Link headers, 65,536
-characters, replies only to a thread's first comment, locked conversations, repositories that moved. Every answer has
-rate-limit headers. What is done to it from outside, below /_admin (POST with JSON):
+It checks what GitHub checks, and answers with GitHub's documents: authentication (a token; the JWT of an app against
+its public key; installation tokens that expire), paths, methods, bodies, headers, pages with Link headers, the limit of
+65,536 characters, replies only to the first comment of a thread, locked conversations, repositories that moved. Each
+answer has rate-limit headers. Tests control it with POST and JSON below /_admin:
 
     /token {token, id, login, type}      /app {id, slug, public_key, bot_id, installations: {owner: id}, token_ttl}
     /thread {repo, number, pull, locked} /comment {repo, number, kind, body, author, in_reply_to_id, count} -> ids
     /move {from, to}                     /delete {id}
     /fault {mode, times, seconds, status, match}, modes: primary, secondary, error, delay, cut, drop, and
-        lag (new comments are not listed for that long, until told otherwise)
-    GET /log: every write that was done, in order; GET /requests: every request; DELETE /log forgets both
+        lag (the list omits new comments for that many seconds, until the next order)
+    GET /log: each write, in order; GET /requests: each request; DELETE /log clears both
 """
 
 import argparse
@@ -23,6 +23,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,7 +38,7 @@ DOCS = "https://docs.github.com/rest"
 
 
 class Refused(Exception):
-    """An answer other than the one that was asked for."""
+    """An answer with an error."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None, **more: Any) -> None:
         super().__init__(message)
@@ -50,7 +51,7 @@ def stamp(at: float) -> str:
 
 
 class World:
-    """Everything that this GitHub knows. One lock around each request's work."""
+    """The state of this stand-in. Each request holds the lock while it works."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -67,10 +68,10 @@ class World:
         self.log: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
 
-    # ---- who asks ----------------------------------------------------------------------------
+    # ---- callers -----------------------------------------------------------------------------
 
     def caller(self, header: str) -> dict[str, Any]:
-        """{account, user, kind}; kind is user, installation or app."""
+        """Return {account, user, kind}; kind is user, installation or app."""
         scheme, _, secret = header.partition(" ")
         if not header:
             raise Refused(401, "Requires authentication")
@@ -160,6 +161,55 @@ class World:
         return None
 
 
+def order_token(world: World, given: dict[str, Any]) -> None:
+    user = {"id": given["id"], "login": given["login"], "type": given.get("type", "User")}
+    world.tokens[given["token"]] = {"kind": "user", "account": f"user-{given['id']}", "user": user}
+
+
+def order_app(world: World, given: dict[str, Any]) -> None:
+    world.apps[str(given["id"])] = given
+
+
+def order_forget_tokens(world: World, given: dict[str, Any]) -> None:
+    world.tokens = {token: found for token, found in world.tokens.items() if found["kind"] == "user"}
+
+
+def order_thread(world: World, given: dict[str, Any]) -> None:
+    key = (given["repo"].lower(), given["number"])
+    world.threads[key] = world.threads.get(key, {"pull": False, "locked": False}) | given
+
+
+def order_comment(world: World, given: dict[str, Any]) -> list[int]:
+    thread = world.threads[(given["repo"].lower(), given["number"])]
+    parts = (thread, given["kind"], given["author"], given["body"], given.get("in_reply_to_id"))
+    return [world.add(*parts)["id"] for _ in range(given.get("count", 1))]
+
+
+def order_move(world: World, given: dict[str, Any]) -> None:
+    world.moved[given["from"].lower()] = given["to"]
+    for (repo, number), thread in list(world.threads.items()):
+        if repo == given["from"].lower():
+            thread["repo"] = given["to"]
+            world.threads[(given["to"].lower(), number)] = world.threads.pop((repo, number))
+
+
+def order_delete(world: World, given: dict[str, Any]) -> None:
+    world.comments.pop(given["id"], None)
+
+
+def order_fault(world: World, given: dict[str, Any]) -> None:
+    if given["mode"] == "lag":
+        world.lag = given["seconds"]
+    else:
+        world.faults.append(given)
+
+
+ORDERS: dict[str, Callable[[World, dict[str, Any]], Any]] = {
+    "token": order_token, "app": order_app, "forget-tokens": order_forget_tokens, "thread": order_thread,
+    "comment": order_comment, "move": order_move, "delete": order_delete, "fault": order_fault,
+}  # fmt: skip
+
+
 def body_of(given: Any) -> str:
     if not isinstance(given, dict):
         raise Refused(400, "Problems parsing JSON")
@@ -176,7 +226,7 @@ def body_of(given: Any) -> str:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; several requests may come over it."""
+    """One connection, which can carry several requests."""
 
     protocol_version = "HTTP/1.1"
     world: World
@@ -338,7 +388,9 @@ class Handler(BaseHTTPRequestHandler):
     def create_review(self, caller: dict[str, Any], part: dict[str, str], query: Any, raw: bytes) -> Any:
         given = self.parsed(raw)
         body = body_of(given)
-        if not isinstance(given.get("in_reply_to"), int):  # a new thread names a commit and a line: not used here
+        if not isinstance(
+            given.get("in_reply_to"), int
+        ):  # a new thread needs a commit and a line; this project creates none
             raise Refused(422, "Validation Failed", errors=[{"code": "missing_field", "field": "commit_id"}])
         return self.replied(caller, part, body, given["in_reply_to"])
 
@@ -374,7 +426,7 @@ class Handler(BaseHTTPRequestHandler):
         self.world.record("edited", caller, found)
         return 200, found["shown"], {}
 
-    # ---- from outside ------------------------------------------------------------------------
+    # ---- control by tests --------------------------------------------------------------------
 
     def admin(self, path: str, given: dict[str, Any]) -> None:
         world = self.world
@@ -388,34 +440,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, json.loads(data), {})
 
     def ordered(self, order: str, given: dict[str, Any]) -> Any:
-        world = self.world
-        if order == "token":
-            user = {"id": given["id"], "login": given["login"], "type": given.get("type", "User")}
-            world.tokens[given["token"]] = {"kind": "user", "account": f"user-{given['id']}", "user": user}
-        elif order == "app":
-            world.apps[str(given["id"])] = given
-        elif order == "forget-tokens":
-            world.tokens = {t: one for t, one in world.tokens.items() if one["kind"] == "user"}
-        elif order == "thread":
-            key = (given["repo"].lower(), given["number"])
-            world.threads[key] = world.threads.get(key, {"pull": False, "locked": False}) | given
-        elif order == "comment":
-            thread = world.threads[(given["repo"].lower(), given["number"])]
-            parts = (thread, given["kind"], given["author"], given["body"], given.get("in_reply_to_id"))
-            return [world.add(*parts)["id"] for _ in range(given.get("count", 1))]
-        elif order == "move":
-            world.moved[given["from"].lower()] = given["to"]
-            for (repo, number), thread in list(world.threads.items()):
-                if repo == given["from"].lower():
-                    thread["repo"] = given["to"]
-                    world.threads[(given["to"].lower(), number)] = world.threads.pop((repo, number))
-        elif order == "delete":
-            world.comments.pop(given["id"], None)
-        elif order == "fault" and given["mode"] == "lag":
-            world.lag = given["seconds"]
-        elif order == "fault":
-            world.faults.append(given)
-        return {"ok": True}
+        do = ORDERS.get(order)
+        answer = do(self.world, given) if do is not None else None
+        return {"ok": True} if answer is None else answer
 
     # ---- answers -----------------------------------------------------------------------------
 
@@ -459,7 +486,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # who hung up is no error of ours
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that closes its connection is no error
             super().handle_error(request, client_address)
 
 

@@ -1,13 +1,12 @@
 """A Messages API on loopback, so that the real claude runs without an account. Standard library only.
 
-    python tests/standins/model.py [--port 0]        prints its url as the first line
+    python tests/support/standins/model.py [--port 0]        prints its URL as the first line
 
-The reply is steered by lines of the last user text (anywhere in it; a later one wins):
+Lines of the last user text steer the reply. They may be anywhere in it; the last one of a kind counts:
     #tokens N [xN] · #pace 20ms · #delay 2s · #say TEXT · #fail CODE [xN] · #tool NAME {json}
-`xN`: only the first N requests with that line. In TEXT, \\n is a line's end.
-One `#tool` is served a turn: a request whose last message holds tool results gets text. GET /log is
-every request with its messages and how it ended, /log?from=N those behind the first N, DELETE /log forgets them,
-GET /health is alive.
+`xN` applies to the first N requests with that line. In TEXT, \\n is a line end.
+Each turn gets one `#tool`: a request whose last message has tool results gets text. GET /log returns every request with
+its messages and its outcome, /log?from=N those after the first N. DELETE /log clears the log. GET /health answers 200.
 """
 
 import argparse
@@ -29,7 +28,7 @@ STATUS_TYPES = {
 
 
 class Model:
-    """What was asked, and what is still to fail."""
+    """The log of requests, and the counts of steering lines."""
 
     def __init__(self) -> None:
         self.log: list[dict[str, Any]] = []
@@ -38,7 +37,7 @@ class Model:
         self.lock = threading.Lock()
 
     def fails(self, text: str) -> int | None:
-        """The status that this text asks for, while its count lasts."""
+        """Return the error status that this text requests, as long as its count lasts."""
         found = re.fullmatch(r"(\d{3})(?:\s+x(\d+))?", last(text, "fail") or "")
         if found is None:
             return None
@@ -48,7 +47,7 @@ class Model:
         return None if spent else int(found[1])
 
     def counted(self, argument: str | None) -> str | None:
-        """The argument of a line `#name ARG xN` while its count lasts; None for any other."""
+        """Return the argument of a line `#name ARG xN` as long as its count lasts, otherwise None."""
         found = re.fullmatch(r"(\S+)\s+x(\d+)", argument or "")
         if found is None:
             return None
@@ -62,11 +61,11 @@ def blocks(content: Any) -> list[dict[str, Any]]:
 
 
 SURFACED = re.compile(r"The user sent a new message while you were working:\n(.*?)\n\nThis is how", re.DOTALL)
-"""How claude hands over a prompt that came during a turn: inside the next tool result."""
+"""claude passes a prompt that came during a turn inside the next tool result."""
 
 
 def prompt_of(messages: list[dict[str, Any]]) -> str:
-    """The last text that a person wrote; what claude adds in tags is passed over, a prompt within it is not."""
+    """Return the last text that a person wrote. Skip claude's tagged additions, but not a prompt within them."""
     for message in reversed(messages):
         if message["role"] == "user":
             texts = [text for block in blocks(message["content"]) for text in written(block)]
@@ -76,7 +75,7 @@ def prompt_of(messages: list[dict[str, Any]]) -> str:
 
 
 def written(block: dict[str, Any]) -> list[str]:
-    """What a person wrote in this block."""
+    """Return the texts of this block that a person wrote."""
     if block.get("type") == "tool_result":
         return [text for part in blocks(block.get("content")) for text in SURFACED.findall(part.get("text", ""))]
     text = str(block.get("text", ""))
@@ -94,7 +93,7 @@ def seconds(text: str | None, default: float) -> float:
 
 
 def reply(model: Model, body: dict[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
-    """(content block, its text in pieces)."""
+    """Return (content block, its text in pieces)."""
     messages = body["messages"]
     text = prompt_of(messages)
     long = model.counted(last(text, "tokens"))
@@ -111,7 +110,7 @@ def reply(model: Model, body: dict[str, Any], number: int) -> tuple[dict[str, An
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; every answer closes its connection."""
+    """Handles one request. Every response closes its connection."""
 
     model: Model
 
@@ -158,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
             self.stream(body, text)
             entry["outcome"] = "done"
         except OSError:
-            pass  # claude hung up: an interrupted turn
+            pass  # claude closed the connection: an interrupted turn
 
     def stream(self, body: dict[str, Any], text: str) -> None:
         block, pieces = reply(self.model, body, next(self.model.ids))
@@ -210,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    # A prompt may have it answer with a tool's input that is nested a thousandfold.
+    # A prompt may request a tool's input that is nested a thousand levels deep.
     sys.setrecursionlimit(20_000)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)

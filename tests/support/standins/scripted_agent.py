@@ -3,12 +3,12 @@
     python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
 
 Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #big N (letters), #history, #ask TOOL
-{json}, #bg 2s, #cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD, #spawn COMMAND (a tool
-that goes on by itself: the shell's, in a session of its own). `#script FILE` takes them from the file's first line,
-after a completed turn from its next one (`say=x;tokens=5`, the last line again and again); a prompt without any goes on
-with the conversation's last script.
-The conversation is kept in $CLAUDE_CONFIG_DIR, so that a resumed one knows its prompts.
-What it can do wrong, by --fault, #fault and #at, is in scripted_faults.py.
+{json}, #bg 2s, #cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD, #spawn COMMAND (a shell
+command that continues in a session of its own). `#script FILE` reads them from a line of the file (`say=x;tokens=5`):
+the first line, and after each completed turn the next one. The last line repeats. A prompt without steering lines uses
+the conversation's last script.
+$CLAUDE_CONFIG_DIR has the conversation, so that a resumed one knows its prompts.
+scripted_faults.py describes the faults of --fault, #fault and #at.
 """
 
 import json
@@ -23,10 +23,14 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from scripted_faults import Faults
 
 CAPABILITIES = ["interrupt_cancel_queued_v1", "msg_lifecycle_v1"]
+KNOWN = ("initialize", "set_model", "apply_flag_settings", "get_session_cost", "stop_task")
+"""Control requests that are answered with success."""
+AFTER = {"initialize": "initialized", "get_session_cost": "fenced"}
+"""Moments after the response to a control request."""
 
 
 class Agent(Faults):
-    """One process: a reader thread fills the inbox, the main thread lives through turns."""
+    """One process: a reader thread fills the inbox, the main thread runs turns."""
 
     def __init__(self, argv):
         flags = {}
@@ -97,7 +101,7 @@ class Agent(Faults):
     # ---- reading
 
     def read(self):
-        # Line by line and no further: a deaf one leaves the rest in the pipe.
+        # Read line by line: an agent with the fault `deaf` leaves the rest in the pipe.
         left = int(self.faults.get("deaf", -1))
         while left != 0 and (text := sys.stdin.readline()):
             left -= 1
@@ -115,7 +119,7 @@ class Agent(Faults):
         self.inbox.put(None)
 
     def next(self, timeout=None):
-        """The next line; control requests that need no turn are answered here."""
+        """Return the next line. Answer control requests that need no turn."""
         while True:
             line = self.inbox.get(timeout=timeout)
             if line is None or line["type"] != "control_request":
@@ -124,25 +128,26 @@ class Agent(Faults):
             kind = request["subtype"]
             if kind == "interrupt":
                 return line
+            mute = kind == self.faults.get("mute")
             if kind == "set_model":
                 self.model = request["model"]
             if kind == "stop_task":
-                self.at("stopping")
-            if kind == "stop_task" and kind != self.faults.get("mute"):
-                self.tasks.pop(request["task_id"], None)
-                self.changed()
-            known = ("initialize", "set_model", "apply_flag_settings", "get_session_cost", "stop_task")
+                self.stop_task(request["task_id"], mute)
             self.asked = rid
             if kind == "initialize":
                 self.at("initialize")
-            if kind != self.faults.get("mute"):
-                self.respond(rid, ok=kind in known and kind != self.faults.get("refuse"), pid=os.getpid())
-            if kind == "initialize":
-                self.at("initialized")
-            if kind == "get_session_cost":
-                self.at("fenced")
+            if not mute:
+                self.respond(rid, ok=kind in KNOWN and kind != self.faults.get("refuse"), pid=os.getpid())
+            if kind in AFTER:
+                self.at(AFTER[kind])
 
-    # ---- background tasks and turns that nobody asked for
+    def stop_task(self, task, mute):
+        self.at("stopping")
+        if not mute:
+            self.tasks.pop(task, None)
+            self.changed()
+
+    # ---- background tasks and foreign turns
 
     def changed(self):
         self.out(type="system", subtype="background_tasks_changed", tasks=[{"task_id": t} for t in self.tasks])
@@ -257,7 +262,7 @@ class Agent(Faults):
         return found
 
     def seen(self, words):
-        """How many prompts of this conversation hold these words."""
+        """Return how many prompts of this conversation contain these words."""
         with open(self.file) as file:
             return sum(words in json.loads(line) for line in file)
 
@@ -270,7 +275,7 @@ class Agent(Faults):
         return dict(one.split("=", 1) for one in lines[min(at, len(lines) - 1)].split(";"))
 
     def live(self, uid, prompt):
-        """(terminal reason, text)"""
+        """Run the turn. Return (terminal reason, text)."""
         asked = self.directives(prompt)
         if "spawn" in asked:
             self.spawn(asked["spawn"])
@@ -279,13 +284,7 @@ class Agent(Faults):
         if "bg" in asked:
             self.background(float(asked["bg"].rstrip("s")))
         self.price = float(asked.get("cost", 0.001))
-        text = asked.get("say", "scripted answer")
-        if "lines" in asked:
-            text = asked["lines"].replace("|", "\n")
-        if "big" in asked:
-            text = "x" * int(asked["big"])
-        if "history" in asked:
-            text = json.dumps([json.loads(line) for line in open(self.file)])
+        text = self.text(asked)
         if "error" in asked and self.seen("#error") <= int(asked["error"] or 10**6):
             self.failing = True
             return "api_error", "API Error: 529"
@@ -293,12 +292,8 @@ class Agent(Faults):
             text = self.ask(*asked["ask"].partition(" ")[::2])
             if text is None:
                 return "aborted_tools", ""
-        pace = float(asked.get("pace", "1ms").removesuffix("ms").removesuffix("s")) / 1000
-        for word in range(int(asked.get("tokens", 1))):
-            if "flood" not in self.faults:
-                self.out(type="stream_event", event={"type": "content_block_delta", "n": word})
-            if self.stopped(pace):
-                return "aborted_streaming", ""
+        if self.streamed(asked):
+            return "aborted_streaming", ""
         if "fail" in asked:
             self.failing, text = True, asked["fail"]
         elif self.script is not None and ("script" in asked or not self.own(prompt)):
@@ -306,6 +301,26 @@ class Agent(Faults):
                 file.write("completed\n")
         self.out(type="assistant", message={"content": [{"type": "text", "text": text}]}, user_message_uuid=uid)
         return "completed", text
+
+    def text(self, asked):
+        """Return the turn's answer."""
+        if "history" in asked:
+            return json.dumps([json.loads(line) for line in open(self.file)])
+        if "big" in asked:
+            return "x" * int(asked["big"])
+        if "lines" in asked:
+            return asked["lines"].replace("|", "\n")
+        return asked.get("say", "scripted answer")
+
+    def streamed(self, asked):
+        """Stream the tokens at their pace. Return True when an interrupt came."""
+        pace = float(asked.get("pace", "1ms").removesuffix("ms").removesuffix("s")) / 1000
+        for word in range(int(asked.get("tokens", 1))):
+            if "flood" not in self.faults:
+                self.out(type="stream_event", event={"type": "content_block_delta", "n": word})
+            if self.stopped(pace):
+                return True
+        return False
 
     @staticmethod
     def spawn(command):
@@ -318,7 +333,7 @@ class Agent(Faults):
         return any(line.strip().startswith("#") for line in prompt.splitlines())
 
     def stopped(self, seconds):
-        """Lives on for so long; True when an interrupt came."""
+        """Wait for `seconds`. Return True when an interrupt came."""
         ends = time.monotonic() + seconds
         while True:
             try:

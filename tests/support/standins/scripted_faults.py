@@ -1,17 +1,17 @@
 """Faults of the scripted agent: what it does wrong, when, and for how long.
 
-Names come with `--fault NAME[=ARG]` (as long as the process lives), with a prompt's line `#fault NAME[=ARG]...` (its
-turn), or from the file `faults` in the working directory: one line a process, each used once.
-`#at MOMENT ACTION[=ARG]...` does something at a moment of the turn, once; a line of the file that begins with `at` does
-it in that process. Moments: start, initialize, initialized, queued, started, init, text, result, completed,
-idle, fenced, interrupt, asked.
+Faults come from `--fault NAME[=ARG]` (for the whole process), from a prompt's line `#fault NAME[=ARG]...` (for its
+turn), or from the file `faults` in the working directory: one line for each process, each used once.
+`#at MOMENT ACTION[=ARG]...` acts once at a moment of the turn. A line of the file that begins with `at` acts in that
+process. Moments: start, initialize, initialized, queued, started, init, text, result, completed, idle, fenced,
+interrupt, asked.
 Faults: no-ack, late-ack=ms, ack-only, no-result, no-lifecycle, two-results, foreign-idle=ms, foreign-first, garbage,
-half-line, exit-start=code, exit-turn=code, exit-drain=code, endless, retries, deaf=lines (reads so many and no more),
-long-line, split-utf8, flood=lines, torrent=bytes (lines of that size until it is interrupted), stderr-flood, renamed,
-no-capability, slow-start=ms, no-close, ignore-interrupt, refuse=subtype, mute=subtype (no answer).
-Actions: exit=code, silent, wait (for an interrupt), until=file (is there), sleep=ms, state=word, life=word, init,
-result=unnamed|other, also, again, respond, foreign, ask=tool, task, raw=name, close-stdout, spawn (the command in the
-file `spawn`), fault=NAME[=ARG] (from now on, as long as the process lives).
+half-line, exit-start=code, exit-turn=code, exit-drain=code, endless, retries, deaf=lines (reads only this many lines),
+long-line, split-utf8, flood=lines, torrent=bytes (lines of this size until an interrupt), stderr-flood, renamed,
+no-capability, slow-start=ms, no-close, ignore-interrupt, refuse=subtype, mute=subtype (no response).
+Actions: exit=code, silent, wait (for an interrupt), until=file (exists), sleep=ms, state=word, life=word, init,
+result=unnamed|other, also, again, respond, foreign, ask=tool, task, raw=name, close-stdout, spawn (runs the command in
+the file `spawn`), fault=NAME[=ARG] (from now on, for the whole process).
 """
 
 import json
@@ -22,13 +22,13 @@ import uuid
 
 
 def deep(depth):
-    """A tool's input as the model may write it."""
+    """Return a message with a tool's input that is nested `depth` levels deep."""
     given = b'{"a":' * depth + b"1" + b"}" * depth
     return b'{"type":"assistant","message":{"content":[{"type":"tool_use","input":' + given + b"}]}}\n"
 
 
 def unknown(size):
-    """A request that nobody knows; its refusal is as long."""
+    """Return an unknown request with an id of `size` bytes. Its refusal is as long."""
     rid = b"q" * size
     return b'{"type":"control_request","request_id":"' + rid + b'","request":{"subtype":"request_user_dialog"}}\n'
 
@@ -50,14 +50,14 @@ RAW = {
     "half-pair": rb'{"type":"assistant","message":{"content":[{"type":"text","text":"cut \ud83d"}]}}' + b"\n",
     "huge": lambda: b"x" * (66 * 2**20),
 }
-"""By name; what is large is made when it is asked for."""
+"""Raw output by name. Large output is a function, so that it is created only when needed."""
 
 
 class Faults:
-    """Mixed into the agent. `faults` are those of this turn, `always` those of the process."""
+    """A mixin of the agent. `faults` are those of the turn, `always` those of the process."""
 
     def begin(self, words):
-        """Takes the process's faults: the flags', and the next line of the file."""
+        """Read the process's faults from the flags and from the next line of the file."""
         self.always, self.moments, self.also = {}, {}, []
         self.add(words)
         if os.path.exists("faults"):
@@ -80,7 +80,7 @@ class Faults:
         self.moments[moment] = actions
 
     def prompted(self, prompt):
-        """Takes the turn's faults out of its prompt."""
+        """Read the turn's faults from its prompt."""
         self.faults, self.also = dict(self.always), []
         for line in prompt.splitlines():
             if line.startswith("#fault "):
@@ -89,7 +89,7 @@ class Faults:
                 self.arm(line.removeprefix("#at "))
 
     def at(self, moment):
-        """Does what is to be done at this moment, once, and marks it for a test that waits."""
+        """Run this moment's actions once, and create a file that tests wait for."""
         actions = self.moments.pop(moment, ())
         if actions:
             open(f"{moment}.mark", "w").close()
@@ -110,7 +110,7 @@ class Faults:
         time.sleep(3600)
 
     def do_wait(self):
-        """Until an interrupt is there; it is kept for whoever looks next."""
+        """Wait for an interrupt and put it back for the next reader."""
         line = self.next()
         while line is not None and line["type"] != "control_request":
             self.later.append(line)
@@ -171,29 +171,17 @@ class Faults:
         time.sleep(3600)
 
     def bytewise(self, line):
-        """One line, each byte by itself; between the bytes of one letter the owner has time to read."""
+        """Write one line byte by byte, with pauses between the bytes of one character."""
         for byte in json.dumps(line, ensure_ascii=False).encode() + b"\n":
             self.raw(bytes([byte]))
             if byte >= 0x80:
                 time.sleep(0.005)
 
-    # ---- what a turn does instead of, or before, its answer
+    # ---- faults instead of, or before, a turn's answer
 
     def misbehave(self):
-        """True when the turn was interrupted meanwhile."""
-        if "garbage" in self.faults:
-            self.raw(RAW["garbage"])
-        if "half-line" in self.faults:
-            self.raw(RAW["half"])
-            time.sleep(3600)
-        if "long-line" in self.faults:
-            self.out(type="assistant", message={"content": [{"type": "text", "text": "x" * 5_000_000}]})
-        if "flood" in self.faults:
-            line = json.dumps({"type": "stream_event", "event": {"text": "x" * 900}}).encode() + b"\n"
-            for _ in range(int(self.faults["flood"]) // 1000):
-                self.raw(line * 1000)
-        if "stderr-flood" in self.faults:
-            sys.stderr.write("noise\n" * 200_000)
+        """Run the turn's faults. Return True when the turn was interrupted."""
+        self.write_faults()
         if "torrent" in self.faults:
             return self.torrent(int(self.faults["torrent"]))
         if "endless" in self.faults:
@@ -207,8 +195,24 @@ class Faults:
                     return True
         return False
 
+    def write_faults(self):
+        """Write what comes before the turn's answer."""
+        if "garbage" in self.faults:
+            self.raw(RAW["garbage"])
+        if "half-line" in self.faults:
+            self.raw(RAW["half"])
+            time.sleep(3600)
+        if "long-line" in self.faults:
+            self.out(type="assistant", message={"content": [{"type": "text", "text": "x" * 5_000_000}]})
+        if "flood" in self.faults:
+            line = json.dumps({"type": "stream_event", "event": {"text": "x" * 900}}).encode() + b"\n"
+            for _ in range(int(self.faults["flood"]) // 1000):
+                self.raw(line * 1000)
+        if "stderr-flood" in self.faults:
+            sys.stderr.write("noise\n" * 200_000)
+
     def torrent(self, size):
-        """As fast as it can; the file `torrent.mark` says how many bytes so far."""
+        """Write lines as fast as possible. The file `torrent.mark` has the number of bytes so far."""
         empty = json.dumps({"type": "stream_event", "event": {"text": ""}})
         line = json.dumps({"type": "stream_event", "event": {"text": "x" * (size - len(empty) - 1)}}).encode() + b"\n"
         block, sent = line * max(1, 2**16 // len(line)), 0

@@ -1,4 +1,4 @@
-"""The agent never outlives its owner: kill -9 of sessiond while a tool of the real claude writes."""
+"""The agent never outlives its owner: kill -9 of sessiond while a tool of the real claude writes a file."""
 
 import json
 import threading
@@ -22,14 +22,14 @@ def test_kill_9_while_a_tool_appends(
     client = service.client()
     for number in range(ROUNDS):
         file = tmp_path / f"appended-{number}"
-        told: list[Any] = []
+        results: list[Any] = []
         command = json.dumps({"command": TOOL.format(file=file)})
 
-        def hold(command: str = command, told: list[Any] = told, number: int = number) -> None:
+        def hold(command: str = command, results: list[Any] = results, number: int = number) -> None:
             with service.client().lease(SESSION, kind="worker", key=f"work-{number}") as lease:
-                told.append(lease.turn(f"#say completed turn {number}").result())
-                told.append(lease.turn(f"#tool Bash {command}").result())
-                told.append(lease.turn(f"#say resumed {number}").result())
+                results.append(lease.turn(f"#say completed turn {number}").result())
+                results.append(lease.turn(f"#tool Bash {command}").result())
+                results.append(lease.turn(f"#say resumed {number}").result())
 
         thread = threading.Thread(target=hold)
         thread.start()
@@ -45,9 +45,9 @@ def test_kill_9_while_a_tool_appends(
         assert file.stat().st_size == size
         assert after["holder"]["fence"] == before["holder"]["fence"]
         thread.join(40)
-        assert [t.outcome for t in told] == ["completed", "lost", "completed"], told
-        assert told[2].text == f"resumed {number}"
-        assert told[2].conversation["id"] == before["agent"]["conversation"]["id"]
+        assert [t.outcome for t in results] == ["completed", "lost", "completed"], results
+        assert results[2].text == f"resumed {number}"
+        assert results[2].conversation["id"] == before["agent"]["conversation"]["id"]
         history = json.dumps(model.log()[-1]["messages"])
         assert all(f"completed turn {n}" in history for n in range(number + 1))
         assert file.stat().st_size == size

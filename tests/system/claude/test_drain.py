@@ -1,4 +1,4 @@
-"""The drain on the real binary: whatever the moment, the next holder's turn is sound and nothing is recovered."""
+"""The drain on the real binary: at any moment, the next holder's turn works and no recovery happens."""
 
 import os
 import random
@@ -15,7 +15,7 @@ import pytest
 
 from sessiond.lock.rules import Times
 from sessiond.verify import verify
-from support.agent.witness import Said, agents, entries, intact, told
+from support.agent.conversation_history import CallerTurn, agents, check_history, entries, of_kind
 from support.servers import Model, Sessiond, claude_env, eventually
 from support.size import FULL
 
@@ -33,7 +33,7 @@ PROMPTS = {
     "open question": OUTSIDE,
     "question answered meanwhile": OUTSIDE,
 }
-"""What the worker's turn is doing when its lease is preempted."""
+"""Prompts by what the worker's turn does when its lease is preempted."""
 MOMENTS = {
     "text": (0.0, 0.2),
     "natural end": (0.0, 0.15),
@@ -68,7 +68,7 @@ class Question:
 
 
 class Cycles:
-    """The worker's turn, the handler's ticket at a random moment, the handler's turn: again and again."""
+    """Repeats: the worker's turn, the handler's ticket at a random moment, the handler's turn."""
 
     def __init__(self, service: Sessiond, model: Model, place: Path, seed: int) -> None:
         self.service, self.model, self.client = service, model, service.client()
@@ -76,14 +76,14 @@ class Cycles:
         self.question = Question(place)
         self.outside.write_text("nothing for a worker\n")
         self.first = len(model.log())
-        self.turns: list[Said] = []
+        self.turns: list[CallerTurn] = []
         self.became: dict[str, Counter[str]] = {kind: Counter() for kind in PROMPTS}
         self.conversations: set[str] = set()
 
     def warm(self) -> None:
         with self.client.lease(SESSION) as lease:
             assert lease.turn("#say warm").result().text == "warm"
-        self.turns.append(Said("#say warm", "completed", "warm"))
+        self.turns.append(CallerTurn("#say warm", "completed", "warm"))
 
     def run(self, number: int, kind: str) -> None:
         prompt = f"cycle {self.seed}.{number}\n{PROMPTS[kind]}".replace("OUTSIDE", str(self.outside))
@@ -97,29 +97,29 @@ class Cycles:
             eventually(self.question.asked, 20, "claude asks for a permission")
         meanwhile = threading.Thread(target=self._meanwhile, args=(kind, self.interrupts()))
         meanwhile.start()
-        time.sleep(self.dice.uniform(*MOMENTS[kind]))  # the random moment is what is tried here
+        time.sleep(self.dice.uniform(*MOMENTS[kind]))  # preempt at a random moment
         sound = self._handle(number)
         thread.join(15)
         meanwhile.join(15)
         self.question.answer()
         (outcome,) = outcomes
         self.became[kind][outcome] += 1
-        self.turns += [Said(prompt, outcome, ANSWERS.get(kind, WORDS)), sound]
-        # A worker that came to its natural end has ended its ticket, any other left it queued.
+        self.turns += [CallerTurn(prompt, outcome, ANSWERS.get(kind, WORDS)), sound]
+        # A worker that finished has ended its ticket. Any other worker's ticket is still queued.
         for ticket in self.client.view(SESSION)["queue"]:
             self.client.withdraw(SESSION, ticket["id"])
         eventually(lambda: self.client.view(SESSION)["holder"] is None)
 
     def interrupts(self) -> int:
-        return len(told(entries(self.client, SESSION), "interrupt"))
+        return len(of_kind(entries(self.client, SESSION), "interrupt"))
 
     def _meanwhile(self, kind: str, before: int) -> None:
-        """What goes on beside the handler's ticket."""
+        """Act beside the handler's ticket."""
         if kind == "question answered meanwhile":
             time.sleep(self.dice.uniform(0.0, 0.03))
             self.question.answer()
         elif kind == "same instant":
-            # claude stands still while both lines are written, and then reads them in one.
+            # claude is stopped while both lines are written, and then reads them at once.
             eventually(lambda: self.interrupts() > before, 4, "the interrupt is written")
             os.kill(self.claude(), signal.SIGCONT)
 
@@ -129,32 +129,32 @@ class Cycles:
     def _work(self, prompt: str, kind: str, begun: threading.Event, outcomes: list[str]) -> None:
         with self.service.client().lease(SESSION, kind="worker", key="work") as lease:
             if kind == "same instant":
-                # Rules and model are set by now: nothing is between the acceptance and the user line.
+                # Rules and model are set by now: the user line follows the acceptance directly.
                 assert lease.turn("#say ready").result().text == "ready"
-                self.turns.append(Said("#say ready", "completed", "ready"))
+                self.turns.append(CallerTurn("#say ready", "completed", "ready"))
                 os.kill(self.claude(), signal.SIGSTOP)
             turn = lease.turn(prompt)
             begun.set()
             outcomes.append(turn.result().outcome)
 
-    def _handle(self, number: int) -> Said:
+    def _handle(self, number: int) -> CallerTurn:
         prompt, text = f"handler {number}\n#say sound {number}", f"sound {number}"
         with self.client.lease(SESSION, key=f"handler-{number}", timeout=15) as lease:
             result = lease.turn(prompt, model=f"claude-model-{number}").result()
         assert (result.outcome, result.text) == ("completed", text)
         assert result.conversation["generation"] == 1
         self.conversations.add(result.conversation["id"])
-        return Said(prompt, "completed", text)
+        return CallerTurn(prompt, "completed", text)
 
     def remembers(self) -> None:
-        """The last request's history is the turns so far: none lost, none twice, nobody else's."""
+        """Check that the last request's history has exactly the turns so far."""
         requests = [e for e in self.model.log(self.first) if e["tools"]]
-        # The last answer is not in its own request.
+        # The last request does not include its own answer.
         *earlier, last = self.turns
-        intact(requests[-1]["messages"], [*earlier, Said(last.prompt, "asked", "")])
+        check_history(requests[-1]["messages"], [*earlier, CallerTurn(last.prompt, "asked", "")])
 
     def models(self) -> None:
-        """Nothing is inherited: a turn without a model ran on the session's default."""
+        """Check that a turn without a model ran on the session's default."""
         for entry in (e for e in self.model.log(self.first) if e["tools"]):
             word, _, number = entry["prompt"].partition("\n")[0].partition(" ")
             expected = f"claude-model-{number}" if word == "handler" else DEFAULT_MODEL
@@ -165,8 +165,11 @@ class Cycles:
 def test_cycles_at_random_moments(
     sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path, figures: Callable[[str], None], seed: int
 ) -> None:
-    """`open question`: the interrupt is written while claude waits for a permission, and no answer ever comes.
-    `question answered meanwhile`: the answer races the interrupt."""
+    """Preempt turns at random moments.
+
+    `open question`: the interrupt is written while claude waits for a permission that is never answered.
+    `question answered meanwhile`: the answer races the interrupt.
+    """
     cycles = Cycles(sessiond(claude_env(model, SESSIOND_HOOKS_DIR=str(tmp_path))), model, tmp_path, seed)
     cycles.warm()
     kinds = list(PROMPTS)
@@ -176,23 +179,23 @@ def test_cycles_at_random_moments(
             cycles.remembers()
     cycles.models()
     ledger = entries(cycles.client, SESSION)
-    assert told(ledger, *NEVER) == []
-    assert len(told(ledger, "agent-started")) == len(cycles.conversations) == 1
+    assert of_kind(ledger, *NEVER) == []
+    assert len(of_kind(ledger, "agent-started")) == len(cycles.conversations) == 1
     assert verify(ledger).violations == []
     interrupts(ledger, figures)
     for kind, became in cycles.became.items():
         figures(f"{kind}: {dict(became)}")
     for kind, became in cycles.became.items():
         assert set(became) <= {"cancelled", "completed" if kind == "natural end" else "cancelled"}, kind
-    # Held until after the next holder's turn, so the answer must have found its question taken back.
-    assert len(told(ledger, "denied")) <= cycles.became["question answered meanwhile"].total()
+    # The answer is held until after the next holder's turn, so its question was withdrawn before.
+    assert len(of_kind(ledger, "denied")) <= cycles.became["question answered meanwhile"].total()
 
 
 def interrupts(ledger: list[dict[str, Any]], figures: Callable[[str], None]) -> None:
-    """Every interrupt has its acknowledgement, and in time."""
-    cut = [e for e in told(ledger, "turn-closed") if "interrupt_to_closed_ms" in e]
+    """Check that every interrupt was acknowledged in time."""
+    cut = [e for e in of_kind(ledger, "turn-closed") if "interrupt_to_closed_ms" in e]
     acked = [e for e in cut if "interrupt_to_ack_ms" in e]
-    assert len(told(ledger, "interrupt")) == len(cut) == len(acked) >= CYCLES // 2
+    assert len(of_kind(ledger, "interrupt")) == len(cut) == len(acked) >= CYCLES // 2
     for name in ("ticket_to_interrupt_ms", "interrupt_to_ack_ms", "interrupt_to_closed_ms"):
         ms = sorted(e[name] for e in acked)
         high = ms[min(len(ms) - 1, len(ms) * 99 // 100)]

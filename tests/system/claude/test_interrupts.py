@@ -1,4 +1,4 @@
-"""Interrupts on the real binary, moment by cause: in a running tool, in an open permission question, in a text."""
+"""Interrupts on the real binary by moment and cause: in a running tool, in an open permission question, in a text."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ import pytest
 
 from sessiond.client import Client, Lease, TurnResult
 from sessiond.verify import verify
-from support.agent.witness import entries, told
+from support.agent.conversation_history import entries, of_kind
 from support.servers import Model, Sessiond, claude_env, eventually
 from support.size import FULL
 
@@ -23,24 +23,24 @@ CAUSES = {
     "its timeout": ("failed", "timeout"),
     "force-release": ("cancelled", "forced"),
 }
-"""Why the turn is interrupted, and its (outcome, reason)."""
+"""Causes of the interrupt, and the turn's (outcome, reason)."""
 
 
 def running(marker: str) -> list[psutil.Process]:
-    """Every process with this marker in its command line."""
+    """Return every process with this marker in its command line."""
     found = psutil.process_iter(["cmdline"])
     return [p for p in found if any(marker in part for part in p.info["cmdline"] or ())]
 
 
 @dataclass(frozen=True)
 class Place:
-    """The service, and what a turn in it can be in."""
+    """The service, with prompts for the states of a turn and checks of them."""
 
     service: Sessiond
     client: Client
     hooks: Path
     marker: str
-    """Seconds that the tool sleeps: no other process has this argument."""
+    """The seconds that the tool sleeps. No other process has this argument."""
 
     def tool(self) -> str:
         return self._bash(f"sleep {self.marker}")
@@ -68,7 +68,7 @@ class Place:
 
 
 def cut(place: Place, lease: Lease, turn: Any, cause: str, result: Callable[[], TurnResult]) -> TurnResult:
-    """The turn's result after it was interrupted for this cause."""
+    """Interrupt the turn for this cause and return its result."""
     if cause == "cancelled by its holder":
         lease.cancel_turn(turn.id)
     elif cause == "force-release":
@@ -89,7 +89,7 @@ def sound(client: Client, text: str) -> None:
 
 
 @pytest.mark.parametrize("cause", CAUSES if FULL else list(CAUSES)[:1])
-def test_the_outcome_is_exact_and_nothing_is_left(
+def test_the_outcome_is_exact_and_nothing_runs_on(
     sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path, matrix: Callable[..., None], cause: str
 ) -> None:
     service = sessiond(claude_env(model, SESSIOND_HOOKS_DIR=str(tmp_path)))
@@ -114,7 +114,7 @@ def test_the_outcome_is_exact_and_nothing_is_left(
         sound(place.client, f"sound {number}")
         matrix("interrupts", in_=moment, cause=cause, outcome=result.outcome, reason=result.reason)
     ledger = entries(place.client, SESSION)
-    assert len(told(ledger, "interrupt")) == len(moments)
-    assert told(ledger, "recovery", "refused", "agent-broken", "fault", "denied") == []
-    assert len(told(ledger, "agent-started")) == 1
+    assert len(of_kind(ledger, "interrupt")) == len(moments)
+    assert of_kind(ledger, "recovery", "refused", "agent-broken", "fault", "denied") == []
+    assert len(of_kind(ledger, "agent-started")) == 1
     assert verify(ledger).violations == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.agent.witness import agents, entries, told
+from support.agent.conversation_history import agents, entries, of_kind
 from support.servers import Model, Sessiond, claude_env
 from support.size import FULL
 
@@ -20,7 +20,7 @@ TURNS, EVERY = (200, 20) if FULL else (16, 4)
 def test_resident_memory_over_many_turns(
     sessiond: Callable[..., Sessiond], model: Model, figures: Callable[[str], None]
 ) -> None:
-    """Every fourth turn reads a file of 40 kB, so that the conversation grows as one at work does."""
+    """Every fourth turn reads a file of 40 kB, so that the conversation grows as in real use."""
     service = sessiond(claude_env(model))
     client, work = service.client(), service.state / "work" / SESSION
     work.mkdir(parents=True, exist_ok=True)
@@ -36,8 +36,8 @@ def test_resident_memory_over_many_turns(
                 megabytes.append(claude.memory_info().rss / 2**20)
     figures(f"MiB after every {EVERY} of {TURNS} turns: {' '.join(f'{size:.0f}' for size in megabytes)}")
     ledger = entries(client, SESSION)
-    assert len(told(ledger, "agent-started")) == 1, "the same process all along"
-    assert told(ledger, "agent-reaped", "recovery", "fault", "foreign") == []
+    assert len(of_kind(ledger, "agent-started")) == 1, "the same process all along"
+    assert of_kind(ledger, "agent-reaped", "recovery", "fault", "foreign") == []
     quarter = len(megabytes) / 4
     second, last = megabytes[int(quarter) : int(2 * quarter)], megabytes[-int(quarter) :]
     assert statistics.mean(last) <= 1.25 * statistics.mean(second), megabytes

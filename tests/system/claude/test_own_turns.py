@@ -1,4 +1,4 @@
-"""A turn that nobody asked for: its result reaches no caller. The real claude, with its protection taken off."""
+"""Turns that claude starts by itself: their results reach no caller. The real claude runs without its protection."""
 
 import json
 import time
@@ -45,7 +45,7 @@ def test_a_background_task_that_ends_as_the_next_prompt_is_sent(
         with client.lease(SESSION, kind="worker") as lease:
             begun = time.monotonic()
             assert lease.turn(background(0.5)).result().text == "begun"
-            time.sleep(max(0.0, 0.5 + number * 0.03 - (time.monotonic() - begun)))  # racing is what is tried here
+            time.sleep(max(0.0, 0.5 + number * 0.03 - (time.monotonic() - begun)))  # race the task's end
             assert lease.turn(f"#say mine {number}").result().text == f"mine {number}"
         with client.lease(SESSION) as lease:
             assert lease.turn(f"#say next {number}").result().text == f"next {number}"

@@ -1,4 +1,4 @@
-"""Who may do what on the real binary, shown by effect: a handler's Write, Bash and WebFetch, the worker's, in turn."""
+"""Permissions on the real binary, shown by their effect: Write, Bash and WebFetch of a handler and of the worker."""
 
 import json
 import os
@@ -15,13 +15,13 @@ import pytest
 
 from sessiond.agent.permissions import CHANGING, READING
 from sessiond.client import Client, Lease
-from support.agent.witness import agents, entries, told
+from support.agent.conversation_history import agents, entries, of_kind
 from support.servers import Model, Sessiond, claude_env, eventually
 from support.size import FULL
 
 SESSION = "octo/hello"
 BOOKKEEPING = {"TaskCreate", "TaskGet", "TaskList", "TaskStop", "TaskUpdate", "ToolSearch", "ReportFindings"}
-"""Tools that touch nothing but claude's own notes in the conversation."""
+"""Tools that change only claude's own notes in the conversation."""
 TOOLS = ("Write", "Bash", "cat", "WebFetch", *(("Edit", "NotebookEdit", "Agent") if FULL else ()))
 
 
@@ -66,7 +66,7 @@ class Checkout:
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     def use(self, lease: Lease, tool: str, given: dict[str, Any]) -> str:
-        """The tool's result as the model gets it."""
+        """Return the tool's result as the model gets it."""
         self.count += 1
         turn = lease.turn(f"use {self.count}\n#tool {tool} {json.dumps(given)}\n#say done {self.count}")
         self.lines = [dict(event.line) for event in turn if hasattr(event, "line")]
@@ -81,14 +81,14 @@ class Checkout:
         return json.dumps(found)
 
     def effect(self, lease: Lease, tool: str) -> bool:
-        """Whether this tool did what it was asked for."""
+        """Return whether this tool had its effect."""
         place = self.work / f"{tool}-{self.count}"
         if tool == "Write":
             self.use(lease, tool, {"file_path": str(place), "content": "x"})
         elif tool == "Bash":
             self.use(lease, tool, {"command": f"echo ran > {place}"})
         elif tool == "cat":
-            # claude lets a command that only reads run unasked: nothing but the rules stands before it.
+            # claude runs a command that only reads without asking: only the rules can stop it.
             (self.work / "plum.txt").write_text("damson\n")
             return "damson" in self.use(lease, "Bash", {"command": "cat plum.txt"})
         elif tool == "Edit":
@@ -113,15 +113,18 @@ class Checkout:
         return place.exists()
 
 
-def test_by_turns_and_after_whatever_comes_between(
+def test_permissions_follow_the_lease_whatever_happens_between_turns(
     sessiond: Callable[..., Sessiond],
     model: Model,
     tmp_path: Path,
     listener: Listener,
     matrix: Callable[..., None],
 ) -> None:
-    """WebFetch is shown by connections to a listener: claude asks for https, whatever the url says, so there is no
-    page. It first asks its vendor whether a host is safe to fetch, which here nobody can answer: that is set off."""
+    """Alternate handler and worker turns, with restarts and recoveries in between.
+
+    Connections to a listener show WebFetch: claude always uses https, so there is no page. Its check of each host with
+    its vendor is off, because it cannot work here.
+    """
     service = sessiond(claude_env(model, SESSIOND_WEB_FETCH_CHECK="0"))
     client = service.client()
     checkout = Checkout(client, service.state / "work" / SESSION, listener)
@@ -147,7 +150,7 @@ def test_by_turns_and_after_whatever_comes_between(
     with client.lease(SESSION) as lease:
         assert lease.turn("#say mine").result().completed
         os.kill(agents(client, SESSION)[-1]["agent_pid"], signal.SIGKILL)
-        eventually(lambda: told(entries(client, SESSION), "agent-reaped"), 20)
+        eventually(lambda: of_kind(entries(client, SESSION), "agent-reaped"), 20)
         holds("handler", "kill -9 within its lease", lease)
     hold("worker", "a recovery")
     with client.lease(SESSION, kind="worker", key="work") as lease:
@@ -182,7 +185,7 @@ READS = {
     "glob through a link": ("Glob", {"pattern": "linked/*.txt"}),
     "glob at home": ("Glob", {"pattern": "*.txt", "path": "~"}),
 }
-"""Ways out of the working directory, for reading."""
+"""Attempts to read outside the working directory."""
 FORBIDDEN = ("the launch word is tangerine", "secret.txt", "root:x:0", "ANTHROPIC", "admin-key", "admin admin")
 WRITES = {
     "an absolute path": "{out}/written.txt",
@@ -211,7 +214,7 @@ def filled(value: Any, place: Path, home: Path) -> Any:
 
 
 def tried_on(service: Sessiond, place: Path) -> Checkout:
-    """A checkout with links that lead out, and secrets where they lead."""
+    """Create a checkout with links that lead out, and secrets at their targets."""
     work, home = service.state / "work" / SESSION, service.state / "claude"
     (home / "projects" / "-other").mkdir(parents=True)
     work.mkdir(parents=True, exist_ok=True)
@@ -226,7 +229,7 @@ def tried_on(service: Sessiond, place: Path) -> Checkout:
 
 
 @pytest.mark.parametrize("kind", ["handler", "worker"] if FULL else ["handler"])
-def test_no_way_out_for_reading(
+def test_reading_tools_cannot_leave_the_working_directory(
     sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path, matrix: Callable[..., None], kind: str
 ) -> None:
     service = sessiond(claude_env(model))
@@ -241,7 +244,7 @@ def test_no_way_out_for_reading(
             assert not leaked, (way, found)
 
 
-def test_what_else_a_handler_and_a_worker_may_not(
+def test_other_tools_are_denied_to_a_handler_and_a_worker(
     sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path
 ) -> None:
     service = sessiond(claude_env(model))
@@ -273,6 +276,6 @@ def test_what_else_a_handler_and_a_worker_may_not(
         checkout.use(lease, "Read", {"file_path": "plum.txt"})
     (init,) = (line for line in checkout.lines if line.get("subtype") == "init")
     assert (init["permissionMode"], init["cwd"]) == ("default", str(work))
-    # A newer binary may bring tools that no rule names: they have to be put into one of these lists first.
+    # A newer binary may bring tools that no rule names. Add them to one of these lists first.
     assert set(init["tools"]) <= READING | set(CHANGING) | BOOKKEEPING
     assert (tmp_path / "secret.txt").read_text() == "the launch word is tangerine\n"

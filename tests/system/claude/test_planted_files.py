@@ -1,6 +1,6 @@
-"""What the worker's Bash writes into the agent's own directories decides nothing: for no later holder, in no process.
+"""Files that the worker's Bash writes into the agent's own directories change nothing for later holders or processes.
 
-The last step shows the same plants without the protection.
+The last step shows the effect of the same files without the protection.
 """
 
 import json
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from sessiond.client import Client
-from support.agent import bare
+from support.agent import agent_command
 from support.servers import Model, Sessiond, claude_env, eventually
 
 SESSION = "octo/hello"
 WORDS = ("kumquat", "lychee", "quince", "tangerine")
-"""What a guide, a rule, a skill and a memory say."""
+"""The words in a guide, a rule, a skill and a memory."""
 
 
 def plants(place: Path, work: Path, marker: Path) -> Path:
-    """A configuration directory that would run commands, which write the marker, and give all rights to everybody."""
+    """Create a configuration directory that would run commands, which write the marker, and allow every tool."""
     hook = {"hooks": [{"type": "command", "command": f"echo hook >> {marker}"}]}
     settings = {
         "hooks": {"UserPromptSubmit": [hook], "SessionStart": [hook]}, "env": {"PLANTED": "settings"},
@@ -53,7 +53,7 @@ def ask(client: Client, kind: str, tool: str, **given: Any) -> None:
         assert lease.turn(f"/planted\n#tool {tool} {json.dumps(given)}\n#say done").result().completed
 
 
-def test_what_a_tool_plants_in_the_agents_directories_decides_nothing(
+def test_files_planted_by_a_tool_change_nothing(
     sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path
 ) -> None:
     service = sessiond(claude_env(model))
@@ -88,7 +88,7 @@ def test_what_a_tool_plants_in_the_agents_directories_decides_nothing(
 
 
 def unprotected(model: Model, work: Path, config: Path) -> None:
-    """The same binary with that directory as its own, and its user's settings and memory on."""
-    command = bare.argv()
+    """Run the same binary with that directory as its own, and with user settings and memory on."""
+    command = agent_command.argv()
     command[command.index("--setting-sources") + 1] = "user"
-    bare.one_turn(model, command, work, config, without="CLAUDE_CODE_DISABLE_AUTO_MEMORY")
+    agent_command.one_turn(model, command, work, config, without="CLAUDE_CODE_DISABLE_AUTO_MEMORY")

@@ -1,4 +1,4 @@
-"""The real claude's tools leave processes behind in every way, and none outlives its agent or its lease."""
+"""Tools of the real claude leave processes behind in many ways. None outlives its agent or its lease."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support.agent.agent_tree import Stand
+from support.agent.agent_tree import TreeScene
 from support.agent.strays import WAYS
 from support.servers import Model, Sessiond, claude_env, eventually
 from support.size import FULL
@@ -24,19 +24,19 @@ def in_background(command: str) -> str:
     return f"#tool Bash {json.dumps({'command': command, 'run_in_background': True})}"
 
 
-def preempted(stand: Stand) -> None:
-    """The next handler's ticket is what ends it: no claude drains within a millisecond."""
+def preempted(scene: TreeScene) -> None:
+    """Do nothing: the next handler's ticket ends the turn. claude cannot drain within a millisecond."""
 
 
-def forced(stand: Stand) -> None:
-    stand.client.force_release(stand.session, stand.fence, "the test's")
+def forced(scene: TreeScene) -> None:
+    scene.client.force_release(scene.session, scene.fence, "the test's")
 
 
 ENDS = {
     "preempted, drain deadline": (preempted, "drain-deadline"),
     "forced, drain deadline": (forced, "drain-deadline"),
-    "kill -9 of the agent": (Stand.kill_agent, "died"),
-    "kill -9 of the guard": (Stand.kill_guard, "died"),
+    "kill -9 of the agent": (TreeScene.kill_agent, "died"),
+    "kill -9 of the guard": (TreeScene.kill_guard, "died"),
 }
 
 
@@ -44,31 +44,31 @@ ENDS = {
 def test_the_tree_of_the_real_agent_is_gone_before_the_next_one(sessiond: Start, model: Model, matrix: Row) -> None:
     service = sessiond(claude_env(model, SESSIOND_DRAIN_DEADLINE="0.001"))
 
-    def run(name: str) -> tuple[str, Stand, list[str]]:
+    def run(name: str) -> tuple[str, TreeScene, list[str]]:
         end, _ = ENDS[name]
-        ways = [way for way in WAYS if way != "bare" or end != Stand.kill_guard]
-        stand = Stand(service, f"octo/{list(ENDS).index(name)}", bash, ways)
-        end(stand)
-        return name, stand, stand.next_turn()
+        ways = [way for way in WAYS if way != "bare" or end != TreeScene.kill_guard]
+        scene = TreeScene(service, f"octo/{list(ENDS).index(name)}", bash, ways)
+        end(scene)
+        return name, scene, scene.next_turn()
 
     with ThreadPoolExecutor(len(ENDS)) as pool:
-        for name, stand, left in pool.map(run, ENDS):
-            why = stand.check()
-            row = {"why": why, "children": len(stand.strays.ways), "left": ", ".join(left) or 0}
+        for name, scene, left in pool.map(run, ENDS):
+            why = scene.check()
+            row = {"why": why, "children": len(scene.strays.ways), "left": ", ".join(left) or 0}
             matrix("trees", end=f"claude: {name}", **row)
             assert (left, why) == ([], ENDS[name][1]), name
 
 
-def test_an_agent_that_is_kept_is_alone(sessiond: Start, model: Model, matrix: Row) -> None:
-    """A drain ends the tool that claude runs and its background tasks; what those left behind ends with the process."""
+def test_an_agent_that_stays_awake_has_no_strays(sessiond: Start, model: Model, matrix: Row) -> None:
+    """A drain ends claude's running tool and its background tasks. Processes that these left end with the agent."""
     service = sessiond(claude_env(model, SESSIOND_BACKGROUND_TASKS="1"))
     rows = [("one way", in_background, ("foreground",)), ("every way", in_background, tuple(WAYS))]
     for name, tool, ways in rows:
-        stand = Stand(service, f"octo/{name.replace(' ', '-')}", tool, ways)
-        stand.until_turn_over()
-        forced(stand)
-        left = [one for one in stand.next_turn() if one in WAYS]
-        why = stand.check()
+        scene = TreeScene(service, f"octo/{name.replace(' ', '-')}", tool, ways)
+        scene.until_turn_over()
+        forced(scene)
+        left = [one for one in scene.next_turn() if one in WAYS]
+        why = scene.check()
         matrix("trees", end=f"claude: background task, forced, {name}", why=why, children=len(ways), left=left or 0)
         assert (left, why) == ([], "kept" if ways == ("foreground",) else "strays")
 
@@ -77,14 +77,14 @@ def test_an_agent_that_is_kept_is_alone(sessiond: Start, model: Model, matrix: R
 @pytest.mark.parametrize("end", ["SIGTERM", "kill -9 of master and worker"])
 def test_the_tree_of_the_real_agent_ends_with_its_owner(sessiond: Start, model: Model, matrix: Row, end: str) -> None:
     service = sessiond(claude_env(model))
-    stand = Stand(service, "octo/hello", bash)
+    scene = TreeScene(service, "octo/hello", bash)
     if end == "SIGTERM":
         service.terminate()
-        assert stand.left() == []
+        assert scene.left() == []
     else:
         service.kill9()
-        eventually(lambda: not stand.left(), 10, lambda: f"the guard ends its tree: {stand.left()}")
+        eventually(lambda: not scene.left(), 10, lambda: f"the guard ends its tree: {scene.left()}")
     service.start()
-    left, why = stand.next_turn(), stand.check()
+    left, why = scene.next_turn(), scene.check()
     matrix("trees", end=f"claude: {end}", why=why, children=len(WAYS), left=", ".join(left) or 0)
     assert left == []

@@ -1,4 +1,4 @@
-"""Text is not a command, the checkout is not trusted; each test also shows what happens without the protection."""
+"""Text is not a command, and the checkout is not trusted. Each test also shows the effect without the protection."""
 
 import json
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sessiond.client import Gap, TurnResult
-from support.agent import bare
+from sessiond.client import Gap, Turn, TurnResult
+from support.agent import agent_command
 from support.servers import Model, Sessiond, claude_env
 
 SESSION = "octo/hello"
@@ -20,19 +20,16 @@ def last_request(model: Model) -> str:
 
 
 def ask(service: Sessiond, prompt: str, **more: Any) -> Any:
-    with service.client().lease(SESSION) as lease:
+    client = service.client()
+    with client.lease(SESSION) as lease:
         if not more:
             return lease.turn(prompt).result()
         body = {"prompt": prompt, **more}
-        path = {"session": SESSION, "secret": lease._secret}
-        from sessiond.client.turns import Turn
-
-        return Turn(
-            lease._transport, SESSION, lease._transport.stream("POST", "/turns", body=body, **path), print
-        ).result()
+        stream = client.transport.stream("POST", "/turns", session=SESSION, secret=lease.secret, body=body)
+        return Turn(client.transport, SESSION, stream, print).result()
 
 
-def test_clear_in_a_comment_wipes_nothing(sessiond: Callable[..., Sessiond], model: Model) -> None:
+def test_clear_in_a_comment_does_not_clear_the_conversation(sessiond: Callable[..., Sessiond], model: Model) -> None:
     service = sessiond(claude_env(model))
     ask(service, "the word is persimmon\n#say noted")
     before = service.client().view(SESSION)["agent"]["conversation"]
@@ -55,7 +52,7 @@ def test_an_at_path_sends_no_file(sessiond: Callable[..., Sessiond], model: Mode
     assert "tangerine" in last_request(model)
 
 
-def test_what_a_raw_command_changed_is_not_the_next_turns(sessiond: Callable[..., Sessiond], model: Model) -> None:
+def test_a_raw_commands_changes_do_not_reach_the_next_turn(sessiond: Callable[..., Sessiond], model: Model) -> None:
     service = sessiond(claude_env(model))
     ask(service, "#say warm")
     ask(service, "/model claude-opus-4-1", raw=True)
@@ -65,10 +62,8 @@ def test_what_a_raw_command_changed_is_not_the_next_turns(sessiond: Callable[...
 
 
 @pytest.mark.parametrize("depth", [300, 1100])
-def test_a_tools_input_may_be_nested_as_deeply_as_the_model_likes(
-    sessiond: Callable[..., Sessiond], depth: int
-) -> None:
-    model = Model()  # nobody could read the log of the others' any more
+def test_a_tools_input_may_be_nested_to_any_depth(sessiond: Callable[..., Sessiond], depth: int) -> None:
+    model = Model()  # its own: the other tests could not read a log with this content
     service = sessiond(claude_env(model))
     (service.state / "work" / SESSION).mkdir(parents=True)
     given = '{"file_path": "none", "deep": ' + '{"a":' * depth + "1" + "}" * depth + "}"
@@ -77,7 +72,7 @@ def test_a_tools_input_may_be_nested_as_deeply_as_the_model_likes(
     model.close()
     *before, last = events
     assert isinstance(last, TurnResult) and (last.outcome, last.text) == ("completed", "done")
-    assert [e.lost for e in before if isinstance(e, Gap)], "what cannot be told is told as missing"
+    assert [e.lost for e in before if isinstance(e, Gap)], "a line that cannot be sent is reported as missing"
 
 
 def test_other_commands_are_text_as_well(sessiond: Callable[..., Sessiond], model: Model) -> None:
@@ -91,8 +86,10 @@ def test_other_commands_are_text_as_well(sessiond: Callable[..., Sessiond], mode
 
 
 def planted(place: Path) -> tuple[Path, Path]:
-    """(working directory, marker): a checkout that would run commands, which write the marker, and give itself all
-    rights. Words that it would bring in: kumquat (its guide), tangerine (what that imports), quince (the rest)."""
+    """Return (working directory, marker) of a checkout that would run commands and allow itself every tool.
+
+    Its commands write the marker. Its words are kumquat (the guide), tangerine (the guide's import), quince (the rest).
+    """
     work, marker = place / "octo" / "hello", place / "marker"
     for folder in ("agents", "commands", "skills/planted"):
         (work / ".claude" / folder).mkdir(parents=True)
@@ -117,7 +114,9 @@ def planted(place: Path) -> tuple[Path, Path]:
     return work, marker
 
 
-def test_the_checkout_decides_nothing(sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path) -> None:
+def test_settings_in_the_checkout_change_nothing(
+    sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path
+) -> None:
     work, marker = planted(tmp_path / "checkouts")
     service = sessiond(claude_env(model, SESSIOND_CHECKOUTS=str(tmp_path / "checkouts")))
     first = len(model.log())
@@ -142,9 +141,9 @@ def test_the_checkout_decides_nothing(sessiond: Callable[..., Sessiond], model: 
 
 
 def unprotected(model: Model, work: Path, home: Path) -> None:
-    """The same binary in the same checkout, without the flags that keep the checkout out."""
+    """Run the same binary in the same checkout, without the flags that exclude the checkout's settings."""
     home.mkdir()
-    command = bare.argv()
+    command = agent_command.argv()
     at = command.index("--setting-sources")
     kept = [word for word in (*command[:at], *command[at + 2 :]) if word != "--strict-mcp-config"]
-    bare.one_turn(model, kept, work, home)
+    agent_command.one_turn(model, kept, work, home)

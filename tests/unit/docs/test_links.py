@@ -10,6 +10,12 @@ PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
+def links(page: Path) -> list[str]:
+    """The link targets of a page, without those inside code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    return LINK.findall(re.sub(r"`[^`]*`", "", text))
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub derives from a page's headings."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
@@ -19,7 +25,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_resolve(page: Path) -> None:
     broken = []
-    for target in LINK.findall(page.read_text()):
+    for target in links(page):
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
@@ -32,7 +38,7 @@ def test_relative_links_resolve(page: Path) -> None:
 def test_every_page_is_linked() -> None:
     linked = set()
     for page in PAGES:
-        for target in LINK.findall(page.read_text()):
+        for target in links(page):
             if "://" not in target:
                 linked.add((page.parent / target.partition("#")[0]).resolve())
     unlinked = [str(page.relative_to(ROOT)) for page in PAGES if page.resolve() not in linked]

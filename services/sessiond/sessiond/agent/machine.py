@@ -1,11 +1,11 @@
-"""The agent's machine: `decide(agent, event)` gives the next state and what to do. Pure.
+"""The agent's state machine: `decide(agent, event)` returns the next state and its outputs. Pure.
 
-Two rules. First: a line is written only from here, and a cancel names its turn; what belongs to
-a closed turn or a dead process is dropped. Second: progress is a level; every step ends in
-`progress.advance`, which sends, fences and closes as soon as the state allows it.
+Only this machine writes lines to the agent. A cancel names its turn; the machine drops a cancel for a
+closed turn or a dead process. Every step ends in `progress.advance`, which sends, fences and closes as
+soon as the state allows it.
 
-The table of states is in moves.py, and `Draft.go` the only way between them. What each event does: a
-line of the agent in lines.py, an end (of a turn, of the process) in ending.py, the rest here.
+`transitions` has the table of states; `Draft.go` is the only way to change the phase. `messages` handles
+the agent's lines, `termination` the end of a turn or of the process, this module all other events.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,19 +22,22 @@ from sessiond.agent.transitions import ALIVE, Draft, Move
 from sessiond.lock.rules import Times
 
 LOOK_AGAIN: Final = 0.05
+"""Seconds between two looks for stray processes."""
 STRAYS_END: Final = 1.0
-"""Seconds that what tools left behind has for its end, once nothing else is waited for; then the tree is ended."""
+"""Seconds that stray processes of tools may still run when nothing else is awaited. Then the tree is stopped."""
 _RECOVERED: Final = {
     "drain": "drain-deadline", "not-taken": "not-taken", "strays": "strays", "answer": "no-answer",
 }  # fmt: skip
 KILLED_AFTER: Final = 5.0
-"""Seconds that a guard, a predecessor's too, has to end its tree (it needs little more than 1 s); then SIGKILL."""
+"""Seconds that a guard has to end its tree before SIGKILL. It usually needs little more than 1 s."""
 
 
 def decide(agent: Agent, event: st.Event) -> tuple[Agent, list[st.Output]]:
-    """The step that `event` makes of `agent`: its next state, and what to do, in order.
+    """Return the agent's next state after `event`, and the outputs in order.
 
-    Raises moves.BadMove for a move that the table does not have, ValueError for a second open turn.
+    Raises:
+        BadMove: the table of transitions does not have this move.
+        ValueError: a turn begins while another one is open.
     """
     draft = Draft(agent, event)
     _HANDLERS[type(event)](draft, event)
@@ -43,7 +46,17 @@ def decide(agent: Agent, event: st.Event) -> tuple[Agent, list[st.Output]]:
 
 
 def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
-    """(name, subject) of every deadline that this state asks for, in seconds from its first asking."""
+    """Return every deadline that this state asks for, in seconds from the step that first asked for it.
+
+    The keys are (name, subject).
+    """
+    found: dict[tuple[str, str], float] = {}
+    for part in (_start_timers, _turn_timers, _drain_timers, _idle_timers):
+        found |= part(agent, times)
+    return found
+
+
+def _start_timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
     turn = agent.turn
     found: dict[tuple[str, str], float] = {}
     if agent.phase is Phase.BROKEN:
@@ -51,39 +64,61 @@ def timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
     if agent.phase is Phase.STOPPING and agent.why != st.OWNER_RESTART:
         found["killed", str(agent.count)] = KILLED_AFTER
     if turn is not None and not turn.started and turn.cancel is None:
-        found[_waits_for(agent, turn), turn.id] = times.start_deadline
+        found[_start_timer(agent, turn), turn.id] = times.start_deadline
     if agent.phase is Phase.STARTING:
-        found["start", f"{agent.conversation} {agent.fails}"] = times.start_deadline  # each process has its own
+        # The subject names the process, so that each process has its own deadline.
+        found["start", f"{agent.conversation} {agent.fails}"] = times.start_deadline
+    return found
+
+
+def _turn_timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
+    turn = agent.turn
+    found: dict[tuple[str, str], float] = {}
     if turn is not None and turn.written and turn.lifecycle is None:
         found["not-taken", turn.id] = times.not_taken
     if turn is not None and turn.timeout is not None and turn.cancel is None:
         found["timeout", turn.id] = turn.timeout
+    return found
+
+
+def _drain_timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
+    turn = agent.turn
+    found: dict[tuple[str, str], float] = {}
+    if agent.phase not in ALIVE:
+        return found
     cancelling = turn is not None and (turn.cancel is not None or not agent.leased)
-    # claude says that it is over: what it then owes (the rest of it, idle, the fence) comes at once or never.
+    # claude has reported the end of the turn: the messages that are still missing come at once or never.
     said_over = turn is not None and (turn.result is not None or turn.lifecycle not in OPEN_LIFECYCLE)
     closing = said_over and not agent.tasks
-    if agent.phase in ALIVE and (cancelling or closing or (agent.busy and not agent.leased)):
+    if cancelling or closing or (agent.busy and not agent.leased):
         subject = turn.id if turn is not None else "busy"
         found["drain", subject] = times.drain_deadline
         found["again", subject] = times.drain_deadline / 2
-    if agent.phase in ALIVE and not agent.leased and only_strays_left(agent):
-        if not agent.requests:  # from the answer on, however long that took
+    if not agent.leased and only_strays_left(agent):
+        if not agent.requests:  # runs from the fence's answer on, however long that took
             found["look", str(agent.count)] = LOOK_AGAIN
         found["strays", agent.conversation] = STRAYS_END
-    if agent.phase is Phase.IDLE and turn is None and not agent.busy:
+    return found
+
+
+def _idle_timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
+    found: dict[tuple[str, str], float] = {}
+    if agent.phase is Phase.IDLE and agent.turn is None and not agent.busy:
         found["sleep", agent.conversation] = times.idle
     if agent.phase in (Phase.IDLE, Phase.IN_TURN) and agent.requests:
         request, what = next(iter(agent.requests.items()))  # the oldest
-        # Only for a new model the API is asked. And a short `drain_deadline` must cost no process that answers.
+        # A new model is checked with the API, so it takes longer. `not_taken` keeps a short `drain_deadline`
+        # from stopping a process that still answers.
         local = max(times.drain_deadline, times.not_taken)
         found["answer", request] = times.start_deadline if what.startswith("model:") else local
     return found
 
 
-def _waits_for(agent: Agent, turn: st.Turn) -> str:
-    """What a turn that has not started waits for.
+def _start_timer(agent: Agent, turn: st.AgentTurn) -> str:
+    """Return the name of the deadline of a turn that has not started.
 
-    What somebody else's process takes is not its own time: that one's end, and the next one's start, have their whole.
+    A turn that inherits another turn's process gets the whole deadline for each phase: for that process, for
+    its end, and for the start of the next one.
     """
     if not turn.inherited:
         return "start"
@@ -102,12 +137,12 @@ def _begin(d: Draft, e: st.Begin) -> None:
 
 
 def _lease_began(d: Draft, _: st.LeaseBegan) -> None:
-    # Rules are set again with each lease's first turn: nothing is inherited.
+    # The first turn of each lease sets the permission rules again: nothing is inherited.
     d.set(leased=True, rules=None)
 
 
 def _lease_ended(d: Draft, e: st.LeaseEnded) -> None:
-    # What was seen before may be a task that is stopped only now: it is looked for again, behind the fence.
+    # Stray processes seen before may belong to a task that is stopped only now: look again behind a fence.
     d.set(leased=False, dirty=d.agent.dirty or d.agent.strays, strays=False)
     if d.agent.turn is not None:
         cancel(d, st.Cancel(d.agent.turn.id, e.why))
@@ -156,15 +191,15 @@ def _due(d: Draft, e: st.Due) -> None:
         recover(d, _RECOVERED[e.name])
 
 
-def _not_started(d: Draft, turn: st.Turn) -> None:
-    """This turn's time is over, and nobody else's: one that waits when the process is gone has its own."""
+def _not_started(d: Draft, turn: st.AgentTurn) -> None:
+    """Fail a turn that was not written and recover the process. A written turn ends when its process is reaped."""
     if not turn.written:
         fail(d, "start-deadline")
     recover(d, "start-deadline")
 
 
 def _fault(d: Draft, e: st.Fault) -> None:
-    """What else is missing is unknown, so the process is not used any further; told once a process."""
+    """Stop using the process: nobody knows what else is missing. A process gets at most one such entry."""
     if d.agent.phase in ALIVE:
         d.note("fault", what=e.what, detail=e.detail[:200])
         recover(d, e.what)
@@ -181,7 +216,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
     st.Fault: _fault,
     st.Exited: exited,
     st.Stop: stop,
-    st.Answer: answer,
+    st.AnswerQuestion: answer,
     st.Afresh: _afresh,
     st.Due: _due,
 }

@@ -1,6 +1,7 @@
-"""What each of the agent's lines does to its state. Pure.
+"""Handlers of the agent's messages. Pure.
 
-A result is ours only if it names our uuid; what no holder sent goes to the ledger and to nobody.
+A result belongs to the open turn only if it names the turn's uuid. The messages of a turn that no holder
+started go to the ledger only.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,13 +15,13 @@ from sessiond.agent.transitions import ALIVE, Draft, Move
 from sessiond.lock.rules import Kind
 
 NEEDED: Final = frozenset({"interrupt_cancel_queued_v1", "msg_lifecycle_v1"})
-"""Capabilities without which a binary is refused."""
+"""The capabilities that a binary must have."""
 ODD_ALLOWED: Final = 1000
-"""Lines that nobody asked for, between two turns' ends: a few are usual, and each is a step with an entry."""
+"""How many unexpected lines the agent may write between the ends of two turns. Each causes a ledger entry."""
 
 
 def read(d: Draft, e: st.Got) -> None:
-    """One line; of a process that was asked to end, none counts."""
+    """Handle one line. Ignore the lines of a process that was asked to end."""
     if d.agent.phase in ALIVE:
         _LINES.get(type(e.message), _other)(d, e.message)
 
@@ -36,11 +37,11 @@ def _other(d: Draft, _: Any) -> None:
 
 
 def _odd(d: Draft, event: str, **data: Any) -> None:
-    """A line that nobody asked for goes to the ledger, and costs the process its life if there is no end to them."""
+    """Record an unexpected line in the ledger. Recover the process when there are too many of them."""
     d.note(event, **data)
     d.set(odd=d.agent.odd + 1)
     if d.agent.odd > ODD_ALLOWED:
-        d.note("fault", what="garbage", detail=f"{ODD_ALLOWED} lines that nobody asked for")
+        d.note("fault", what="garbage", detail=f"more than {ODD_ALLOWED} unexpected lines")
         recover(d, "garbage")
 
 
@@ -52,7 +53,7 @@ def _state(d: Draft, m: wire.StateChanged) -> None:
     d.set(fenced=False)
     turn = d.agent.turn
     if (turn is None or not turn.written) and not d.agent.foreign:
-        # Nobody sent anything: a turn that claude began by itself. It is interrupted, and fenced.
+        # No prompt is outstanding: claude started this turn by itself. Interrupt it, then fence.
         d.set(foreign=True, dirty=True)
         d.ask("interrupt", wire.interrupt)
         _odd(d, "foreign", origin="unasked", state=m.state[:200])
@@ -68,7 +69,10 @@ def _lifecycle(d: Draft, m: wire.Lifecycle) -> None:
 
 
 def _started(d: Draft) -> None:
-    """Its init was read, or that of a turn of claude's own into which it was folded: there is no other then."""
+    """Mark the open turn as started.
+
+    Usually its own init says so. If claude folds the prompt into a turn of its own, there is no second init.
+    """
     turn = d.agent.turn
     if turn is not None and not turn.started:
         d.turn(started=True)
@@ -94,10 +98,10 @@ def _init(d: Draft, m: wire.Init) -> None:
 
 def _result(d: Draft, m: wire.Result) -> None:
     turn = d.agent.turn
-    # claude names every turn's result but that of an early error.
+    # Only the result of an early error does not name its turn.
     unnamed = m.is_error and not m.uuids and m.origin is None and turn is not None and turn.taken
     if turn is None or not (turn.uuid in m.uuids or unnamed):
-        _spent(d, m)  # no holder's
+        _spent(d, m)  # belongs to no holder
         d.set(dirty=True)
         _odd(d, "foreign", origin=m.origin, state="result", text_chars=len(m.text), is_error=m.is_error)
     elif turn.result is not None:
@@ -111,7 +115,7 @@ def _result(d: Draft, m: wire.Result) -> None:
 
 
 def _spent(d: Draft, m: wire.Result) -> float | None:
-    """What this result adds to the process's running total, which it tells."""
+    """Return what this turn cost in US dollars: the growth of the process's running total."""
     if m.cost_usd is None:
         return None
     before = d.agent.cost
@@ -126,34 +130,56 @@ def _response(d: Draft, m: wire.Response) -> None:
         return
     d.set(requests={k: v for k, v in d.agent.requests.items() if k != m.request_id})
     name, _, value = what.partition(":")
-    # What a turn asked for that was cancelled meanwhile is not the next one's failure.
-    its = d.agent.turn is not None and d.agent.turn.asked == m.request_id
-    if name == "initialize":
-        _initialized(d, m)
-    elif name == "fence":
-        # A fence with something written behind it is none: a cancel may come while it is on its way.
-        d.set(fenced=d.agent.said == "idle" and m.request_id == d.last_request)
-    elif name == "interrupt":
-        d.out.append(st.Acked())
-    elif name == "rules" and not m.ok:
-        # Never a turn under the last holder's rules: the process is not used any further.
-        if its:
-            fail(d, f"rules-refused: {m.error}")
-        recover(d, "rules-refused")
-    elif name == "rules":
-        d.set(rules=Kind(value))
-    elif name == "model" and not m.ok:
-        if its:
-            fail(d, f"model-refused: {m.error}")
-    elif name == "model":
-        d.set(model=value)
+    if name in _RESPONSES:
+        _RESPONSES[name](d, m, value)
 
 
-def _initialized(d: Draft, m: wire.Response) -> None:
+def _initialized(d: Draft, m: wire.Response, _: str) -> None:
     if m.ok:
         d.go(Move.READY)
     else:
         recover(d, "initialize-refused")
+
+
+def _fence_answered(d: Draft, m: wire.Response, _: str) -> None:
+    # The fence counts only if nothing was written behind it, such as a cancel.
+    d.set(fenced=d.agent.said == "idle" and m.request_id == d.last_request)
+
+
+def _interrupt_answered(d: Draft, _: wire.Response, __: str) -> None:
+    d.out.append(st.Acked())
+
+
+def _rules_answered(d: Draft, m: wire.Response, kind: str) -> None:
+    if m.ok:
+        d.set(rules=Kind(kind))
+        return
+    # No turn may run under the last holder's rules, so the process is not used any further.
+    _fail_asking_turn(d, m, "rules-refused")
+    recover(d, "rules-refused")
+
+
+def _model_answered(d: Draft, m: wire.Response, model: str) -> None:
+    if m.ok:
+        d.set(model=model)
+    else:
+        _fail_asking_turn(d, m, "model-refused")
+
+
+def _fail_asking_turn(d: Draft, m: wire.Response, reason: str) -> None:
+    """Fail the open turn if it sent this request. The request of a cancelled turn does not fail the next one."""
+    if d.agent.turn is not None and d.agent.turn.asked == m.request_id:
+        fail(d, f"{reason}: {m.error}")
+
+
+_RESPONSES: Final[Mapping[str, Callable[[Draft, wire.Response, str], None]]] = {
+    "initialize": _initialized,
+    "fence": _fence_answered,
+    "interrupt": _interrupt_answered,
+    "rules": _rules_answered,
+    "model": _model_answered,
+}
+"""Handlers of responses by the name of our request. The third argument is what follows the colon in that name."""
 
 
 def _question(d: Draft, m: wire.Question) -> None:
@@ -171,8 +197,8 @@ def _question_cancelled(d: Draft, m: wire.QuestionCancelled) -> None:
     d.set(questions={rid: q for rid, q in d.agent.questions.items() if rid != m.request_id})
 
 
-def answer(d: Draft, e: st.Answer) -> None:
-    """Answers a question that is still open: denied once its turn is being cancelled or has its result."""
+def answer(d: Draft, e: st.AnswerQuestion) -> None:
+    """Answer a permission question that is still open. Deny it if its turn is being cancelled or has its result."""
     question, turn = d.agent.questions.get(e.request), d.agent.turn
     if question is None or d.agent.phase not in ALIVE:
         return
@@ -192,7 +218,7 @@ def answer(d: Draft, e: st.Answer) -> None:
 
 
 def _tasks(d: Draft, m: wire.Tasks) -> None:
-    # A task that ended may have left something behind, of which claude knows nothing: it is looked for.
+    # A task that ended may have left processes behind that claude does not know: look for them.
     d.set(tasks=m.ids, dirty=d.agent.dirty or bool(d.agent.tasks - m.ids))
     _forward(d)
 

@@ -1,8 +1,8 @@
-"""What the agent may do for whom: permissions follow the lease's kind. Pure.
+"""Permissions of the agent, which follow the lease's kind. Pure.
 
-A handler's turn answers a stranger's comment, so it only reads, and only inside the working
-directory; the worker may write there. The rules go to the agent with the lease's first turn, and every
-question that the agent still asks (`can_use_tool`) is answered from here as well.
+A handler's turn answers a stranger's comment, so it may only read, and only inside the working directory.
+The worker may also write there. The agent gets the rules with the lease's first turn. This module also
+answers every permission question (`can_use_tool`) that the agent still asks.
 """
 
 import posixpath
@@ -12,7 +12,7 @@ from sessiond.agent.protocol import Question
 from sessiond.lock.rules import Kind
 
 READING: Final = frozenset({"Read", "Grep", "Glob", "LS", "NotebookRead"})
-"""Let through by claude inside the working directory: it asks only about what lies, or leads, outside."""
+"""Tools that claude allows inside the working directory. It asks only about paths that lie, or link, outside."""
 CHANGING: Final = (
     "Bash", "BashOutput", "KillShell", "Write", "Edit", "MultiEdit", "NotebookEdit", "WebFetch", "WebSearch",
     "Task", "Agent", "Skill",
@@ -23,7 +23,7 @@ NEVER: Final = frozenset(
         "EnterPlanMode", "ExitPlanMode", "EnterWorktree", "ExitWorktree",
     }
 )  # fmt: skip
-"""Not offered: they begin turns, wait for a person, or change mode and directory for whoever holds next."""
+"""Tools that are never offered: they start turns, wait for a person, or change mode or directory for later holders."""
 OUTSIDE: Final = (
     "Read(//etc/**)",
     "Read(//proc/**)",
@@ -36,21 +36,21 @@ PATH_FIELDS: Final = ("file_path", "path", "notebook_path")
 
 
 def rules_for(kind: Kind) -> tuple[list[str], list[str]]:
-    """The (allow, deny) lists of `apply_flag_settings` for a lease of this kind."""
+    """Return the (allow, deny) lists of `apply_flag_settings` for a lease of this kind."""
     if kind is Kind.WORKER:
-        # `Edit` stands for all tools that write files, and holds only if a link's target is below as well.
+        # `Edit` covers all tools that write files. claude applies it to the target of a link as well.
         return ["Bash", "Edit(./**)", "WebFetch"], list(OUTSIDE)
     return [], [*CHANGING, *OUTSIDE]
 
 
 def inside(path: str, cwd: str) -> bool:
-    """Whether a path, as text, stays below the working directory."""
+    """Return whether the path, taken as text, stays below the working directory."""
     full = posixpath.normpath(posixpath.join(cwd, path))
     return full == cwd or full.startswith(cwd.rstrip("/") + "/")
 
 
 def refusal(kind: Kind, question: Question, cwd: str) -> str | None:
-    """Why this use of a tool is denied, or None when it is allowed."""
+    """Return why this use of a tool is denied, or None if it is allowed."""
     tool, given = question.tool, question.input
     if tool in NEVER:
         return f"{tool} is not available here"

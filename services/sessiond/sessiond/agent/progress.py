@@ -1,10 +1,11 @@
-"""What goes on by itself: sending, fencing, closing, as soon as the state allows it. Pure.
+"""Progress that depends on the state alone: launch, send, fence and close as soon as the state allows it. Pure.
 
-Progress is a level: every step ends in `advance`, whatever came last. A turn is over when its
-lifecycle is terminal, it never was `started` or its result is read, no permission question is open,
-and claude says idle. It is closed when, besides, every control request is answered, no background
-task runs that must be stopped, and the fence (one cheap request behind it all) came back idle; and, once its
-lease is over, no process that its tools left behind.
+Every step ends in `advance`, whatever event came last.
+
+A turn is over when its lifecycle is terminal, its result was read or it never started, no permission
+question is open, and claude is idle. It is closed when, in addition, every control request is answered, no
+background task runs that must be stopped, and the fence was answered while claude was idle. The fence is one
+cheap request that is written last. After the lease's end, no stray process of a tool may be left either.
 """
 
 from sessiond.agent import protocol as wire
@@ -18,7 +19,7 @@ OPEN_LIFECYCLE = frozenset({None, "queued", "started"})
 
 
 def turn_over(agent: Agent) -> bool:
-    """Nothing of the turn runs any more (docs/protocol.md, "The drain")."""
+    """Return whether nothing of the open turn runs any more (docs/protocol.md, "The drain")."""
     turn = agent.turn
     if turn is None or not turn.written or turn.lifecycle in OPEN_LIFECYCLE or agent.questions:
         return False
@@ -26,13 +27,13 @@ def turn_over(agent: Agent) -> bool:
 
 
 def only_strays_left(agent: Agent) -> bool:
-    """Nothing is waited for any more but what its tools left behind: claude has done and said all that it was to."""
+    """Return whether only stray processes of tools are awaited: claude itself has finished everything."""
     over = agent.turn is None or turn_over(agent)
     return agent.strays and over and not agent.tasks and all(what == "fence" for what in agent.requests.values())
 
 
 def advance(d: Draft) -> None:
-    """Does what can be done now."""
+    """Do what the state allows now."""
     if d.agent.phase is Phase.ASLEEP and d.agent.turn is not None:
         d.go(Move.WANTED)
         d.note("agent-starting", conversation=d.agent.conversation, resume=d.agent.known)
@@ -42,7 +43,7 @@ def advance(d: Draft) -> None:
         if _settled(d):
             _send(d)
     if d.agent.phase is Phase.STOPPING:
-        return  # what runs may outlive its lease until the tree is gone: `exited` says so
+        return  # the tree may outlive its lease until it is gone; `exited` reports that
     busy = d.agent.phase in ALIVE and bool(d.agent.tasks or d.agent.dirty or d.agent.strays)
     if busy != d.agent.busy:
         d.set(busy=busy)
@@ -58,7 +59,7 @@ def _stop_tasks(d: Draft) -> None:
 
 
 def _settled(d: Draft) -> bool:
-    """Fences what is over, closes it; True when nothing but a turn to send is left."""
+    """Fence what is over and close it. Return True when only a turn to send is left."""
     over = turn_over(d.agent)
     waiting = d.agent.turn is not None and d.agent.turn.written and not over
     if waiting or d.agent.said != "idle" or d.agent.requests or d.agent.questions:
@@ -73,7 +74,7 @@ def _settled(d: Draft) -> bool:
         return False
     if strays:
         return False
-    d.set(dirty=False, foreign=False, fenced=False)  # used up: what comes later needs a fence of its own
+    d.set(dirty=False, foreign=False, fenced=False)  # a fence counts once: later events need their own
     if over and d.agent.turn is not None:
         close(d, d.agent.turn)
     return d.agent.phase is Phase.IDLE
@@ -96,6 +97,6 @@ def _send(d: Draft) -> None:
         if not d.agent.known:
             d.note("conversation", conversation=d.agent.conversation, generation=d.agent.generation, why="first prompt")
         d.set(known=True, fenced=False)
-        if not turn.composed:  # it may be a command that changes them: the next turn sets its own
+        if not turn.composed:  # it may be a command that changes them, so the next turn sets its own
             d.set(model=None, rules=None)
         d.out.append(st.Write("user", wire.user(turn.uuid, turn.prompt, composed=turn.composed)))

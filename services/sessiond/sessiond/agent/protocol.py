@@ -1,8 +1,7 @@
-"""The agent's stream-json protocol: lines to typed messages, and requests to lines. Pure.
+"""The agent's stream-json protocol: parse lines into typed messages, encode requests as lines. Pure.
 
-Fields and their meaning are as docs/protocol.md says for the pinned binary. A type that is not
-known becomes `Other`; a line that is not a JSON object, or has a known type and broken fields, is a
-ProtocolError.
+docs/protocol.md describes the fields for the pinned binary. An unknown type becomes `Other`. A line that
+is not a JSON object, or has a known type and malformed fields, is a ProtocolError.
 """
 
 import re
@@ -14,7 +13,7 @@ import orjson
 
 
 class ProtocolError(ValueError):
-    """A line that is no protocol; the text says in a few words why."""
+    """A line does not follow the protocol. The text says why, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """What became of the user line `uuid`: queued, started, completed, cancelled, …"""
+    """The state of the user line `uuid`: queued, started, completed, cancelled, …"""
 
     uuid: str
     state: str
@@ -44,7 +43,7 @@ class Init:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A turn's boundary. `uuids` name the user lines it answers; `origin` who else began it."""
+    """A turn's boundary. `uuids` name the user lines that it answers, `origin` names another cause of the turn."""
 
     uuids: tuple[str, ...]
     origin: str | None
@@ -58,12 +57,12 @@ class Result:
     num_turns: int = 0
     errors: tuple[str, ...] = ()
     status: int | None = None
-    """The API's HTTP status, if it failed."""
+    """The API's HTTP status, if the API failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The answer to a control request of ours."""
+    """The response to one of our control requests."""
 
     request_id: str
     ok: bool
@@ -79,12 +78,12 @@ class Question:
     tool: str
     input: Mapping[str, Any]
     leads_to: str | None = None
-    """Where the path in `input` ends if a link takes it out of the working directory."""
+    """The target of the path in `input`, if a link leads out of the working directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """claude asks for something else."""
+    """claude sends any other control request."""
 
     request_id: str
     subtype: str
@@ -92,21 +91,21 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class QuestionCancelled:
-    """claude no longer wants an answer."""
+    """claude takes a question back and expects no answer."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """The background tasks that run now."""
+    """The background tasks that are running."""
 
     ids: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The API failed and is asked again."""
+    """An API call failed and claude retries it."""
 
     attempt: int
     status: int | None
@@ -114,7 +113,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """Anything else."""
+    """Any other message."""
 
     kind: str
     subtype: str = ""
@@ -126,7 +125,7 @@ Message = StateChanged | Lifecycle | Init | Result | Response | Asking | Tasks |
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A message and the object it came from; None of a line that is nested too deeply to be read."""
+    """A message and the JSON object it came from. `raw` is None if the line is nested too deeply to be read."""
 
     message: Message
     raw: dict[str, Any] | None
@@ -138,8 +137,8 @@ _ESCAPE: Final = re.compile(
 )
 
 
-def _whole(line: bytes) -> bytes:
-    """The line with U+FFFD for each half of a surrogate pair: what JavaScript writes of text cut inside an emoji."""
+def _replace_lone_surrogates(line: bytes) -> bytes:
+    """Replace each lone surrogate with U+FFFD. JavaScript writes one when it cuts text inside an emoji."""
     return _ESCAPE.sub(lambda found: rb"\ufffd" if found["half"] else found[0], line)
 
 
@@ -147,20 +146,24 @@ def _json(line: bytes) -> object:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
-        return orjson.loads(_whole(line))
+        return orjson.loads(_replace_lone_surrogates(line))
 
 
-_TALK: Final = re.compile(rb'\{"type":"(assistant|user|stream_event)"')
-"""These hold a tool's input as the model wrote it, nested as deeply as it likes; nothing is decided by them."""
+_CONTENT: Final = re.compile(rb'\{"type":"(assistant|user|stream_event)"')
+"""Messages that hold a tool's input, which the model may nest to any depth. No decision depends on them."""
 
 
 def parse(line: bytes) -> Line:
-    """One line of the agent's stdout. Raises ProtocolError."""
+    """Parse one line of the agent's stdout.
+
+    Raises:
+        ProtocolError: the line does not follow the protocol.
+    """
     try:
         raw = _json(line)
     except orjson.JSONDecodeError as error:
-        if (talk := _TALK.match(line)) and "depth limit" in str(error):
-            return Line(Other(talk[1].decode()), None)
+        if (content := _CONTENT.match(line)) and "depth limit" in str(error):
+            return Line(Other(content[1].decode()), None)
         raise ProtocolError(f"not JSON: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
         raise ProtocolError("not an object with a type")
@@ -177,7 +180,7 @@ def parse(line: bytes) -> Line:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} in place of text")
+        raise TypeError(f"expected text, got {type(value).__name__}")
     return value
 
 
@@ -246,7 +249,7 @@ _READERS: Mapping[str, Callable[[dict[str, Any]], Message]] = {
 }
 
 
-# ---- what we write ---------------------------------------------------------------------------
+# ---- encoding of our lines -------------------------------------------------------------------
 
 
 def _line(value: object) -> bytes:
@@ -258,7 +261,7 @@ def _ask(request_id: str, subtype: str, **fields: object) -> bytes:
 
 
 def user(uuid: str, prompt: str, *, composed: bool = True) -> bytes:
-    """A prompt. `composed`: its text is text, no command and no file reference acts."""
+    """Encode a prompt. With `composed`, claude takes the text literally: no commands, no file references."""
     line: dict[str, object] = {"type": "user", "uuid": uuid, "message": {"role": "user", "content": prompt}}
     if composed:
         line["client_composed"] = True
@@ -266,33 +269,33 @@ def user(uuid: str, prompt: str, *, composed: bool = True) -> bytes:
 
 
 def initialize(request_id: str) -> bytes:
-    """The start's handshake."""
+    """Encode the handshake of a new process."""
     return _ask(request_id, "initialize")
 
 
 def interrupt(request_id: str) -> bytes:
-    """Ends the running turn, and one that is queued."""
+    """Encode a request to end the running turn and any queued one."""
     return _ask(request_id, "interrupt", cancel_queued=True)
 
 
 def set_model(request_id: str, model: str) -> bytes:
-    """The next turns run on this model."""
+    """Encode a request to run the next turns on this model."""
     return _ask(request_id, "set_model", model=model)
 
 
 def apply_rules(request_id: str, allow: Sequence[str], deny: Sequence[str]) -> bytes:
-    """Permission rules from the next turn on."""
+    """Encode the permission rules for the next turns."""
     settings = {"permissions": {"allow": list(allow), "deny": list(deny)}}
     return _ask(request_id, "apply_flag_settings", settings=settings)
 
 
 def cost(request_id: str) -> bytes:
-    """Cheap; its answer stands behind all that was said before: the fence."""
+    """Encode the fence: a cheap request whose response follows everything that claude wrote before it."""
     return _ask(request_id, "get_session_cost")
 
 
 def stop_task(request_id: str, task_id: str) -> bytes:
-    """Ends a background task."""
+    """Encode a request to stop a background task."""
     return _ask(request_id, "stop_task", task_id=task_id)
 
 
@@ -302,16 +305,16 @@ def _reply(request_id: str, body: Mapping[str, object]) -> bytes:
 
 
 def allow(request_id: str, given: Mapping[str, Any]) -> bytes:
-    """The tool may run with this input."""
+    """Encode the permission to run the tool with this input."""
     return _reply(request_id, {"behavior": "allow", "updatedInput": dict(given)})
 
 
 def deny(request_id: str, message: str) -> bytes:
-    """The tool may not run; the model reads why."""
+    """Encode the denial of a tool's use. The model reads `message`."""
     return _reply(request_id, {"behavior": "deny", "message": message})
 
 
 def refuse(request_id: str, error: str) -> bytes:
-    """There is no answer to this request: whoever waits for one there need not."""
+    """Encode an error response, so that claude does not wait for an answer."""
     response = {"subtype": "error", "request_id": request_id, "error": error}
     return _line({"type": "control_response", "response": response})

@@ -1,4 +1,4 @@
-"""What the agent's machine knows, what can happen to it, and what it asks for. Pure values."""
+"""The agent's state, its events and its outputs, as immutable values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from sessiond.agent.protocol import Message, Question, Result
 from sessiond.lock.rules import Kind
 
 OWNER_RESTART: Final = "owner-restart"
-"""Why an agent is stopping that a predecessor left: whoever waits for its guard ends it."""
+"""Why an agent that a previous owner left is stopping. The code that waits for its guard ends it."""
 
 
 class Phase(StrEnum):
@@ -23,8 +23,8 @@ class Phase(StrEnum):
     BROKEN = "broken"
 
 
-class Outcome(StrEnum):
-    """What became of a turn."""
+class TurnOutcome(StrEnum):
+    """The outcome of a turn."""
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
@@ -33,7 +33,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class AgentTurn:
     """The one open turn, from `turn accepted` on."""
 
     id: str
@@ -45,59 +45,60 @@ class Turn:
     timeout: float | None = None
     written: bool = False
     taken: bool = False
-    """claude said `started` for it."""
+    """Whether claude reported `started` for it."""
     started: bool = False
-    """Its init was read."""
+    """Whether its init was read."""
     lifecycle: str | None = None
     result: Result | None = None
     cancel: str | None = None
     """Why it is being cancelled."""
     inherited: bool = False
-    """The process that it is to run in was there before it."""
+    """Whether a process existed already when the turn began."""
     asked: str | None = None
-    """The control request that it made last, for its rules or its model."""
+    """The last control request for this turn's rules or model."""
     cost: float | None = None
-    """What it cost in US dollars, once its result is read."""
+    """The turn's cost in US dollars, known once its result is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One session's agent. Everything below `phase` but the conversation is of the living process."""
+    """One session's agent. The fields after `turn` describe the running process."""
 
     conversation: str
     generation: int = 1
-    """Grows whenever history was lost."""
+    """Grows each time history is lost."""
     known: bool = False
-    """claude has this conversation on disk: start with --resume."""
+    """Whether claude has this conversation on disk, so that the process starts with --resume."""
     cwd: str = "/"
     default_model: str = ""
-    """What the process is started with."""
+    """The model that the process starts with."""
     phase: Phase = Phase.ASLEEP
     why: str = ""
     fails: int = 0
     leased: bool = False
-    turn: Turn | None = None
+    turn: AgentTurn | None = None
     said: str = "idle"
     requests: Mapping[str, str] = field(default_factory=dict)
-    """Control requests of ours that were not answered yet: id to subtype."""
+    """Our control requests without a response: id to name."""
     count: int = 0
     tasks: frozenset[str] = frozenset()
     stopped_tasks: frozenset[str] = frozenset()
     strays: bool = False
-    """Processes that its tools left behind live, as of the last fence; claude does not know of them."""
+    """Whether tools left processes behind that claude does not know, as of the last fence."""
     questions: Mapping[str, Question] = field(default_factory=dict)
-    """Permissions that it asked for and has no answer to: request id to question."""
+    """Permission questions without an answer: request id to question."""
     foreign: bool = False
+    """Whether a turn runs that claude started by itself."""
     dirty: bool = False
-    """Something that no holder sent ran, or may still run; nothing is sent or granted before idle and fence."""
+    """Whether something that no holder sent ran, or may still run. Nothing is sent or granted before a fence."""
     fenced: bool = False
     busy: bool = False
     model: str | None = None
     rules: Kind | None = None
     cost: float = 0.0
-    """The running total as it was told last, in US dollars."""
+    """The latest running total of the process, in US dollars."""
     odd: int = 0
-    """Lines since the last turn's end that nobody asked for, each with an entry in the ledger."""
+    """Unexpected lines since the last turn's end. Each has a ledger entry."""
 
 
 # ---- events ----------------------------------------------------------------------------------
@@ -105,14 +106,14 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A turn was accepted (committed) and wants to run."""
+    """A turn was accepted (committed): run it."""
 
-    turn: Turn
+    turn: AgentTurn
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End this turn; a cancel for another one is dropped."""
+    """Cancel this turn. A cancel for any other turn is dropped."""
 
     turn: str
     why: str
@@ -125,33 +126,36 @@ class LeaseBegan:
 
 @dataclass(frozen=True, slots=True)
 class LeaseEnded:
-    """The lease is over: whatever is open must be closed."""
+    """The lease is over: close what is open."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """The process lives and its guard is recorded."""
+    """The process runs and its guard is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """A line of the agent."""
+    """The agent wrote a line."""
 
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """Whether anything but the agent itself lives in its tree; comes with each fence's answer."""
+    """The agent's tree was examined for processes other than the agent. Happens at each fence's response."""
 
     strays: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The process cannot be used any further: a line that is no protocol (`garbage`), stdin not read (`stdin-full`)."""
+    """The process cannot be used any further.
+
+    `what` is `garbage` (a line does not follow the protocol) or `stdin-full` (the agent does not read its stdin).
+    """
 
     what: str
     detail: str
@@ -159,10 +163,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The guard is gone, and the whole tree with it. `status` None: it never started.
+    """The guard and its whole tree are gone.
 
-    `why`: for what it was ended while no step could be made, or `history-lost`; empty for anything else. `tried` False:
-    it was given up before its start was tried, waiting for a slot; no failure of its own.
+    `status` is None if the agent never started. `why` is `history-lost`, or the reason it was ended while no
+    step could be committed; otherwise it is empty. `tried` is False if the start was given up while it waited
+    for a slot, which does not count as a failure.
     """
 
     status: int | None
@@ -179,15 +184,15 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Answer the question with this request id, unless it was taken back."""
+class AnswerQuestion:
+    """Answer the question with this request id, unless claude took it back."""
 
     request: str
 
 
 @dataclass(frozen=True, slots=True)
 class Afresh:
-    """The history is lost or given up: the next process begins this conversation."""
+    """The history is lost or abandoned: the next process begins this conversation."""
 
     conversation: str
     why: str
@@ -195,14 +200,26 @@ class Afresh:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A timer of `machine.timers` ran out: (name, subject) there."""
+    """A timer of `machine.timers` expired. `name` and `subject` are its key."""
 
     name: str
     subject: str
 
 
 Event = (
-    Begin | Cancel | LeaseBegan | LeaseEnded | Spawned | Got | Looked | Fault | Exited | Stop | Answer | Afresh | Due
+    Begin
+    | Cancel
+    | LeaseBegan
+    | LeaseEnded
+    | Spawned
+    | Got
+    | Looked
+    | Fault
+    | Exited
+    | Stop
+    | AnswerQuestion
+    | Afresh
+    | Due
 )
 
 
@@ -211,14 +228,14 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start the process, fresh or resumed."""
+    """Start the process. `resume` continues its conversation."""
 
     resume: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Write this line to stdin. `what` names it: user, interrupt, initialize, …"""
+    """Write this line to the agent's stdin. `what` names it: user, interrupt, initialize, …"""
 
     what: str
     data: bytes
@@ -226,7 +243,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the agent's tree. `hard`: its guard was asked and has not done it; SIGKILL, to the guard as well."""
+    """End the agent's tree. `hard` sends SIGKILL to the tree and to its guard, which did not end it when asked."""
 
     why: str
     hard: bool = False
@@ -241,10 +258,10 @@ class TurnStarted:
 
 @dataclass(frozen=True, slots=True)
 class TurnOver:
-    """The turn is closed; nothing of it can still come."""
+    """The turn is closed: it can produce nothing more."""
 
     turn: str
-    outcome: Outcome
+    outcome: TurnOutcome
     text: str = ""
     reason: str | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
@@ -253,12 +270,12 @@ class TurnOver:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The line just read belongs to the holder of the open turn."""
+    """Forward the line just read to the holder of the open turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Whether something that no turn accounts for runs (background tasks, a foreign turn)."""
+    """Something that belongs to no turn started or stopped running: background tasks, a foreign turn."""
 
     running: bool
 
@@ -270,19 +287,19 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Acked:
-    """The interrupt was acknowledged."""
+    """The agent acknowledged an interrupt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The agent asks for a permission: an Answer must follow."""
+    """The agent asks for a permission. An AnswerQuestion event must follow."""
 
     request: str
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A ledger entry."""
+    """Append a ledger entry."""
 
     event: str
     data: Mapping[str, Any]

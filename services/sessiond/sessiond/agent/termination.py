@@ -1,6 +1,6 @@
-"""How things end: a turn by a cancel or a failure, the process by a stop, and what its end leaves. Pure.
+"""The end of a turn (cancel, failure, close) and of the process (stop, recovery, exit). Pure.
 
-A prompt that was written is never sent again; one that was not may still be.
+A prompt that was written is never sent again. A prompt that was not written may still be sent.
 """
 
 from typing import Final
@@ -8,7 +8,7 @@ from typing import Final
 from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.outcome import outcome_of, says_no_login
-from sessiond.agent.state import Outcome, Phase, Turn
+from sessiond.agent.state import AgentTurn, Phase, TurnOutcome
 from sessiond.agent.transitions import ALIVE, Draft, Move
 from sessiond.lock.rules import Kind
 
@@ -16,40 +16,40 @@ FAILS_ALLOWED: Final = 3
 FATAL: Final = frozenset({"no-login", "missing-capability"})
 FAILED_START: Final = frozenset({"start-deadline", "not-taken", "initialize-refused"})
 RECOVERIES: Final = FAILED_START | {"drain-deadline", "strays", "rules-refused", "garbage", "stdin-full", "no-answer"}
-"""Why a process is not used any further: `recovery` in the ledger."""
+"""Reasons to stop a process and resume its conversation in a new one: `recovery` in the ledger."""
 
 
 def backoff(fails: int) -> float:
-    """Seconds that a broken agent rests, after so many failures in a row."""
+    """Return for how many seconds a broken agent waits after this many failures in a row."""
     return float(min(300, 2 ** max(1, fails)))
 
 
-# ---- of a turn -------------------------------------------------------------------------------
+# ---- the end of a turn -----------------------------------------------------------------------
 
 
 def cancel(d: Draft, e: st.Cancel) -> None:
-    """A cancel names its turn; for another one it is dropped. A line that is not written yet never is."""
+    """Cancel the named turn. Drop a cancel for any other turn. A prompt that is not written yet stays unwritten."""
     turn = d.agent.turn
     if turn is None or turn.id != e.turn or turn.cancel is not None:
         return
     d.turn(cancel=e.why)
     if not turn.written:
-        fail(d, e.why, Outcome.FAILED if e.why == "timeout" else Outcome.CANCELLED)
+        fail(d, e.why, TurnOutcome.FAILED if e.why == "timeout" else TurnOutcome.CANCELLED)
     elif d.agent.phase is Phase.IN_TURN:
         d.note("interrupt", turn=turn.id, why=e.why)
         d.ask("interrupt", wire.interrupt)
 
 
-def fail(d: Draft, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
-    """The open turn is over without a result."""
+def fail(d: Draft, reason: str, outcome: TurnOutcome = TurnOutcome.FAILED) -> None:
+    """End the open turn without a result."""
     turn = d.agent.turn
     if turn is not None:
         d.set(turn=None)
         d.out.append(st.TurnOver(turn.id, outcome, reason=reason))
 
 
-def close(d: Draft, turn: Turn) -> None:
-    """The open turn is closed: its outcome is told."""
+def close(d: Draft, turn: AgentTurn) -> None:
+    """Close the open turn and output its outcome."""
     _conclude(d, turn)
     if d.agent.phase is Phase.IN_TURN:
         d.go(Move.CLOSED)
@@ -57,42 +57,42 @@ def close(d: Draft, turn: Turn) -> None:
         stop(d, st.Stop("no-login"))
 
 
-def _conclude(d: Draft, turn: Turn) -> None:
+def _conclude(d: Draft, turn: AgentTurn) -> None:
     outcome, reason = outcome_of(turn)
     result = turn.result
     d.set(turn=None, fenced=False, odd=0)
-    if result is not None and not says_no_login(result):  # it can run, whatever became of this turn
+    if result is not None and not says_no_login(result):  # the agent works, whatever this turn's outcome
         d.set(fails=0)
-    text = result.text if result is not None and outcome is Outcome.COMPLETED else ""
+    text = result.text if result is not None and outcome is TurnOutcome.COMPLETED else ""
     usage = result.usage if result is not None else {}
     d.out.append(st.TurnOver(turn.id, outcome, text, reason, usage, turn.cost))
 
 
-# ---- of the process --------------------------------------------------------------------------
+# ---- the end of the process ------------------------------------------------------------------
 
 
 def stop(d: Draft, e: st.Stop) -> None:
-    """Ends the process, if one lives; an operator's restart also ends `broken`."""
+    """Stop the process if it runs. An operator's restart also ends `broken`."""
     if d.agent.phase in ALIVE:
         d.go(Move.STOP, e.why)
         d.note("agent-stopping", why=e.why)
         d.out.append(st.Kill(e.why))
     elif d.agent.phase is Phase.STOPPING and e.why == "shutdown":
-        d.set(why=e.why)  # no other process follows, whoever waits for one
+        d.set(why=e.why)  # no other process may start, even if a turn waits for one
     elif d.agent.phase is Phase.BROKEN and e.why == "restart":
         d.set(fails=0)
         d.go(Move.RESTED)
 
 
 def recover(d: Draft, reason: str) -> None:
-    """Ends a process that is not used any further; the next turn resumes the conversation."""
+    """Stop a process that is not used any further. The next turn resumes the conversation."""
     if d.agent.phase in ALIVE:
         d.note("recovery", reason=reason)
         stop(d, st.Stop(reason))
 
 
 def exited(d: Draft, e: st.Exited) -> None:
-    """The tree is gone, and whatever was the process's own is forgotten; a turn that had its result is closed."""
+    """Reset the process's state after its tree is gone. Close a turn whose result was read."""
     why = d.agent.why if d.agent.phase is Phase.STOPPING else e.why
     d.note("agent-reaped", exit=e.status, why=why or "died", stderr=e.stderr[-300:])
     reason = why or f"agent exited with {e.status}: {_last_line(e.stderr)}".rstrip(": ")
@@ -119,17 +119,20 @@ def exited(d: Draft, e: st.Exited) -> None:
     d.out.append(st.Gone())
 
 
-def _failed(why: str, turn: Turn | None) -> bool:
-    """Whether this end counts against the agent: else one that never gets to a prompt would be started for ever."""
+def _failed(why: str, turn: AgentTurn | None) -> bool:
+    """Return whether this exit counts as a failure.
+
+    A process that ends before the waiting prompt is written counts, so that it is not restarted for ever.
+    """
     waits = turn is not None and not turn.written
     return not why or why in FAILED_START or why in FATAL or (waits and why in RECOVERIES)
 
 
-def _reap(d: Draft, turn: Turn, reason: str) -> None:
+def _reap(d: Draft, turn: AgentTurn, reason: str) -> None:
     if turn.written and turn.cancel == "preempted" and turn.kind is Kind.WORKER:
-        fail(d, reason, Outcome.CANCELLED)
+        fail(d, reason, TurnOutcome.CANCELLED)
     elif turn.written and reason not in FATAL:
-        fail(d, reason, Outcome.LOST)
+        fail(d, reason, TurnOutcome.LOST)
     else:
         fail(d, reason)
 

@@ -1,4 +1,4 @@
-"""The agent's one table of states, and a step in the making. Pure.
+"""The agent's table of transitions, and the draft of a step. Pure.
 
 ASLEEP -> STARTING -> IDLE -> IN_TURN -> IDLE     any -> STOPPING(why) -> ASLEEP | BROKEN(why)
 """
@@ -13,7 +13,7 @@ from sessiond.agent.state import Agent, Phase
 
 
 class Move(Enum):
-    """The only ways between the states."""
+    """The transitions between the phases."""
 
     WANTED = "a turn is wanted"
     READY = "initialize is answered"
@@ -37,15 +37,15 @@ MOVES: Final[Mapping[Phase, Mapping[Move, Phase]]] = {
 }
 
 ALIVE: Final = frozenset({Phase.STARTING, Phase.IDLE, Phase.IN_TURN})
-"""A process runs, or is being started, and nobody has asked it to end."""
+"""Phases in which a process runs or starts and was not asked to end."""
 
 
 class BadMove(ValueError):
-    """A move that the table does not have; the text names event, move and state."""
+    """The table does not have this move. The text names the event, the move and the phase."""
 
 
 class Draft:
-    """The one mutable thing: the step while it is decided."""
+    """The step while it is decided. It is the only mutable object of the machine."""
 
     def __init__(self, agent: Agent, event: object) -> None:
         self.agent = agent
@@ -53,32 +53,36 @@ class Draft:
         self._event = type(event).__name__
 
     def set(self, **changes: Any) -> None:
-        """Changes fields of the agent; never its phase."""
+        """Change fields of the agent, but never its phase."""
         self.agent = replace(self.agent, **changes)
 
     def turn(self, **changes: Any) -> None:
-        """Changes fields of the open turn, if there is one."""
+        """Change fields of the open turn, if there is one."""
         if self.agent.turn is not None:
             self.set(turn=replace(self.agent.turn, **changes))
 
     def go(self, move: Move, why: str = "") -> None:
-        """Makes a move of the table. Raises BadMove."""
+        """Make a move of the table.
+
+        Raises:
+            BadMove: the table does not have this move from the present phase.
+        """
         after = MOVES[self.agent.phase].get(move)
         if after is None:
             raise BadMove(f"agent: {self._event}: {move.value}, in {self.agent.phase.value} {self.agent.why}".rstrip())
         self.agent = replace(self.agent, phase=after, why=why)
 
     def note(self, event: str, **data: Any) -> None:
-        """A ledger entry."""
+        """Add a ledger entry."""
         self.out.append(st.Note(event, data))
 
     def ask(self, what: str, encode: Callable[[str], bytes]) -> None:
-        """A control request; what was fenced before it no longer is."""
+        """Write a control request. It invalidates an earlier fence."""
         self.set(count=self.agent.count + 1, fenced=False)
         self.set(requests={**self.agent.requests, self.last_request: what})
         self.out.append(st.Write(what, encode(self.last_request)))
 
     @property
     def last_request(self) -> str:
-        """The id of the control request that was written last."""
+        """The id of the latest control request."""
         return f"r{self.agent.count}"

@@ -1,4 +1,4 @@
-"""sessionctl's commands that look at sessions and do what operators do there."""
+"""sessionctl's commands for sessions: look at them, ask a question, release a lease."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from sessiond.client import AgentEvent, Client, SessiondError, connect
 
 Run = Callable[[Client, argparse.Namespace], int]
 Commands = Any
-"""argparse's action that makes subcommands."""
+"""argparse's action that creates subcommands."""
 
 
 def _with_client(run: Run) -> Callable[[argparse.Namespace], int]:
@@ -33,40 +33,43 @@ def _own_key() -> str | None:
 
 
 def add_commands(commands: Commands) -> None:
-    """Adds the subcommands; each sets `run`, from the parsed options to the exit status. They raise SessiondError."""
+    """Add the subcommands.
+
+    Each sets `run`, a function from the parsed options to the exit status. It raises SessiondError.
+    """
 
     def command(name: str, run: Run, what: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
-        made.set_defaults(run=_with_client(run))
-        made.add_argument("--json", action="store_true", help="print JSON")
-        made.add_argument("--url", help="sessiond's url (SESSIOND_URL)")
-        made.add_argument("--key", help="the key (SESSIOND_KEY, else .state/keys.d/admin)")
-        return made
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+        parser.set_defaults(run=_with_client(run))
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_argument("--url", help="sessiond's URL (default: SESSIOND_URL)")
+        parser.add_argument("--key", help="the API key (default: SESSIOND_KEY, otherwise .state/keys.d/admin)")
+        return parser
 
-    status = command("status", _status, "who holds, how many wait, the agent's state")
-    status.add_argument("session", nargs="?", metavar="owner/repo")
-    queue = command("queue", _queue, "who waits, in order and why")
+    status = command("status", _status, "show the holder, the number of waiting tickets and the agent's state")
+    status.add_argument("session", nargs="?", metavar="owner/repo", help="one session (default: all)")
+    queue = command("queue", _queue, "show the waiting tickets in order, and why each waits")
     queue.add_argument("session", metavar="owner/repo")
-    ledger = command("ledger", _ledger, "the record of every step")
+    ledger = command("ledger", _ledger, "print the ledger, the record of every step")
     ledger.add_argument("session", metavar="owner/repo")
-    ledger.add_argument("--follow", action="store_true", help="go on with what comes")
-    ledger.add_argument("--after", help="begin behind this entry")
-    verify = command("verify", _verify, "whether a ledger keeps the rules")
-    whose = verify.add_mutually_exclusive_group(required=True)
-    whose.add_argument("session", nargs="?", metavar="owner/repo")
-    whose.add_argument("--file", help="JSON lines, as `ledger --json` prints them; - for stdin")
-    ask = command("ask", _ask, "one turn as a handler; prints the answer")
+    ledger.add_argument("--follow", action="store_true", help="continue with new entries")
+    ledger.add_argument("--after", help="start after the entry with this id")
+    check = command("verify", _verify, "check a ledger for broken invariants")
+    source = check.add_mutually_exclusive_group(required=True)
+    source.add_argument("session", nargs="?", metavar="owner/repo")
+    source.add_argument("--file", help="a file of JSON lines, as `ledger --json` prints them; - reads stdin")
+    ask = command("ask", _ask, "run one turn and print the answer")
     ask.add_argument("session", metavar="owner/repo")
     ask.add_argument("prompt")
-    ask.add_argument("--kind", choices=("handler", "worker"), default="handler")
-    ask.add_argument("--priority", type=int, choices=range(10), metavar="0-9")
-    ask.add_argument("--model")
+    ask.add_argument("--kind", choices=("handler", "worker"), default="handler", help="kind of the ticket")
+    ask.add_argument("--priority", type=int, choices=range(10), metavar="0-9", help="0 is the most urgent")
+    ask.add_argument("--model", help="model of this turn")
     ask.add_argument("--timeout", type=float, help="seconds to wait for the lease")
-    release = command("release", _release, "ends the living lease")
+    release = command("release", _release, "end the present lease without asking its holder")
     release.add_argument("session", metavar="owner/repo")
-    release.add_argument("--force", action="store_true", required=True, help="needed: the holder is not asked")
-    release.add_argument("--reason", required=True)
-    release.add_argument("--fence", type=int, help="which lease; default: the one that lives now")
+    release.add_argument("--force", action="store_true", required=True, help="required: the holder is not asked")
+    release.add_argument("--reason", required=True, help="recorded in the ledger")
+    release.add_argument("--fence", type=int, help="fence of the lease to end (default: the present lease)")
 
 
 def _dump(value: object) -> None:
@@ -79,13 +82,13 @@ def _status(client: Client, options: argparse.Namespace) -> int:
         _dump(views[0] if options.session else views)
         return 0
     for view in views:
-        print(_line(view))
+        print(_status_line(view))
     if not views:
         print("no sessions yet")
     return 0
 
 
-def _line(view: Mapping[str, Any]) -> str:
+def _status_line(view: Mapping[str, Any]) -> str:
     holder, draining, agent = view["holder"], view["draining"], view["agent"]
     lock = "free"
     if holder:
@@ -107,12 +110,12 @@ def _queue(client: Client, options: argparse.Namespace) -> int:
         place = f"{ticket['position']:>3} {ticket['kind']:<7} p{ticket['priority']:<2}"
         print(place, ticket["id"], " ".join(marks) + ":", why)
     if not queue:
-        print("nobody waits")
+        print("no tickets in the queue")
     return 0
 
 
 def _ledger(client: Client, options: argparse.Namespace) -> int:
-    entries = client.follow_ledger(options.session, options.after) if options.follow else _all(client, options)
+    entries = client.follow_ledger(options.session, options.after) if options.follow else _entries(client, options)
     for entry in entries:
         if options.json:
             _dump(entry)
@@ -124,17 +127,17 @@ def _ledger(client: Client, options: argparse.Namespace) -> int:
                 entry["at"],
                 f"v{entry['version']}",
                 entry["event"],
-                *(f"{k}={_word(v)}" for k, v in rest.items()),
+                *(f"{k}={_as_text(v)}" for k, v in rest.items()),
                 flush=True,
             )
     return 0
 
 
-def _word(value: object) -> str:
+def _as_text(value: object) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
-def _all(client: Client, options: argparse.Namespace) -> Any:
+def _entries(client: Client, options: argparse.Namespace) -> Any:
     after = options.after
     while entries := client.ledger(options.session, after):
         yield from entries
@@ -142,10 +145,10 @@ def _all(client: Client, options: argparse.Namespace) -> Any:
 
 
 def _verify(client: Client, options: argparse.Namespace) -> int:
-    """0 clean, 1 rules were broken, 2 whatever kept it from reading all."""
+    """Return 0 if no invariant is broken, 1 if one is, 2 if the ledger cannot be read to its end."""
     try:
-        saved, session = options.file, options.session
-        entries = verify.of_session(client, session) if saved is None else verify.of_file(saved)
+        file, session = options.file, options.session
+        entries = verify.of_session(client, session) if file is None else verify.of_file(file)
         return verify.run(entries, options.json)
     except (verify.BadInput, SessiondError) as error:
         print(f"sessionctl: {error}", file=sys.stderr)
@@ -172,7 +175,7 @@ def _ask(client: Client, options: argparse.Namespace) -> int:
             }
         )
     if not result.completed:
-        print(f"sessionctl: the turn is {result.outcome}: {result.reason or 'no reason given'}", file=sys.stderr)
+        print(f"sessionctl: the turn ended as {result.outcome}: {result.reason or 'no reason given'}", file=sys.stderr)
     return 0 if result.completed else 1
 
 
@@ -180,11 +183,11 @@ def _release(client: Client, options: argparse.Namespace) -> int:
     fence = options.fence
     if fence is None:
         view = client.view(options.session)
-        living = view["holder"] or view["draining"]
-        if not living:
-            print("sessionctl: no lease lives", file=sys.stderr)
+        lease = view["holder"] or view["draining"]
+        if not lease:
+            print(f"sessionctl: {options.session} has no lease to end", file=sys.stderr)
             return 1
-        fence = living["fence"]
+        fence = lease["fence"]
     client.force_release(options.session, fence, options.reason)
     if options.json:
         _dump({"released": fence})

@@ -1,4 +1,4 @@
-"""What `sessionctl verify` reads and says: a ledger, entry by entry, from a session or from JSON lines."""
+"""`sessionctl verify`: check the ledger of a session, or a ledger of JSON lines, entry by entry."""
 
 import os
 import sys
@@ -11,17 +11,22 @@ from sessiond.client import Client
 from sessiond.verify import Reader, Report, Unreadable
 
 Entries = Iterator[tuple[str, Any]]
-"""Where each entry is from, and the entry."""
+"""Pairs of an entry's position, for error messages, and the entry."""
 COUNTS: Final = ("entries", "handoffs", "inversions", "misorders", "preemptions")
-TOLD_EVERY: Final = 1000
+REPORT_EVERY: Final = 1000
+"""Entries after which the reader's report is taken, so that it does not grow with the ledger."""
 
 
 class BadInput(Exception):
-    """What was to be read is no ledger; the text says where and why, in one line."""
+    """The input is not a ledger. The text says where and why, in one line."""
 
 
 def of_session(client: Client, session: str) -> Entries:
-    """A session's ledger, page by page. Raises SessiondError."""
+    """Yield the entries of a session's ledger, page by page.
+
+    Raises:
+        SessiondError: sessiond refused the request or did not answer.
+    """
     after = None
     while page := client.ledger(session, after):
         for entry in page:
@@ -30,7 +35,11 @@ def of_session(client: Client, session: str) -> Entries:
 
 
 def of_file(path: str) -> Entries:
-    """JSON lines, of this file or (`-`) stdin. Raises BadInput."""
+    """Yield the entries of a file of JSON lines, or of stdin for `-`.
+
+    Raises:
+        BadInput: the file cannot be read, or a line is not JSON.
+    """
     try:
         if path == "-":
             yield from _lines(sys.stdin.buffer)
@@ -51,13 +60,16 @@ def _lines(file: BinaryIO) -> Entries:
 
 
 def judge(entries: Entries, show: Callable[[Report], None]) -> tuple[dict[str, int], int]:
-    """Reads all of it; `show` gets what is found as it is found. Returns the counts, and how many rules were broken.
+    """Check all entries. Return the counts and the number of violations.
 
-    Raises BadInput where reading ends too early; what was found before was shown.
+    `show` gets each report as soon as it has violations.
+
+    Raises:
+        BadInput: an entry is malformed, or no entry is a snapshot. `show` got everything found before.
     """
     reader, counts, broken, skipped = Reader(), dict.fromkeys(COUNTS, 0), 0, 0
 
-    def tell() -> None:
+    def report() -> None:
         nonlocal broken
         found = reader.take()
         for name in COUNTS:
@@ -71,49 +83,54 @@ def judge(entries: Entries, show: Callable[[Report], None]) -> tuple[dict[str, i
         except Unreadable as error:
             raise BadInput(f"{where}: {error}") from error
         finally:
-            if reader.report.violations or reader.report.entries >= TOLD_EVERY:
-                tell()
+            if reader.report.violations or reader.report.entries >= REPORT_EVERY:
+                report()
         skipped += not reader.known
     reader.step_over()
-    tell()
+    report()
     if skipped and not reader.known:
-        raise BadInput(f"none of {skipped} entries is a snapshot, from which a ledger can be read")
+        raise BadInput(f"none of {skipped} entries is a snapshot; the check can only start at a snapshot")
     return counts, broken
 
 
 class Printer:
-    """Says it on stdout; goes on without when nobody reads that any more."""
+    """Prints reports to stdout. Prints nothing more after the reader of stdout has closed it."""
 
     def __init__(self, as_json: bool) -> None:
         self._json, self._open = as_json, True
 
     def found(self, report: Report) -> None:
-        """One line a violation: entry, invariant, text."""
+        """Print one line for each violation: entry, invariant, text."""
         for invariant, entry, text in report.violations:
-            told = {"entry": entry, "invariant": invariant, "text": text}
-            self._line(told, _plain(f"{entry} {invariant} {text}"))
+            record = {"entry": entry, "invariant": invariant, "text": text}
+            self._line(record, _one_line(f"{entry} {invariant} {text}"))
 
     def counts(self, counts: Mapping[str, int]) -> None:
-        """The closing line."""
+        """Print the closing line."""
         self._line(counts, ", ".join(f"{number} {name}" for name, number in counts.items()))
 
-    def _line(self, told: object, text: str) -> None:
+    def _line(self, record: object, text: str) -> None:
         if not self._open:
             return
         try:
-            print(orjson.dumps(told).decode() if self._json else text, flush=True)
+            print(orjson.dumps(record).decode() if self._json else text, flush=True)
         except BrokenPipeError:
             self._open = False
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _plain(text: str) -> str:
-    """On one line, whatever a ledger's names have in them."""
+def _one_line(text: str) -> str:
+    """Escape control characters, so that the text stays on one line whatever names the ledger has."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def run(entries: Entries, as_json: bool) -> int:
-    """Exit status: 0 clean, 1 rules were broken. Raises BadInput, and what reading raises."""
+    """Check the entries and print the result. Return the exit status: 0 if no invariant is broken, otherwise 1.
+
+    Raises:
+        BadInput: the input is not a ledger.
+        SessiondError: from the iteration over `entries`.
+    """
     printer = Printer(as_json)
     counts, broken = judge(entries, printer.found)
     printer.counts(counts)

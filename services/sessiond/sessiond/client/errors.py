@@ -1,33 +1,33 @@
-"""What can go wrong, as the caller sees it. Every exception of this package is a `SessiondError`."""
+"""The client's exceptions. Each is a `SessiondError`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 class SessiondError(Exception):
-    """Base of everything that `sessiond.client` raises on its own account."""
+    """Base of the exceptions that `sessiond.client` raises."""
 
 
 class BadName(SessiondError, ValueError):
-    """A session name that is not `owner/repo`, or an argument no server would take."""
+    """A session name is not `owner/repo`, or a URL is not an HTTP URL."""
 
 
 class NestedSessions(SessiondError):
-    """A lease of a second session was asked for inside the lease of another.
+    """A lease of a second session was requested inside the lease of another one.
 
-    Two holders that take two sessions in different orders would wait for each other for ever.
+    Two holders that take two sessions in different orders would deadlock.
     """
 
 
 class Timeout(SessiondError, TimeoutError):
-    """The lease was not granted within the `timeout` the caller gave."""
+    """The lease was not granted within the caller's `timeout`."""
 
 
 class ProblemError(SessiondError):
     """The server refused the request (RFC 9457).
 
-    `type` is the stable slug (`bad-request`, `turn-open`, …), `status` the HTTP status, `detail` one
-    sentence for people, `extra` the problem's other members.
+    `type` is the stable slug (`bad-request`, `turn-open`, …), `status` is the HTTP status, `detail` is one
+    sentence for people, `extra` has the problem's other members.
     """
 
     def __init__(self, type: str, status: int, detail: str, extra: Mapping[str, Any] | None = None) -> None:
@@ -39,14 +39,14 @@ class ProblemError(SessiondError):
 
 
 class Superseded(ProblemError):
-    """Another run waits on this ticket, or did: this one has lost it for good."""
+    """Another run has waited on this ticket since. This run has lost the ticket for good."""
 
     def __init__(self, detail: str = "another run has taken this ticket over") -> None:
         super().__init__("superseded", 409, detail)
 
 
 class TicketEnded(ProblemError):
-    """The ticket is over: `reason` is released, withdrawn, hold-limit, forced, lost-thrice or too-old."""
+    """The ticket has ended. `reason` is released, withdrawn, hold-limit, forced, lost-thrice or too-old."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__("ticket-ended", 410, detail or f"the ticket has ended: {reason}", {"reason": reason})
@@ -54,10 +54,10 @@ class TicketEnded(ProblemError):
 
 
 class LeaseLost(ProblemError):
-    """The lease is gone: `reason` is unclaimed, preempted, expired, hold-limit, forced or withdrawn.
+    """The lease is lost. `reason` is unclaimed, preempted, expired, hold-limit, forced or withdrawn.
 
-    `released` is the reason when the caller itself gave it back, `unknown` when the service knows of no such lease
-    (403: lost longer ago than it remembers, or Redis came back from before the grant).
+    `released` means that the caller itself released it. `unknown` (HTTP 403) means that the service has no record
+    of the lease: the record has expired, or Redis lost the grant.
     """
 
     def __init__(self, reason: str, detail: str = "", status: int = 409) -> None:
@@ -66,18 +66,18 @@ class LeaseLost(ProblemError):
 
 
 class LeaseSuspended(SessiondError):
-    """Nobody can tell whether the lease still stands: its last sure renewal is a `lease_ttl` ago."""
+    """The lease may be lost: its last confirmed renewal is longer than `lease_ttl` ago."""
 
     def __init__(self) -> None:
-        super().__init__("the lease could not be renewed in time; whether it still stands is not known")
+        super().__init__("the lease could not be renewed in time; it is unknown whether it is still held")
 
 
 class Unavailable(SessiondError):
-    """No answer, or a 503.
+    """The server did not answer, or answered 502, 503 or 504.
 
-    `type` is the problem's slug (`redis-away`, `stopping`, `agent-broken`, …) or `unreachable` when
-    nothing answered; `status` is None then. `retry_after` is in seconds, where the server named a time.
-    `sent` is False when the request surely never reached a server.
+    `type` is the problem's slug (`redis-away`, `stopping`, `agent-broken`, …), or `unreachable` when there was no
+    answer; `status` is None then. `retry_after` is in seconds, if the server sent it. `sent` is False if the
+    request certainly did not reach a server.
     """
 
     def __init__(
@@ -86,7 +86,6 @@ class Unavailable(SessiondError):
         detail: str,
         *,
         status: int | None = None,
-        retry_after: float | None = None,
         sent: bool = True,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
@@ -94,20 +93,20 @@ class Unavailable(SessiondError):
         self.type = type
         self.detail = detail
         self.status = status
-        self.retry_after = retry_after
+        self.retry_after: float | None = None
         self.sent = sent
         self.extra: Mapping[str, Any] = dict(extra or {})
 
     @property
     def reason(self) -> str:
-        """Why, in one line: the problem's own reason where it has one."""
+        """The problem's `reason` if it has one, otherwise its detail."""
         return str(self.extra.get("reason") or self.detail)
 
 
 class NotOwner(Unavailable):
-    """Two instances in a row said that another one owns the session; `owner_url` is the last hint.
+    """Two instances in a row answered that another one owns the session. `owner_url` is the latest hint.
 
-    Usual while one takes over from another: who has the patience asks again.
+    This happens while one instance takes over from another. Retry later.
     """
 
     def __init__(self, detail: str, owner_url: str | None) -> None:
@@ -116,7 +115,7 @@ class NotOwner(Unavailable):
 
 
 def from_problem(status: int, body: Mapping[str, Any], retry_after: float | None = None) -> SessiondError:
-    """The exception for an error answer. `body` is its problem document, or empty."""
+    """Return the exception for an error response. `body` is its problem document, or empty."""
     slug = str(body.get("type") or "unknown")
     detail = str(body.get("detail") or body.get("title") or f"HTTP {status}")
     known = {"type", "title", "status", "detail", "instance"}
@@ -124,7 +123,9 @@ def from_problem(status: int, body: Mapping[str, Any], retry_after: float | None
     reason = str(extra.get("reason") or "unknown")
     if status in (502, 503, 504):
         slug = slug if body else "unreachable"
-        return Unavailable(slug, detail, status=status, retry_after=retry_after, extra=extra)
+        failure = Unavailable(slug, detail, status=status, extra=extra)
+        failure.retry_after = retry_after
+        return failure
     if status == 421:
         return NotOwner(detail, extra.get("owner_url"))
     match slug:

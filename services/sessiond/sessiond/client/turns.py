@@ -1,4 +1,4 @@
-"""One turn as its holder reads it: the agent's own lines, then exactly one result."""
+"""One turn on the holder's side: the agent's own lines, then exactly one result."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -7,24 +7,25 @@ from typing import Any, Final
 
 import orjson
 
-from sessiond.client.answers import Stream
 from sessiond.client.errors import SessiondError, Unavailable
-from sessiond.client.patience import Backoff
+from sessiond.client.responses import Stream
+from sessiond.client.retry import Backoff
 from sessiond.client.transport import Transport
 
-LOOK_SECONDS: Final = 0.5
-PATIENCE: Final = 120.0
+POLL_SECONDS: Final = 0.5
+MAX_OUTAGE: Final = 120.0
+"""Seconds for which the server may be unavailable without a break while a turn's result is awaited."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentEvent:
-    """A line of the agent, as it wrote it."""
+    """A line of the agent, unchanged."""
 
     line: Mapping[str, Any]
 
     @property
     def text(self) -> str:
-        """What the assistant says in this line; empty for any other line."""
+        """The assistant's text in this line, empty for any other line."""
         if self.line.get("type") != "assistant":
             return ""
         blocks = (self.line.get("message") or {}).get("content") or []
@@ -33,14 +34,14 @@ class AgentEvent:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """This reader was too slow: so many of the agent's lines are missing. The result is not."""
+    """`lost` agent lines are missing because this reader was too slow. The result is never missing."""
 
     lost: int
 
 
 @dataclass(frozen=True, slots=True)
 class TurnResult:
-    """What became of the turn: `outcome` is completed, cancelled, failed or lost."""
+    """The result of a turn. `outcome` is completed, cancelled, failed or lost."""
 
     turn: str
     outcome: str
@@ -59,7 +60,7 @@ Event = AgentEvent | Gap | TurnResult
 
 
 def result_of(data: Mapping[str, Any], turn: str) -> TurnResult:
-    """From a `result` event, or from `GET /turns/{id}` of a closed turn."""
+    """Return the result from the data of a `result` event, or of `GET /turns/{id}` for a closed turn."""
     return TurnResult(
         turn=str(data.get("turn") or turn),
         outcome=str(data["outcome"]),
@@ -72,16 +73,18 @@ def result_of(data: Mapping[str, Any], turn: str) -> TurnResult:
 
 
 class Turn:
-    """A turn that was accepted. Iterate it once: events, the last of them the TurnResult.
+    """An accepted turn. Iterate over its events once; the last one is the TurnResult.
 
-    A stream that breaks is no end of the turn: what became of it is then asked for until it is closed.
+    A broken stream does not end the turn. This class then polls the turn until it is closed.
     """
 
-    def __init__(self, transport: Transport, session: str, stream: Stream, told: Callable[[TurnResult], None]) -> None:
+    def __init__(
+        self, transport: Transport, session: str, stream: Stream, on_result: Callable[[TurnResult], None]
+    ) -> None:
         self._transport = transport
         self._session = session
         self._stream = stream
-        self._told = told
+        self._on_result = on_result
         self.id = stream.headers.get("Turn-Id", "")
         self._result: TurnResult | None = None
 
@@ -96,8 +99,8 @@ class Turn:
         finally:
             self._stream.close()
         if self._result is None:
-            self._result = self._ask()
-            self._told(self._result)
+            self._result = self._poll()
+            self._on_result(self._result)
             yield self._result
 
     def _events(self) -> Iterator[Event]:
@@ -111,14 +114,14 @@ class Turn:
                 yield Gap(int(data["lost"]))
             elif event.event == "result":
                 self._result = result_of(data, self.id)
-                self._told(self._result)
+                self._on_result(self._result)
                 yield self._result
                 return
 
-    def _ask(self) -> TurnResult:
+    def _poll(self) -> TurnResult:
         if not self.id:
             raise Unavailable("unreachable", "the turn's stream broke before its id was known")
-        backoff = Backoff(PATIENCE)
+        backoff = Backoff(MAX_OUTAGE)
         while True:
             try:
                 body = self._transport.call("GET", f"/turns/{self.id}", session=self._session).body
@@ -128,10 +131,14 @@ class Turn:
             backoff.reset()
             if body.get("state") == "closed":
                 return result_of(body, self.id)
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def result(self) -> TurnResult:
-        """Reads the turn to its end. Raises SessiondError when it cannot be known what became of it."""
+        """Read the turn to its end and return its result.
+
+        Raises:
+            SessiondError: the result cannot be found out.
+        """
         for _ in self:
             pass
         if self._result is None:

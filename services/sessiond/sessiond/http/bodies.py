@@ -147,7 +147,7 @@ def _requirement(member: Mapping[str, Any]) -> str:
         case {"type": "integer", "minimum": low, "maximum": high}:
             return f"an integer from {low} to {high}"
         case {"type": "number", "minimum": low, "maximum": high}:
-            return f"a number from {low} to {high}"
+            return f"a number from {low:g} to {high:g}"
     return "true or false"
 
 

@@ -1,4 +1,4 @@
-"""What can happen to a lock, what a step does, and why one is refused. Pure values."""
+"""The lock's events, effects and refusals, as immutable values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from sessiond.lock.state import Lock
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """A demand exists: a place is taken, not present."""
+    """Take a place in the queue. The new ticket is not present."""
 
     ticket: str
     kind: Kind
@@ -21,7 +21,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A holder waits on a ticket."""
+    """A holder starts to wait on a ticket."""
 
     ticket: str
     holder: str
@@ -29,7 +29,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class WaitOver:
-    """A wait ran its time; its holder may ask again within `poll_grace`."""
+    """A wait reached its time limit. Its holder stays present for `poll_grace`."""
 
     ticket: str
     holder: str
@@ -37,29 +37,29 @@ class WaitOver:
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
-    """A waiting holder's connection closed: its presence ends at once."""
+    """A waiting holder closed its connection. Its presence ends at once."""
 
     ticket: str
     holder: str
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """The holder's first renew (a turn claims too)."""
+class ConfirmGrant:
+    """The holder confirms its grant by its first renew or turn."""
 
     fence: int
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The holder is done; the ticket ends."""
+    """The holder gives its lease back. The ticket ends."""
 
     fence: int
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A release with a lost lease's secret: the ticket ends unless another holder waited on it since."""
+    """The holder of a lost lease releases it. The ticket ends unless another holder has waited on it since."""
 
     ticket: str
     holder: str
@@ -67,7 +67,7 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """The demand is gone (holder None), or its current holder gives it up."""
+    """Withdraw the demand (`holder` is None), or end the ticket for its current holder."""
 
     ticket: str
     holder: str | None = None
@@ -75,7 +75,7 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class ForceRelease:
-    """An operator ends the lease with this fence, in every state, once."""
+    """An operator ends the lease with this fence, held or draining. Each lease can be forced once."""
 
     fence: int
 
@@ -93,21 +93,21 @@ class AcceptTurn:
 
 @dataclass(frozen=True, slots=True)
 class TurnClosed:
-    """The open turn is closed: nothing of it can still come."""
+    """The open turn is closed: it can produce nothing more."""
 
     turn: str
 
 
 @dataclass(frozen=True, slots=True)
 class TasksChanged:
-    """Whether background tasks of the agent run."""
+    """The agent's background tasks started (`running`) or all ended."""
 
     running: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """The agent's whole tree is gone, and with it whatever was open."""
+    """The agent's whole process tree is gone. Nothing is open any more."""
 
 
 # ---- events: timers --------------------------------------------------------------------------
@@ -115,31 +115,31 @@ class Reaped:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A timer of `machine.timers` ran out."""
+    """A timer of `queries.timers` expired."""
 
     timer: "Timer"
 
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """A deadline that the state asks for; it runs from the step at which it first appears."""
+    """A deadline that a state asks for. It runs from the step that first asks for it."""
 
     name: str
     subject: str
 
 
 Event = (
-    Take | Wait | WaitOver | HangUp | Claim | Release | GiveUp | Withdraw | ForceRelease
+    Take | Wait | WaitOver | HangUp | ConfirmGrant | Release | GiveUp | Withdraw | ForceRelease
     | AcceptTurn | TurnClosed | TasksChanged | Reaped | Due
 )  # fmt: skip
 
 
-# ---- effects: what the owner loop does once the step is committed ----------------------------
+# ---- effects: what the owner loop does after the step is committed ---------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Tell `holder`, who waits on `ticket`. `skipped` were passed over or lapsed."""
+    """Answer `holder`, which waits on `ticket`. `skipped` tickets were passed over or have lapsed."""
 
     ticket: str
     holder: str
@@ -159,7 +159,7 @@ class LeaseOver:
 
 @dataclass(frozen=True, slots=True)
 class TicketOver:
-    """The ticket ended; whoever waits on it is told."""
+    """The ticket ended. Answer the holder that waits on it."""
 
     ticket: str
     reason: TicketEnd
@@ -167,35 +167,27 @@ class TicketOver:
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """Another holder's wait superseded this one's."""
+    """Another holder's wait superseded this holder."""
 
     ticket: str
     holder: str
 
 
 @dataclass(frozen=True, slots=True)
-class StartDrain:
-    """What is open must be closed: cancel the turn, stop the tasks."""
-
-    fence: int
-    why: LeaseEnd
-
-
-@dataclass(frozen=True, slots=True)
 class RecoverNow:
-    """A forced drain waits no longer: stop the agent."""
+    """An operator forced this drain: stop the agent now."""
 
     fence: int
 
 
-Effect = Granted | LeaseOver | TicketOver | Displaced | StartDrain | RecoverNow
+Effect = Granted | LeaseOver | TicketOver | Displaced | RecoverNow
 Entry = tuple[str, dict[str, Any]]
-"""A ledger entry: its event's name and data."""
+"""A ledger entry: the event's name and its data."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One decision: the state after it, what the ledger says, and what to do when committed."""
+class Decision:
+    """One decision: the next state, its ledger entries, and the effects to run after the commit."""
 
     lock: Lock
     ledger: tuple[Entry, ...] = ()
@@ -206,23 +198,23 @@ class Step:
 
 
 class Refused(Exception):
-    """The event is not allowed now; the lock is unchanged. Each subclass is one HTTP problem."""
+    """The event is not allowed now. The lock is unchanged. Each subclass maps to one HTTP problem."""
 
 
 class NoTicket(Refused):
-    """No such ticket lives."""
+    """No ticket has this id."""
 
 
 class Superseded(Refused):
-    """Another holder's wait displaced this holder, for good (rule 9)."""
+    """Another holder's wait has displaced this holder for good (rule 9)."""
 
 
 class KindMismatch(Refused):
-    """The key's ticket is of the other kind."""
+    """The ticket with this key has the other kind."""
 
 
 class NotHeld(Refused):
-    """No lease lives (or drains, for a force-release) under this fence."""
+    """No lease has this fence. (A force-release also accepts the fence of a drain.)"""
 
 
 class TurnOpen(Refused):
@@ -230,7 +222,7 @@ class TurnOpen(Refused):
 
 
 class InvariantBroken(Exception):
-    """A step would break an invariant; `name` is its name in docs/architecture.md."""
+    """The step would break an invariant. `name` is the invariant's name in docs/architecture.md."""
 
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}")

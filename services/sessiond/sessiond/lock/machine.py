@@ -1,14 +1,15 @@
-"""The lock's machine: `decide(lock, event)` gives the step.
+"""The lock's state machine: `decide(lock, event)` returns the step.
 
-Two rules make this file. First: it decides and does nothing else; no clock, no I/O. Time comes
-as `Due(timer)`, for the timers that the state itself asks for (`reading.timers`), so that an explorer
-can let any of them run out at any moment. Second: every step ends in `_settle`, which holds the level rules
-(preemption, head first, no free lock while somebody can have it); no event grants by itself.
+The machine only decides. It reads no clock and does no I/O. Time arrives as `Due(timer)` for a timer
+that the state asks for (`queries.timers`), so an explorer can expire any timer at any moment.
+
+Every step ends in `_settle`. It applies the rules that depend on the state alone: preemption, head first,
+and no free lock while a ticket can be granted. No event handler grants by itself.
 
     FREE --grant--> HELD --end, nothing open--> FREE (or HELD by the next, in the same step)
                       +----end, something open--> DRAINING --closed or reaped--> FREE | HELD
 
-Rule numbers name the list under "The queue" in docs/architecture.md.
+Rule numbers refer to "The queue" in docs/architecture.md.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ class Phase(Enum):
 
 
 class Move(Enum):
-    """The only ways between them."""
+    """The transitions between the phases."""
 
     GRANT = "grant"
     END = "end, nothing open"
@@ -61,23 +62,23 @@ TICKET_END: Mapping[LeaseEnd, TicketEnd] = {
     LeaseEnd.FORCED: TicketEnd.FORCED,
     LeaseEnd.WITHDRAWN: TicketEnd.WITHDRAWN,
 }
-"""Lease ends that end the ticket too; the others put it back (rule 7)."""
+"""Lease ends that also end the ticket. The others put it back into the queue (rule 7)."""
 
 LOSSES = frozenset({LeaseEnd.EXPIRED, LeaseEnd.UNCLAIMED})
 
 
 def phase(lock: Lock) -> Phase:
-    """Which of the three states this is."""
+    """Return the phase of this state."""
     if lock.lease is not None:
         return Phase.HELD
     return Phase.DRAINING if lock.drain is not None else Phase.FREE
 
 
-# ---- a step in the making --------------------------------------------------------------------
+# ---- the draft of a step ---------------------------------------------------------------------
 
 
 class _Draft:
-    """The one mutable thing here: the step while it is decided."""
+    """The step while it is decided. It is the only mutable object of this module."""
 
     def __init__(self, lock: Lock) -> None:
         self.lock = lock
@@ -108,15 +109,17 @@ class _Draft:
         except KeyError:
             raise ev.NoTicket(ticket) from None
 
-    def step(self) -> ev.Step:
-        return ev.Step(self.lock, tuple(self.ledger), tuple(self.effects))
+    def step(self) -> ev.Decision:
+        return ev.Decision(self.lock, tuple(self.ledger), tuple(self.effects))
 
 
-def decide(lock: Lock, event: ev.Event) -> ev.Step:
-    """The step that `event` makes of `lock`.
+def decide(lock: Lock, event: ev.Event) -> ev.Decision:
+    """Return the step that `event` causes in `lock`.
 
-    Raises a subclass of `events.Refused` when the event is not allowed now (nothing changes),
-    `InvariantBroken` when the state itself is wrong, `rules.QueueFull` at the last arrival.
+    Raises:
+        Refused: the event is not allowed now. Nothing changes.
+        InvariantBroken: the state itself is wrong.
+        QueueFull: the session has used its last arrival number.
     """
     draft = _Draft(lock)
     _HANDLERS[type(event)](draft, event)
@@ -159,14 +162,13 @@ def _end_lease(d: _Draft, reason: LeaseEnd) -> None:
     if opened:
         d.move(Move.END_OPEN, lease=None, drain=Drain(lease.fence, lease.ticket, lease.kind, reason))
         d.note("draining", fence=lease.fence, why=reason.value)
-        d.effects.append(ev.StartDrain(lease.fence, reason))
     else:
         d.move(Move.END, lease=None)
     _after_lease(d, d.ticket(lease.ticket), lease, reason)
 
 
 def _after_lease(d: _Draft, ticket: Ticket, lease: Lease, reason: LeaseEnd) -> None:
-    """Rule 7: the ticket ends, or goes back with its old score."""
+    """End the ticket, or put it back with its old score (rule 7)."""
     losses = ticket.losses + 1 if reason in LOSSES else 0
     if reason in TICKET_END:
         d.drop(ticket.id, TICKET_END[reason])
@@ -238,7 +240,7 @@ def _leased(d: _Draft, fence: int) -> Lease:
     return lease
 
 
-def _claim(d: _Draft, e: ev.Claim) -> None:
+def _confirm_grant(d: _Draft, e: ev.ConfirmGrant) -> None:
     lease = _leased(d, e.fence)
     if not lease.claimed:
         d.lock = replace(d.lock, lease=replace(lease, claimed=True))
@@ -267,7 +269,7 @@ def _withdraw(d: _Draft, e: ev.Withdraw) -> None:
     elif e.holder is None or e.holder == lease.holder:
         _end_lease(d, LeaseEnd.WITHDRAWN)
     elif ticket.present:
-        # A second run that gives up ends its own wait; the first run's living lease is not its to end.
+        # The withdrawing holder ends its own wait. Another holder's lease stays.
         _leave(d, ticket)
 
 
@@ -286,7 +288,7 @@ def _accept_turn(d: _Draft, e: ev.AcceptTurn) -> None:
     _leased(d, e.fence)
     if d.lock.turn is not None:
         raise ev.TurnOpen(d.lock.turn)
-    _claim(d, ev.Claim(e.fence))
+    _confirm_grant(d, ev.ConfirmGrant(e.fence))
     d.lock = replace(d.lock, turn=e.turn)
 
 
@@ -319,7 +321,7 @@ def _reaped(d: _Draft, _: ev.Reaped) -> None:
 
 
 def _due(d: _Draft, e: ev.Due) -> None:
-    """A timer that the state no longer asks for is late, not wrong: nothing happens."""
+    """Handle an expired timer. Ignore one that the state no longer asks for: it is late, not wrong."""
     if e.timer in queries.timers(d.lock, Times()):
         _DUE[e.timer.name](d, e.timer.subject)
 
@@ -330,7 +332,7 @@ def _head_wait_over(d: _Draft, subject: str) -> None:
 
 
 def _absence_over(d: _Draft, subject: str) -> None:
-    if d.ticket(subject).present:  # its grace is longer than its absence: what lapses is not present
+    if d.ticket(subject).present:  # `poll_grace` may exceed `absence`; a lapsed ticket is never present
         _leave(d, d.ticket(subject))
     d.put(replace(d.ticket(subject), lapsed=True))
     d.note("lapsed", ticket=subject)
@@ -351,7 +353,7 @@ _HANDLERS: Mapping[type, Callable[[_Draft, Any], None]] = {
     ev.Wait: _wait,
     ev.WaitOver: _wait_over,
     ev.HangUp: _hang_up,
-    ev.Claim: _claim,
+    ev.ConfirmGrant: _confirm_grant,
     ev.Release: _release,
     ev.GiveUp: _give_up,
     ev.Withdraw: _withdraw,
@@ -365,7 +367,7 @@ _HANDLERS: Mapping[type, Callable[[_Draft, Any], None]] = {
 
 
 def restarted(lock: Lock) -> Lock:
-    """The stored lock as a new epoch finds it: presence and passed-over marks forgotten."""
+    """Return the stored lock at the start of a new epoch, without presence and passed-over marks."""
     tickets = {k: replace(t, presence=Presence.ABSENT, passed=False) for k, t in lock.tickets.items()}
     lease = replace(lock.lease, restarts=lock.lease.restarts + 1) if lock.lease else None
     return replace(lock, tickets=tickets, lease=lease)

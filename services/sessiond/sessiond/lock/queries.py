@@ -1,6 +1,6 @@
-"""What a state of the lock says, of itself: who could have it, who is waited for, which deadlines run. Pure.
+"""Questions about a lock's state: who can be granted, which tickets are waited for, which deadlines run.
 
-Rule numbers name the list under "The queue" in docs/architecture.md.
+Pure. Rule numbers refer to "The queue" in docs/architecture.md.
 """
 
 from sessiond.lock import events as ev
@@ -9,17 +9,20 @@ from sessiond.lock.state import Lock, Ticket
 
 
 def handler_waits(lock: Lock) -> bool:
-    """Rule 3: a handler's ticket that has not lapsed is in the queue. The set is the count."""
+    """Return whether a handler's ticket that has not lapsed is in the queue, present or not (rule 3)."""
     return any(t.kind is Kind.HANDLER and not t.lapsed for t in lock.queue)
 
 
 def could_have(lock: Lock, ticket: Ticket) -> bool:
-    """Whether a present ticket could have the lock, the absent ones ahead of it left aside."""
+    """Return whether a present ticket could be granted, if the absent tickets ahead of it are ignored."""
     return ticket.present and (ticket.kind is Kind.HANDLER or not handler_waits(lock))
 
 
 def grantable(lock: Lock) -> tuple[Ticket, frozenset[str]] | None:
-    """Rule 2: the head, and the tickets ahead that were passed over or lapsed; None to wait."""
+    """Return the ticket that may be granted now and the tickets ahead of it that are skipped (rule 2).
+
+    Skipped tickets were passed over or have lapsed. None means that no ticket may be granted yet.
+    """
     skipped: set[str] = set()
     for ticket in lock.queue:
         if ticket.present:
@@ -31,7 +34,10 @@ def grantable(lock: Lock) -> tuple[Ticket, frozenset[str]] | None:
 
 
 def waited_for(lock: Lock) -> list[Ticket]:
-    """Absent tickets whose `head_wait` runs: a present one that could have the free lock is behind."""
+    """Return the absent tickets whose `head_wait` runs.
+
+    It runs only while the lock is free and a present ticket that could be granted is behind them.
+    """
     if not lock.free:
         return []
     queue = lock.queue
@@ -40,7 +46,7 @@ def waited_for(lock: Lock) -> list[Ticket]:
 
 
 def timers(lock: Lock, times: Times) -> dict[ev.Timer, float]:
-    """Every deadline that this state asks for, in seconds from when it first asked."""
+    """Return every deadline that this state asks for, in seconds from the step that first asked for it."""
     found = {ev.Timer("head-wait", t.id): times.head_wait for t in waited_for(lock)}
     handler_holds = lock.lease is not None and lock.lease.kind is Kind.HANDLER
     for t in lock.tickets.values():

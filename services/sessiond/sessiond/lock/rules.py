@@ -1,6 +1,6 @@
-"""The queue's numbers and the rules that need no transition: ranks, scores, times, reasons.
+"""The queue's constants: ranks, scores, times and reasons.
 
-Pure: imports nothing that does I/O and reads no clock. Rule numbers name the list under
+Pure: this module imports nothing that does I/O and reads no clock. Rule numbers refer to
 "The queue" in docs/architecture.md.
 """
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 ARRIVALS: Final = 2**42
-"""`score = rank * ARRIVALS + arrival`; an arrival that reaches it is an error, never a wrap."""
+"""`score = rank * ARRIVALS + arrival`. An arrival that reaches ARRIVALS is an error; it never wraps."""
 
 PRIORITIES: Final = range(10)
 DEFAULT_PRIORITY: Final = 5
@@ -19,14 +19,17 @@ LOSSES_ALLOWED: Final = 3
 
 
 class Kind(StrEnum):
-    """Who waits: a handler (a person waits for the answer) or the worker (a long task)."""
+    """The kind of a ticket: a handler's (a person waits for the answer) or the worker's (a long task)."""
 
     HANDLER = "handler"
     WORKER = "worker"
 
 
 class Presence(StrEnum):
-    """Whether a holder waits on a ticket. GRACE (a wait timed out just now) counts as present."""
+    """Whether a holder waits on a ticket.
+
+    GRACE counts as present: the last wait timed out less than `poll_grace` ago.
+    """
 
     ABSENT = "absent"
     GRACE = "grace"
@@ -34,7 +37,7 @@ class Presence(StrEnum):
 
 
 class LeaseEnd(StrEnum):
-    """Why a lease ended; `LOST` are the reasons of 409 `lease-lost`."""
+    """Why a lease ended. All but RELEASED are reasons of HTTP 409 `lease-lost`."""
 
     RELEASED = "released"
     UNCLAIMED = "unclaimed"
@@ -46,7 +49,7 @@ class LeaseEnd(StrEnum):
 
 
 class TicketEnd(StrEnum):
-    """Why a ticket ended; the reasons of 410 `ticket-ended`."""
+    """Why a ticket ended: the reasons of HTTP 410 `ticket-ended`."""
 
     RELEASED = "released"
     WITHDRAWN = "withdrawn"
@@ -58,7 +61,7 @@ class TicketEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Every deadline of the service, in seconds. All run on the owner's monotonic clock."""
+    """The deadlines of the service, in seconds. They run on the owner's monotonic clock."""
 
     head_wait: float = 2.0
     poll_grace: float = 2.0
@@ -75,37 +78,42 @@ class Times:
     owner_renew: float = 5.0
     owner_doubt: float = 10.0
     long_wait: float = 30.0
-    """A wait for the lock that is logged, and logged again as often: a hang must leave a trace."""
+    """A wait for the lock that lasts this long is logged, and logged again after each such interval."""
 
 
 class QueueFull(ValueError):
-    """The session's queue count reached ARRIVALS."""
+    """The session's arrival count reached ARRIVALS."""
 
 
 def rank_of(kind: Kind, priority: int = DEFAULT_PRIORITY) -> int:
-    """The rank of a ticket: a handler's priority 0-9, or the worker's 30.
+    """Return the rank of a ticket: a handler's priority 0-9, or the worker's 30.
 
-    Raises ValueError for a priority outside 0-9.
+    Raises:
+        ValueError: the priority is outside 0-9.
     """
     if kind is Kind.WORKER:
         return WORKER_RANK
     if priority not in PRIORITIES:
-        raise ValueError(f"priority must be 0 to 9, not {priority}")
+        raise ValueError(f"priority must be 0 to 9, got {priority}")
     return priority
 
 
 def score_of(rank: int, arrival: int) -> int:
-    """Lowest first. Raises QueueFull when the arrival no longer fits."""
+    """Return the score of a ticket. The queue serves the lowest score first.
+
+    Raises:
+        QueueFull: the arrival does not fit below ARRIVALS.
+    """
     if not 0 < arrival < ARRIVALS:
         raise QueueFull(f"arrival {arrival} does not fit below {ARRIVALS}")
     return rank * ARRIVALS + arrival
 
 
 def priority_of(score: int) -> int:
-    """The rank part of a score."""
+    """Return the rank part of a score."""
     return score // ARRIVALS
 
 
 def first_fence(epoch: int) -> int:
-    """Fences of an epoch lie above this number, so that they grow over epochs too."""
+    """Return the number above which all fences of this epoch lie, so that fences also grow across epochs."""
     return epoch * FENCES_PER_EPOCH

@@ -1,6 +1,6 @@
-"""What the lock is: tickets, the lease, the drain. Immutable values; transitions are in machine.py.
+"""The lock's state: tickets, the lease and the drain, as immutable values.
 
-Pure. `stored` fields survive a restart of the owner; presence and passed-over marks do not.
+Pure. Fields marked `stored` survive a restart of the owner. Presence and passed-over marks do not.
 """
 
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from sessiond.lock.rules import Kind, LeaseEnd, Presence
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A place in the queue, queued or (while its id is the lease's ticket) leased."""
+    """A place in the queue. The ticket is leased while the lease names its id, otherwise queued."""
 
     id: str
     kind: Kind
     score: int
     key: str | None = None
     holder: str | None = None
-    """The one holder whose waits count (rule 9); stored."""
+    """The only holder whose waits count (rule 9). Stored."""
     superseded: frozenset[str] = frozenset()
-    """Holders that another holder's wait displaced, for good; stored."""
+    """Holders that another holder's wait has displaced for good. Stored."""
     presence: Presence = Presence.ABSENT
     passed: bool = False
-    """Passed over, and not present since."""
+    """Whether the ticket was passed over and has not been present since."""
     lapsed: bool = False
-    """A handler's ticket that no longer bars the worker (rule 6); stored."""
+    """Whether this handler's ticket no longer bars the worker (rule 6). Stored."""
     losses: int = 0
-    """Leases in a row lost by expiry or not claimed; stored."""
+    """Leases in a row that expired or were not confirmed in time. Stored."""
 
     @property
     def present(self) -> bool:
@@ -36,7 +36,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The exclusive right to run turns. Its secret is the loop's affair, not the machine's."""
+    """The exclusive right to run turns. The owner loop keeps its secret; the machine does not know it."""
 
     fence: int
     ticket: str
@@ -44,12 +44,12 @@ class Lease:
     holder: str
     claimed: bool = False
     restarts: int = 0
-    """How often an owner's restart let `max_hold` start again (at most once)."""
+    """How many owner restarts this lease has lived through. Only the first restarts `max_hold`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """A lease that has ended while something of it is still open."""
+    """A lease that has ended while its turn or a background task is still open."""
 
     fence: int
     ticket: str
@@ -60,16 +60,16 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """One session's lock. `tickets` holds every ticket that has not ended, by id."""
+    """One session's lock. `tickets` maps ids to the tickets that have not ended."""
 
     arrivals: int = 0
     fence: int = 0
-    """The last fence given."""
+    """The fence of the latest lease."""
     tickets: Mapping[str, Ticket] = field(default_factory=dict)
     lease: Lease | None = None
     drain: Drain | None = None
     turn: str | None = None
-    """The turn that is open: from `turn accepted` until closed or reaped."""
+    """The open turn: from `turn accepted` until it is closed or its agent is reaped."""
     tasks: bool = False
     """Whether background tasks of the agent run."""
 
@@ -83,6 +83,6 @@ class Lock:
 
     @property
     def queue(self) -> tuple[Ticket, ...]:
-        """The tickets in the sorted set, lowest score first: all but the leased one."""
+        """The tickets of the sorted set, lowest score first: all but the leased one."""
         leased = self.lease.ticket if self.lease else None
         return tuple(sorted((t for t in self.tickets.values() if t.id != leased), key=lambda t: t.score))

@@ -1,4 +1,4 @@
-"""What is measured at the moment of a scrape: how each owned session stands. Only here `session` is a label."""
+"""The gauges of each owned session, collected at the moment of a scrape. Only here `session` is a label."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,17 +18,17 @@ DRAINING: Final = 3
 
 
 class Gauges(Collector):
-    """Gauges of the sessions that `running` gives."""
+    """Gauges of the sessions that `running` returns."""
 
     def __init__(self, running: Callable[[], Iterable[Session]]) -> None:
         self._running = running
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is told beforehand: no session is asked before the first scrape."""
+        """Return nothing, so that registration collects no session."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges."""
+        """Yield the gauges."""
         queue = _gauge("sessiond_queue_length", "Tickets in the queue", "session", "kind")
         present = _gauge("sessiond_queue_present", "Tickets in the queue that somebody waits on", "session", "kind")
         oldest = _gauge("sessiond_oldest_wait_seconds", "The longest of the waits that go on", "session", "kind")
@@ -37,16 +37,16 @@ class Gauges(Collector):
         agents = _gauge("sessiond_agents", "Agents of the sessions owned here", "state")
         phases: Counter[Phase] = Counter()
         for session in self._running():
-            lock, waits = session.standing.lock, session.observer.oldest_waits(session.standing.lock)
+            reader = session.reader
+            lock, waits, guard = reader.lock, reader.oldest_waits(), reader.guard
             for kind in Kind:
                 labels = [session.name, kind.value]
                 queue.add_metric(labels, sum(t.kind is kind for t in lock.queue))
                 present.add_metric(labels, sum(t.kind is kind and t.present for t in lock.queue))
                 oldest.add_metric(labels, waits[kind])
             holder.add_metric([session.name], _holder(lock))
-            guard = session.link.guard
             memory.add_metric([session.name], tree_bytes(int(guard["pid"])) if guard else 0)
-            phases[session.standing.agent.phase] += 1
+            phases[reader.agent.phase] += 1
         for phase in Phase:
             agents.add_metric([phase.value], phases[phase])
         yield from (queue, present, oldest, holder, memory, agents)

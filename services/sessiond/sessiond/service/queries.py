@@ -1,10 +1,11 @@
 """What HTTP may see of a session. Nothing here changes anything.
 
-Views read the loop's state as it stands between two steps. All methods raise problems.Problem.
+Views show the state as of the last committed step. All methods raise problems.Problem.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 import gevent
@@ -12,121 +13,108 @@ import gevent
 from sessiond.agent.state import Phase
 from sessiond.problems import away, no_ticket, no_turn
 from sessiond.session import views
-from sessiond.session.loop import Session
+from sessiond.session.callers.turn_record import TurnRecord
+from sessiond.session.reader import SessionReader
 from sessiond.session.state import conversation_of
-from sessiond.store.store import Away
+from sessiond.store.connection import RedisUnavailable
 
-UNSEEN_POLL: Final = 0.5
+POLL_SECONDS: Final = 0.5
+"""How often an unused session is checked for its first ticket."""
 
 
-class SessionLook:
+class SessionQueries:
     """The reading half of an owned session's HTTP table."""
 
-    def __init__(self, session: Session) -> None:
-        self._s = session
-        self.name = session.name
+    def __init__(self, reader: SessionReader) -> None:
+        self._reader = reader
+        self.name = reader.name
 
     def view(self) -> dict[str, Any]:
-        """Holder, queue in order with why, the agent's state."""
-        s = self._s
-        lock, agent = s.standing.lock, s.standing.agent
+        """Return the holder, the queue in order with reasons, and the agent's state."""
+        reader, lock, agent = self._reader, self._reader.lock, self._reader.agent
         return {
-            "session": s.name,
-            "epoch": s.commits.epoch,
-            "version": s.commits.version,
-            "owner": {"instance": s.settings.instance, "url": s.settings.url},
-            "holder": views.holder_view(lock, s.lease_time.expires_at()),
+            "session": self.name,
+            "epoch": reader.epoch,
+            "version": reader.version,
+            "owner": reader.owner,
+            "holder": views.holder_view(lock, reader.expires_at),
             "draining": lock.drain and {"fence": lock.drain.fence, "why": lock.drain.why.value},
             "queue": self._queue(),
             "turn": lock.turn,
             "agent": {
                 "state": agent.phase.value, "why": agent.why or None, "tasks": sorted(agent.tasks),
-                "pid": (s.link.guard or {}).get("agent_pid"), "conversation": conversation_of(agent),
+                "pid": reader.guard.get("agent_pid"), "conversation": conversation_of(agent),
             },
         }  # fmt: skip
 
-    def ticket(self, ticket: str) -> dict[str, Any]:
-        """One ticket."""
-        self._s.waits.living(ticket)
-        return self._view(ticket)
-
     def _queue(self) -> list[dict[str, Any]]:
-        now = self._s.standing
-        queued = views.Queued(now.lock)
-        return [queued.view(ticket, now.taken.get(ticket.id, "")) for ticket in queued.tickets]
+        queued, taken = views.Queued(self._reader.lock), self._reader.taken
+        return [queued.view(ticket, taken.get(ticket.id, "")) for ticket in queued.tickets]
 
-    def _view(self, ticket: str) -> dict[str, Any]:
-        now = self._s.standing
-        return views.Queued(now.lock).view(now.lock.tickets[ticket], now.taken.get(ticket, ""))
+    def ticket(self, ticket: str) -> dict[str, Any]:
+        """Return one ticket."""
+        self._reader.require_ticket(ticket)
+        return views.ticket_view(self._reader.lock, ticket, self._reader.taken)
 
     def turn(self, turn: str) -> dict[str, Any]:
-        """What became of a turn."""
-        return _turn_view(self._s.turns.find(turn))
+        """Return what became of a turn."""
+        return _turn_view(self._reader.turn(turn))
 
     def turn_by_key(self, key: str) -> dict[str, Any]:
-        """The last attempt under this key."""
-        return _turn_view(self._s.turns.find_key(key))
+        """Return what became of the last attempt under this key."""
+        return _turn_view(self._reader.turn_by_key(key))
 
     def ledger_after(self, after: str | None, count: int) -> list[dict[str, Any]]:
-        """At most `count` entries behind the id `after` (None: from the first)."""
-        try:
-            return self._s.store.ledger(after, count)
-        except Away as error:
-            raise away() from error
+        """Return at most `count` entries behind the id `after` (None: from the first)."""
+        with _redis_away():
+            return self._reader.ledger_after(after, count)
 
     def wait_ledger(self, after: str | None, seconds: float) -> list[dict[str, Any]]:
-        """The same, waiting at most `seconds` for the first."""
-        try:
-            return self._s.store.ledger_wait(after, int(seconds * 1000))
-        except Away as error:
-            raise away() from error
+        """The same, but wait at most `seconds` for the first entry."""
+        with _redis_away():
+            return self._reader.wait_ledger(after, seconds)
 
     def ledger_before(self, before: str | None, count: int) -> list[dict[str, Any]]:
-        """At most `count` entries before the id `before` (None: from the last), the newest first."""
-        try:
-            return self._s.store.ledger_before(before, count)
-        except Away as error:
-            raise away() from error
+        """Return at most `count` entries before the id `before` (None: from the last), newest first."""
+        with _redis_away():
+            return self._reader.ledger_before(before, count)
 
     # ---- the board ---------------------------------------------------------------------------
 
     def moment(self) -> tuple[object, ...]:
-        """The values that the board shows; another moment has others in their place."""
-        now = self._s.standing
-        return now.lock, now.agent, now.extras
+        """Return the values that the board shows. After a change, other objects are in their place."""
+        return self._reader.moment
 
     def keys(self) -> dict[str, str | None]:
-        """The living tickets' keys."""
-        return {t.id: t.key for t in self._s.standing.lock.tickets.values()}
+        """Return the living tickets' keys."""
+        return {t.id: t.key for t in self._reader.lock.tickets.values()}
 
     def row(self) -> dict[str, Any]:
-        """The session in one line of the board."""
-        now = self._s.standing
-        return views.board_row(self.name, now.lock, self._since(), now.agent.phase.value)
+        """Return the session's line on the board."""
+        reader = self._reader
+        return views.board_row(self.name, reader.lock, reader.granted_at, reader.agent.phase.value)
 
     def detail(self) -> dict[str, Any]:
-        """Who holds since when, who waits and why, the agent's state."""
-        now = self._s.standing
-        agent = {
-            "state": now.agent.phase.value, "why": now.agent.why or None, "tasks": len(now.agent.tasks),
-            "conversation": conversation_of(now.agent),
+        """Return who holds since when, who waits and why, and the agent's state."""
+        reader, agent = self._reader, self._reader.agent
+        shown = {
+            "state": agent.phase.value, "why": agent.why or None, "tasks": len(agent.tasks),
+            "conversation": conversation_of(agent),
         }  # fmt: skip
-        return {"session": self.name, **views.board_lock(now.lock, self._since(), now.taken), "agent": agent}
-
-    def _since(self) -> str | None:
-        extras = self._s.standing.extras
-        return extras.granted_at or None if extras else None
+        lock = views.board_lock(reader.lock, reader.granted_at, reader.taken)
+        return {"session": self.name, **lock, "agent": shown}
 
 
-class Unseen:
-    """A session on which nobody has taken a ticket yet: looking at it does not make it."""
+class UnusedSession:
+    """A session on which nobody has taken a ticket yet. A query does not create it."""
 
-    def __init__(self, name: str, seen: Callable[[], SessionLook | None]) -> None:
+    def __init__(self, name: str, find: Callable[[], SessionQueries | None]) -> None:
+        """`find` returns the session once it exists."""
         self.name = name
-        self._seen = seen
+        self._find = find
 
     def view(self) -> dict[str, Any]:
-        """The view of nothing: epoch and version 0, no owner, nobody waits."""
+        """Return an empty view: epoch and version 0, no owner, nobody waits."""
         agent: dict[str, Any] = {"state": Phase.ASLEEP.value, "why": None, "tasks": []}
         return {
             "session": self.name, "epoch": 0, "version": 0, "owner": None, "holder": None, "draining": None,
@@ -134,32 +122,40 @@ class Unseen:
         }  # fmt: skip
 
     def ticket(self, ticket: str) -> NoReturn:
-        """There is none."""
+        """Raise `not-found`."""
         raise no_ticket()
 
     def turn(self, turn: str) -> NoReturn:
-        """There is none."""
+        """Raise `not-found`."""
         raise no_turn()
 
     def turn_by_key(self, key: str) -> NoReturn:
-        """There is none."""
+        """Raise `not-found`."""
         raise no_turn()
 
     def ledger_after(self, after: str | None, count: int) -> list[dict[str, Any]]:
-        """There are none."""
+        """Return no entries."""
         return []
 
     def wait_ledger(self, after: str | None, seconds: float) -> list[dict[str, Any]]:
-        """Waits at most `seconds` for somebody to take the first ticket, then for the first entry."""
+        """Wait at most `seconds` for the first ticket and its first entry."""
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0:
-            if found := self._seen():
+            if found := self._find():
                 return found.wait_ledger(after, left)
-            gevent.sleep(min(UNSEEN_POLL, left))
+            gevent.sleep(min(POLL_SECONDS, left))
         return []
 
 
-def _turn_view(found: dict[str, Any] | None) -> dict[str, Any]:
+@contextmanager
+def _redis_away() -> Iterator[None]:
+    try:
+        yield
+    except RedisUnavailable as error:
+        raise away() from error
+
+
+def _turn_view(found: TurnRecord | None) -> dict[str, Any]:
     if found is None:
         raise no_turn()
-    return views.turn_view(found)
+    return found.view()

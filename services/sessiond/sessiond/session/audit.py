@@ -1,7 +1,7 @@
-"""Reads what the owner loops wrote into the ledgers, and counts what is against the rules.
+"""Reads what the owner loops wrote into the ledgers, and counts what breaks a rule.
 
-It is no part of a grant: it reads the ledger as anybody can, through verify, which shares no code with the machines.
-One greenlet for all sessions; a session is read only when it has made steps.
+No grant depends on the audit: it reads the ledger like any client, through `verify`, which shares no code with the
+machines. One greenlet serves all sessions; it reads a session only after new steps.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ import gevent
 import structlog
 
 from sessiond import metrics
-from sessiond.store.connection import Away, Broken
+from sessiond.store.connection import Broken, RedisUnavailable
 from sessiond.store.store import Store
 from sessiond.verify import Reader, Unreadable
 
@@ -19,46 +19,46 @@ log = structlog.get_logger("sessiond.audit")
 
 PAUSE: Final = 1.0
 PAGE: Final = 200
-"""Entries between two looks at the other greenlets."""
+"""Entries that are read before other greenlets run."""
 
 
 class Audit:
-    """One session's ledger, followed from where it ended when this is made. Raises store errors."""
+    """Follows one session's ledger, from its end at the time of construction. Raises store errors."""
 
     def __init__(self, name: str, store: Store, version: Callable[[], int]) -> None:
         self._name, self._store, self._version = name, store, version
         self._reader = Reader()
         last = store.ledger_before(None, 1)
         self._after: str | None = last[0]["id"] if last else None
-        self._read: int | None = None
+        self._read_version: int | None = None
 
     def read_on(self) -> None:
-        """Reads and counts what is new. Raises store errors."""
+        """Read and count the new entries. Raises store errors."""
         version = self._version()
-        while version != self._read:
+        while version != self._read_version:
             page = self._store.ledger(self._after, PAGE)
             for entry in page:
-                self._one(entry)
+                self._read(entry)
             if page:
                 self._after = page[-1]["id"]
             if len(page) < PAGE:
-                # The ledger ends here, and only ever with a whole step.
+                # The ledger ends here, and it always ends with a whole step.
                 self._reader.step_over()
-                self._read = version
-            self._tell()
+                self._read_version = version
+            self._report()
             gevent.sleep(0)
 
-    def _one(self, entry: dict[str, object]) -> None:
+    def _read(self, entry: dict[str, object]) -> None:
         try:
             self._reader.read(entry)
         except Unreadable as error:
-            # The next snapshot says again how everything stands.
+            # A new reader starts at the next snapshot, which has the whole state.
             log.error("a ledger entry cannot be read", session=self._name, entry=entry["id"], error=repr(error))
-            self._tell()
+            self._report()
             self._reader = Reader()
         metrics.CHECKED.inc()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         found = self._reader.take()
         metrics.INVERSIONS.inc(found.inversions)
         metrics.MISORDERS.inc(found.misorders)
@@ -75,13 +75,13 @@ class Audited(Protocol):
 
 
 def follow(sessions: Callable[[], Iterable[Audited]]) -> None:
-    """For ever, in a greenlet of its own."""
+    """Read the ledgers of these sessions again and again. Runs in a greenlet of its own and never returns."""
     while True:
         gevent.sleep(PAUSE)
         for session in sessions():
             try:
                 session.audit.read_on()
-            except (Away, Broken) as error:
+            except (RedisUnavailable, Broken) as error:
                 log.warning("the ledger cannot be read", error=str(error))
-            except Exception:  # one session's ledger is not the others'
+            except Exception:  # the other sessions' ledgers are still read
                 log.exception("the ledger cannot be audited")

@@ -6,12 +6,18 @@ from typing import Any, Final
 
 from sessiond_common.fault_points import hold_in
 
-POINTS: Final = ("before-turn", "question")
-"""before-turn: a turn is requested, the loop has not seen it; question: the agent asks for permission and has no
-answer yet (the loop itself goes on)."""
+BEFORE_TURN: Final = "before-turn"
+"""A turn is requested, and the loop has not seen it."""
+QUESTION: Final = "question"
+"""The agent asks for permission and has no answer yet. The loop itself goes on."""
 
 STEP_POINTS: Final = ("decided", "committed", "acted")
 """Of each step: decided, nothing is written; committed, no effect is done; acted, the loop has not gone on."""
+
+
+def hold(directory: Path | None, point: str) -> None:
+    """Hold the calling greenlet at `BEFORE_TURN` or `QUESTION`."""
+    hold_in(directory, point)
 
 
 def hold_step(directory: Path | None, session: str, point: str, ledger: Sequence[tuple[str, Any]]) -> None:

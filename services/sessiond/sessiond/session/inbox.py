@@ -1,50 +1,61 @@
-"""The owner loop's inbox: what requests ask and what the agent says, in the order in which they came.
+"""The inbox of an owner loop: the commands of its callers and the items of its agent, in the order of their arrival.
 
-Request greenlets put calls in and wait; the loop takes them out one by one and answers each once.
+Request greenlets put commands in and wait. The loop takes them out one by one and replies to each once.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
 
-import gevent
 from gevent.event import AsyncResult
 from gevent.queue import Empty, Queue
 
-from sessiond.lock import events as ev
-from sessiond.problems import Problem, away, not_owner, problem_of
-from sessiond.session.agent.link import FromAgent
-from sessiond.session.callers.waiters import Parked
-from sessiond.session.pipeline.commits import NotApplied
-from sessiond.store.store import Deposed
+from sessiond.problems import Problem, away
+from sessiond.session.agent.items import AgentItem
+from sessiond.session.commands import Command, WaiterCommand
+
+R = TypeVar("R")
 
 
-class Answered(Exception):
-    """The caller was told already; the step is dropped."""
+class AlreadyAnswered(Exception):
+    """The caller was answered while Redis was away, so its step is dropped."""
 
 
 @dataclass(slots=True)
-class Call:
-    """A request in the inbox: what to do in the loop, and where its answer goes."""
+class Request(Generic[R]):
+    """A command in the inbox, and its one reply."""
 
-    work: Callable[[], Any]
-    reply: "AsyncResult[Any]"
-    at: float
-    parked: Parked | None = None
-    patient: bool = False
-    """What it asks for must not be asked for twice: once it is being served, it is told what became of it, however
-    long Redis is away, and never just to ask again."""
+    command: Command[R]
+    arrived_at: float
+    """Monotonic seconds."""
+    _reply: "AsyncResult[R]" = field(default_factory=AsyncResult)
+
+    def result(self) -> R:
+        """Wait for the reply and return it.
+
+        Raises:
+            Problem: the command was refused.
+        """
+        return cast("R", self._reply.get())
+
+    @property
+    def answered(self) -> bool:
+        """Whether the command has its reply."""
+        return self._reply.ready()
+
+    def reply(self, answer: R) -> None:
+        """Give the reply."""
+        self._reply.set(answer)
 
     def refuse(self, problem: Exception) -> None:
-        """Answers with an error, once."""
-        if self.parked is not None:
-            self.parked.refuse(problem)
-        if not self.reply.ready():
-            self.reply.set_exception(problem)
+        """Reply with an error; a second reply is dropped."""
+        if isinstance(self.command, WaiterCommand):
+            self.command.waiter.refuse(problem)
+        if not self.answered:
+            self._reply.set_exception(problem)
 
 
-Item = Call | FromAgent | None
+Item = Request[Any] | AgentItem | None
 """None only wakes the loop."""
 
 
@@ -53,95 +64,85 @@ class Inbox:
 
     def __init__(self) -> None:
         self._queue: Queue[Item] = Queue()
-        self._serving: Call | None = None
+        self.serving: Request[Any] | None = None
+        """The request that the loop handles now."""
         self.closed: Problem | None = None
-        """Why nothing is taken any more."""
+        """Why the session takes no commands any more."""
         self.away = False
-        """Redis cannot be reached: nothing is taken until it is back."""
+        """Redis cannot be reached, so no command is taken until it is back."""
+        self.doubted = False
+        """The loop must check whether Redis can be reached."""
 
-    # ---- for request greenlets ---------------------------------------------------------------
+    # ---- for other greenlets -----------------------------------------------------------------
 
-    def ask(self, work: Callable[[], Any], *, patient: bool = False) -> Any:
-        """Runs `work` in the owner loop and returns its answer. Raises Problem."""
-        self.door()
-        return self.post(work, patient=patient).reply.get()
+    def ask(self, command: Command[R]) -> R:
+        """Have the owner loop handle a command and return its reply.
 
-    def door(self) -> None:
-        """Raises Problem while nothing is taken."""
+        Raises:
+            Problem: the session takes no commands now, or refused this one.
+        """
+        self.check_open()
+        return self.post(command).result()
+
+    def check_open(self) -> None:
+        """Check that the session takes commands.
+
+        Raises:
+            Problem: it does not.
+        """
         if self.closed is not None:
             raise self.closed
         if self.away:
             raise away()
 
-    def post(self, work: Callable[[], Any], parked: Parked | None = None, *, patient: bool = False) -> Call:
-        """Has the owner loop run `work`, whatever the door says. Never blocks."""
-        call = Call(work, AsyncResult(), time.monotonic(), parked, patient)
-        self._queue.put(call)
-        return call
+    def post(self, command: Command[R]) -> Request[R]:
+        """Have the owner loop handle a command, also while it takes none from callers. Never blocks."""
+        request = Request(command, time.monotonic())
+        self._queue.put(request)
+        return request
 
-    def put(self, item: FromAgent) -> None:
-        """What comes from the agent. Never blocks."""
+    def put(self, item: AgentItem) -> None:
+        """Add an item of the agent. Never blocks."""
         self._queue.put(item)
 
-    def wake(self) -> None:
-        """Has the loop look around. Never blocks."""
-        self._queue.put(None)
+    def doubt(self) -> None:
+        """Have the loop check Redis: the owner record could not be renewed, or Redis lost writes. Never blocks."""
+        if not self.away:
+            self.doubted = True
+            self._queue.put(None)
+
+    def close(self, problem: Problem) -> None:
+        """Take no commands any more, for this reason; the first reason counts. Never blocks."""
+        if self.closed is None:
+            self.closed = problem
+            self._queue.put(None)
 
     # ---- for the loop ------------------------------------------------------------------------
 
     def take(self, seconds: float) -> Item:
-        """The next item; None too when none came in time."""
+        """Return the next item, or None if none came in time."""
         try:
             return self._queue.get(timeout=max(0.0, seconds))
         except Empty:
             return None
 
     def oldest(self) -> float | None:
-        """When the call came in that has waited longest; None when none waits."""
-        return next((item.at for item in self._queue.queue if isinstance(item, Call)), None)
+        """Return when the request arrived that has waited longest; None if none waits."""
+        return next((item.arrived_at for item in self._queue.queue if isinstance(item, Request)), None)
 
     @property
-    def serving(self) -> bool:
-        """Whether a request's call is being run."""
-        return self._serving is not None
+    def serving_answered(self) -> bool:
+        """Whether the request that is handled now has its reply."""
+        return self.serving is not None and self.serving.answered
 
-    @property
-    def told(self) -> bool:
-        """Whether the call that is run was answered meanwhile."""
-        return self._serving is not None and self._serving.reply.ready()
-
-    def serve(self, call: Call) -> None:
-        """Runs the call and answers it. Raises what no caller can be told: a step that must not be."""
-        self._serving = call
-        try:
-            answer = call.work()
-        except (Answered, NotApplied):
-            call.refuse(self.closed or away())
-        except Problem as problem:
-            call.refuse(problem)
-        except ev.Refused as refused:
-            call.refuse(problem_of(refused))
-        except Deposed as deposed:
-            call.refuse(not_owner(deposed.url))
-            raise
-        except BaseException:
-            call.refuse(Problem("internal", 500, "The owner loop refused the step"))
-            raise
-        else:
-            # The waiter, told inside the step, runs before the releaser.
-            gevent.sleep(0)
-            call.reply.set(answer)
-        finally:
-            self._serving = None
-
-    def refuse_calls(self, problem: Problem) -> None:
-        """Refuses the call that is being run and all that wait here; what the agent said stays."""
-        if self._serving is not None and not self._serving.patient:
-            self._serving.refuse(problem)
-        kept: list[FromAgent] = []
+    def refuse_requests(self, problem: Problem) -> None:
+        """Refuse the request that is handled now and all that wait here; items of the agent stay."""
+        if self.serving is not None and not self.serving.command.patient:
+            self.serving.refuse(problem)
+        kept: list[AgentItem] = []
         while not self._queue.empty():
             item = self._queue.get()
-            if isinstance(item, Call):
+            if isinstance(item, Request):
                 item.refuse(problem)
             elif item is not None:
                 kept.append(item)

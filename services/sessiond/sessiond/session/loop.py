@@ -1,15 +1,12 @@
-"""The owner loop: one greenlet, one inbox a session. It alone decides, commits, then acts, in that order.
+"""The owner loop: one greenlet and one inbox a session. It alone decides, commits and acts, in that order.
 
-Request greenlets only put calls into the inbox and wait. A step is: the machines decide (pure), one
-script commits, then lines are written and callers told. What the commit refuses was never done.
-Here are the loop and its life; its parts are steps.py (a step), waits.py (parked callers),
-agentlines.py (what the agent says), outages.py (Redis away), shutdown.py (the end).
+Other greenlets put commands into the inbox and wait for the replies. This module has the loop and its life; its parts
+are `handlers` (what each command does), `pipeline` (the stages of a step), `outage` and `shutdown`.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Final, TypeVar
 
 import gevent
 import structlog
@@ -18,205 +15,193 @@ from sessiond.agent import state as st
 from sessiond.lock import events as ev
 from sessiond.lock import machine as lock_machine
 from sessiond.lock.rules import first_fence
+from sessiond.lock.state import Lock
 from sessiond.problems import Problem, not_owner
 from sessiond.session import views
-from sessiond.session.agent.events import AgentLines
 from sessiond.session.agent.launch import workdir
-from sessiond.session.agent.link import AgentLink, FromAgent
 from sessiond.session.agent.slots import Slots
 from sessiond.session.audit import Audit
-from sessiond.session.callers.ticket_waits import Waits
-from sessiond.session.callers.turns import TurnBook
-from sessiond.session.callers.waiters import Desk
-from sessiond.session.inbox import Answered, Inbox, Item
-from sessiond.session.outage import Outages
-from sessiond.session.pipeline.commits import Commits, NotApplied
-from sessiond.session.pipeline.effects import Acts
-from sessiond.session.pipeline.persistence import Writes, claim_of
+from sessiond.session.callers.waiters import Waiter
+from sessiond.session.commands import Command, LeaveTicket, WaitTicket
+from sessiond.session.context import SessionContext
+from sessiond.session.handlers.dispatch import HANDLERS, Dispatcher, Handlers
+from sessiond.session.handlers.due_timers import fire_due_timers
+from sessiond.session.inbox import AlreadyAnswered
+from sessiond.session.pipeline.commits import NotApplied
 from sessiond.session.pipeline.plan import Plan
-from sessiond.session.pipeline.step_log import Telling
-from sessiond.session.pipeline.step_reports import Observer
-from sessiond.session.pipeline.steps import Steps
+from sessiond.session.pipeline.runner import Pipeline, do_not_wait
+from sessiond.session.pipeline.step import Step
+from sessiond.session.reader import SessionReader
 from sessiond.session.shutdown import Shutdown
-from sessiond.session.state import LeaseTime, Standing
-from sessiond.session.timers import Deadlines
+from sessiond.session.timers import LONGEST_SLEEP
 from sessiond.settings import Settings
-from sessiond.store.store import Away, Deposed, Store
+from sessiond.store.codec import Stored
+from sessiond.store.connection import RedisUnavailable
+from sessiond.store.ownership import Ownership
+from sessiond.store.store import Deposed, Store
 
 log = structlog.get_logger("sessiond.session")
 
-LONGEST_SLEEP = 1.0
-STALL_SECONDS = LONGEST_SLEEP + 2.0
-"""The loop did not look at its deadlines for so long: the process stood still, wherever in the loop that was."""
-STOP_SECONDS = 8.0
+R = TypeVar("R")
+
+STOP_SECONDS: Final = 8.0
+"""How long `stop` waits for the loop."""
 
 
 class Session:
-    """One session as its owner runs it.
+    """One session as its owner runs it. `reader` shows its state; `ask` and `wait` change it."""
 
-    For request greenlets: `ask`, `doubt`, `sleep_now`, `stop` and the reading of `standing`. What they `ask` runs
-    inside the loop and may use `steps`, `waits`, `turns` and `lease_time`.
-    """
-
-    def __init__(self, name: str, settings: Settings, store: Store, epoch: int, version: int, slots: Slots) -> None:
-        self.name, self.settings, self.store = name, settings, store
-        self.standing = Standing()
-        self.turns = TurnBook(store, self.doubt)
-        self.deadlines = Deadlines()
-        self.lease_time = LeaseTime(self.standing, self.deadlines)
-        self._inbox = Inbox()
-        self._desk = Desk()
-        self.observer = Observer()
-        self.link = AgentLink(name, settings, slots, self, self._inbox.put)
-        writes = Writes(
-            self.standing, self.turns, store, self.lease_time, settings.times.max_hold, lambda: self.link.guard,
-            claim_of(settings),
-        )  # fmt: skip
-        self.commits = Commits(store, epoch, version, writes.everything)
-        self._outages = Outages(name, self._inbox, self._desk, self.commits, self.link, settings.times.owner_doubt)
-        self._acts = Acts(
-            self.standing, self.link, self.turns, self._desk, self.lease_time, self.observer, Telling(name)
-        )  # fmt: skip
-        self.steps = Steps(
-            settings, self.standing, self._inbox, self.turns, self.deadlines, self.lease_time, writes, self.commits,
-            self._outages, self._acts,
-        )  # fmt: skip
-        self.waits = Waits(self.standing, self._inbox, self._desk, self.steps, self.turns)
-        self._lines = AgentLines(
-            settings, self.standing, self._inbox, self.link, self.steps, self.turns, self._fire
-        )  # fmt: skip
-        self._doubted = False
-        self._looked = time.monotonic()
+    def __init__(
+        self, settings: Settings, store: Store, owned: Ownership, slots: Slots, handlers: Handlers = HANDLERS
+    ) -> None:
+        """`owned` is the claim on the session that `store` names. `handlers` may add commands of a test."""
+        self.name, self.settings, self.store = store.name, settings, store
+        self._predecessor = owned.predecessor
+        self._context = SessionContext(settings, store, slots)
+        self.pipeline = Pipeline(self._context, owned)
+        self.reader = SessionReader(self.pipeline)
+        self._dispatcher = Dispatcher(self.pipeline, handlers)
+        self._long_waits_checked_at = time.monotonic()
         self.audit: Audit
         """Set by `start`: it begins where the stored ledger ended then."""
         self._greenlet: gevent.Greenlet[..., None] | None = None
 
-    # ---- from other greenlets ----------------------------------------------------------------
+    # ---- for other greenlets -----------------------------------------------------------------
 
-    def ask(self, work: Callable[[], Any], *, patient: bool = False) -> Any:
-        """Runs `work` in the owner loop and returns its answer. Raises Problem. `patient`: as `Call` has it."""
-        return self._inbox.ask(work, patient=patient)
+    def ask(self, command: Command[R]) -> R:
+        """Have the owner loop handle a command and return its reply.
+
+        Raises:
+            Problem: the command was refused.
+        """
+        return self._context.inbox.ask(command)
+
+    def wait(self, ticket: str, holder: str) -> Waiter:
+        """Make `holder` present on the ticket. The answer comes through the waiter.
+
+        Raises:
+            Problem: the session takes no commands now.
+        """
+        self._context.inbox.check_open()
+        waiter = Waiter(ticket, holder, self._end_wait)
+        self._context.inbox.post(WaitTicket(waiter))
+        return waiter
+
+    def _end_wait(self, waiter: Waiter, hung_up: bool) -> None:
+        self._context.inbox.post(LeaveTicket(waiter, hung_up))
 
     def doubt(self) -> None:
-        """The owner record could not be renewed, or Redis lost writes: the loop shall look after Redis."""
-        if not self._inbox.away:
-            self._doubted = True
-            self._inbox.wake()
+        """Have the loop check Redis: the owner record could not be renewed, or Redis lost writes."""
+        self._context.inbox.doubt()
+
+    def confirm(self, asked: float) -> None:
+        """Record that a call sent at `asked` (monotonic seconds) confirmed our ownership."""
+        self.pipeline.commits.confirm(asked)
+
+    @property
+    def unconfirmed(self) -> float:
+        """Seconds since the moment at which our ownership was last confirmed."""
+        return self.pipeline.commits.unconfirmed
 
     @property
     def closed(self) -> Problem | None:
-        """Why the session takes nothing any more."""
-        return self._inbox.closed
+        """Why the session takes no commands any more."""
+        return self._context.inbox.closed
 
     @property
     def running(self) -> bool:
         """Whether the owner loop runs."""
         return self._greenlet is not None and not self._greenlet.dead
 
-    def may_sleep(self) -> float | None:
-        """Seconds for which the agent has been idle; None while it is needed."""
-        return self.standing.idle_seconds()
-
-    def sleep_now(self) -> None:
-        """Another session needs the slot: the agent is put to sleep if it still is idle."""
-        self._inbox.post(lambda: self.may_sleep() is not None and self.steps.step(st.Stop("sleep")))
-
     # ---- life --------------------------------------------------------------------------------
 
-    def start(self, predecessor: str) -> None:
-        """Loads what is stored and runs the loop. Raises store errors; then nothing runs."""
-        self.audit = Audit(self.name, self.store, lambda: self.commits.version)
+    def start(self) -> None:
+        """Load what is stored and run the loop.
+
+        Raises:
+            StoreError: nothing runs then.
+        """
+        self.audit = Audit(self.name, self.store, lambda: self.pipeline.commits.version)
         try:
-            self._load(predecessor, wait=False)
+            self._load(self._predecessor, at_start=True)
         except NotApplied as error:
-            raise Away("Redis was away as the session was taken over") from error
+            raise RedisUnavailable("Redis was away as the session was taken over") from error
         self._greenlet = gevent.spawn(self._run)
 
     def stop(self, problem: Problem) -> None:
-        """Answers everybody with `problem`, ends the agent, ends the loop; returns when all are gone."""
-        if self._inbox.closed is None:
-            self._inbox.closed = problem
-            self._inbox.wake()
+        """Refuse all callers with `problem`, end the agent and the loop; return when all are gone."""
+        self._context.inbox.close(problem)
         if self._greenlet is not None:
             self._greenlet.join(timeout=STOP_SECONDS)
 
-    def _load(self, predecessor: str, *, wait: bool = True) -> None:
-        """Takes the stored state, as a new epoch finds it, and commits that.
+    def _load(self, predecessor: str, *, at_start: bool = False) -> None:
+        """Take the stored state as a new epoch finds it, and commit that. Raises NotApplied.
 
-        Raises NotApplied; `wait` waits for Redis to be back before.
+        After the start, this waits for Redis to be back.
         """
+        state, link = self._context.state, self._context.link
         stored = self.store.read_state()
-        now, agent = self.standing, stored.agent or {}
-        guards = self.link.predecessors(agent.get("guard"))
-        now.lock, now.extras, now.taken = stored.lock, stored.extras.lease, dict(stored.extras.taken)
+        guards = link.predecessors((stored.agent or {}).get("guard"))
+        lock = self._adopt(stored)
+        if guards or lock.open:
+            state.agent = replace(state.agent, phase=st.Phase.STOPPING, why=st.OWNER_RESTART)
+        link.found(guards)
+        entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
+        plan = Plan(lock, state.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))])
+        self.pipeline.run(Step(plan, begins_epoch=True), do_not_wait if at_start else None)
+        if state.agent.phase is st.Phase.STOPPING:  # only the commit makes sure that they are ours to end
+            link.await_predecessors(guards)
+        # `max_hold` starts again at most once a lease.
+        again = lock.lease is not None and lock.lease.restarts > 1 and state.lease_extras is not None
+        left = state.lease_extras.hold_left if again and state.lease_extras is not None else None
+        self._context.lease_time.restart(None if left is None else max(1.0, left))
+
+    def _adopt(self, stored: Stored) -> Lock:
+        """Make the stored state the present one. Returns the lock with which the new epoch begins."""
+        state, agent = self._context.state, stored.agent or {}
+        state.lock, state.lease_extras, state.taken = stored.lock, stored.extras.lease, dict(stored.extras.taken)
         lock = lock_machine.restarted(stored.lock)
-        lock = replace(lock, fence=max(lock.fence, first_fence(self.commits.epoch)))
-        now.agent = st.Agent(
-            conversation=str(agent.get("conversation") or now.agent.conversation),
+        lock = replace(lock, fence=max(lock.fence, first_fence(self.pipeline.commits.epoch)))
+        state.agent = st.Agent(
+            conversation=str(agent.get("conversation") or state.agent.conversation),
             generation=int(agent.get("generation", 1)),
             known=bool(agent.get("known")),
             cwd=str(workdir(self.settings, self.name)),
             default_model=self.settings.model,
             leased=lock.lease is not None,
         )
-        self.turns.load(stored.open)
-        if guards or lock.open:
-            now.agent = replace(now.agent, phase=st.Phase.STOPPING, why=st.OWNER_RESTART)
-        self.link.found(guards)
-        entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
-        self.steps.commit(
-            Plan(lock, now.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))]), begins=True, wait=wait
-        )
-        if now.agent.phase is st.Phase.STOPPING:  # only now it is sure that they are ours to end
-            self.link.await_predecessors(guards)
-        # `max_hold` starts again at most once a lease.
-        again = lock.lease is not None and lock.lease.restarts > 1 and now.extras is not None
-        left = now.extras.hold_left if again and now.extras is not None else None
-        self.lease_time.restart(None if left is None else max(1.0, left))
+        self._context.turns.load(stored.open)
+        return lock
 
     # ---- the loop ----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._inbox.closed is None:
-            item = self._inbox.take(self.deadlines.until_next(LONGEST_SLEEP))
+        inbox = self._context.inbox
+        while inbox.closed is None:
+            item = inbox.take(self._context.timers.until_next(LONGEST_SLEEP))
             try:
-                self._handle(item)
-                self._fire()
-                self._look_around()
-            except (Answered, NotApplied):
+                if item is not None:
+                    self._dispatcher.serve(item)
+                fire_due_timers(self.pipeline)
+                self._check_long_waits()
+                self._check_redis()
+            except (AlreadyAnswered, NotApplied):
                 continue
             except Deposed as error:
                 log.error("deposed", session=self.name, by=error.url)
-                self._inbox.closed = not_owner(error.url)
+                inbox.closed = not_owner(error.url)
             except Exception as error:
-                self._refused(error)
-        Shutdown(
-            self.name, self._inbox, self._desk, self.link, self.steps, self._lines, self.turns
-        ).run(self._inbox.closed)  # fmt: skip
+                self._recover(error)
+        Shutdown(self._dispatcher).run(inbox.closed)
         self.store.close()
 
-    def _handle(self, item: Item) -> None:
-        if isinstance(item, FromAgent):
-            self._acts.cause = time.monotonic()
-            self._lines.take(item)
-        elif item is not None:
-            self._acts.cause = item.at
-            self._inbox.serve(item)
-
-    def _look_around(self) -> None:
-        """At most once in `LONGEST_SLEEP`: who waits for long; at once: whether Redis still is there, when in doubt."""
-        if time.monotonic() - self._looked >= LONGEST_SLEEP:
-            self._looked = time.monotonic()
-            self._long_waits()
-        if self._doubted:
-            self._doubted = False
-            if not self.commits.reachable():
-                self._outages.wait()
-                self.steps.back()
-
-    def _long_waits(self) -> None:
-        lock = self.standing.lock
-        late = self.observer.long_waits(lock, self.settings.times.long_wait)
+    def _check_long_waits(self) -> None:
+        """Log who waits for long, at most once in `LONGEST_SLEEP`."""
+        if time.monotonic() - self._long_waits_checked_at < LONGEST_SLEEP:
+            return
+        self._long_waits_checked_at = time.monotonic()
+        lock = self._context.state.lock
+        late = self.pipeline.metrics.long_waits(lock, self.settings.times.long_wait)
         if not late:
             return
         queued = views.Queued(lock)
@@ -224,28 +209,26 @@ class Session:
             why = ", ".join(str(one["why"]) for one in queued.ahead(lock.tickets[ticket]))
             log.warning("long lock wait", session=self.name, ticket=ticket, seconds=round(seconds), why=why)
 
-    def _fire(self) -> None:
-        if self.deadlines.unseen() > STALL_SECONDS:
-            log.warning("the owner loop stood still", session=self.name, seconds=round(self.deadlines.unseen(), 1))
-            self.lease_time.restart(self.lease_time.hold_left())
-        for key in self.deadlines.pop_due(lambda key: self._inbox.oldest() if key[0] == "lock" else None):
-            if self.deadlines.left(key) is None:
-                continue  # the step of one before it needs it no more
-            self._acts.cause = time.monotonic()
-            machine, timer = cast("tuple[str, Any]", key)
-            self.steps.step(ev.Due(timer) if machine == "lock" else st.Due(*timer))
+    def _check_redis(self) -> None:
+        """If Redis is in doubt, check it, and wait until it is back."""
+        if self._context.inbox.doubted:
+            self._context.inbox.doubted = False
+            if not self.pipeline.commits.reachable():
+                self.pipeline.wait_for_redis()
+                self.pipeline.return_from_outage()
 
-    def _refused(self, error: Exception) -> None:
-        """A step that must not be: grants stop, the invariant is named, the stored state is taken again."""
+    def _recover(self, error: Exception) -> None:
+        """Recover from a step that must not be: name the invariant, end the agent, and take the stored state again."""
         name = error.name if isinstance(error, ev.InvariantBroken) else type(error).__name__
         log.exception("step refused", session=self.name, invariant=name)
+        state = self._context.state
         try:
-            self._desk.refuse_all(Problem("stopping", 503, "The session is being recovered; ask again"))
+            self._context.waiters.refuse_all(Problem("stopping", 503, "The session is being recovered; ask again"))
             entry: ev.Entry = ("refused", {"invariant": name, "detail": str(error)[:300]})
-            self.steps.commit(Plan(self.standing.lock, self.standing.agent, [entry]))
-            self.link.disown()
-            self.deadlines.want({})
+            self.pipeline.run(Step(Plan(state.lock, state.agent, [entry]), self.pipeline.cause))
+            self._context.link.disown()
+            self._context.timers.update({})
             self._load("refused-step")
         except Exception:
             log.exception("the session cannot be recovered here", session=self.name)
-            self._inbox.closed = Problem("stopping", 503, "The session is being recovered")
+            self._context.inbox.closed = Problem("stopping", 503, "The session is being recovered")

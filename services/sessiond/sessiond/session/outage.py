@@ -1,58 +1,50 @@
-"""While Redis is away: who is told, what goes on, when the agent is ended."""
+"""While Redis is away: callers are refused, the agent goes on, and an owner in doubt ends its agent."""
 
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
-from sessiond.lock.rules import Presence
 from sessiond.problems import away
-from sessiond.session.agent.link import AgentLink
-from sessiond.session.callers.waiters import Desk
-from sessiond.session.inbox import Answered, Inbox
-from sessiond.session.pipeline.commits import Commits
-from sessiond.session.pipeline.plan import Plan
-from sessiond.session.state import Standing
+from sessiond.session.context import SessionContext
+from sessiond.session.inbox import AlreadyAnswered
 
 log = structlog.get_logger("sessiond.outages")
 
 
-class Outages:
-    """One session's. `wait` runs in the owner loop and holds it."""
+class Outage:
+    """One session's outages of Redis."""
 
-    def __init__(
-        self, name: str, inbox: Inbox, desk: Desk, commits: Commits, link: AgentLink, owner_doubt: float
-    ) -> None:
-        self._name, self._inbox, self._desk = name, inbox, desk
-        self._commits, self._link, self._doubt = commits, link, owner_doubt
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
 
-    def wait(self) -> None:
-        """Everybody who waits is told at once; places and leases stand, the agent goes on. Returns when it is over.
-
-        Raises Answered when the session is to stop meanwhile.
-        """
-        began = time.monotonic()
-        self._inbox.away = True
-        log.warning("Redis is away", session=self._name)
-        self._desk.refuse_all(away())
+    @contextmanager
+    def declared(self) -> Iterator[None]:
+        """Refuse all waiters at once, and take no commands inside the block. Places and leases stand."""
+        inbox, began = self._context.inbox, time.monotonic()
+        inbox.away = True
+        log.warning("Redis is away", session=self._context.name)
+        self._context.waiters.refuse_all(away())
         try:
-            self._commits.wait(self._meanwhile)
+            yield
         finally:
-            self._inbox.away = False
-        log.warning("Redis is back", session=self._name, seconds=round(time.monotonic() - began, 1))
+            inbox.away = False
+        log.warning("Redis is back", session=self._context.name, seconds=round(time.monotonic() - began, 1))
 
-    def _meanwhile(self) -> None:
-        """An owner that could not renew for `owner_doubt` ends its agent: another may own the session by now."""
-        self._inbox.refuse_calls(away())
-        if self._inbox.closed is not None:
-            raise Answered
-        if self._commits.unsure > self._doubt and self._link.alive:
-            log.error("owner in doubt: the agent is ended", session=self._name)
-            self._link.end("owner-doubt")
+    def check(self, unconfirmed: float) -> None:
+        """Refuse the requests that came in meanwhile.
 
-    def absences(self, now: Standing) -> Plan:
-        """The step after an outage: nobody who was told so is present any more, and nobody is passed over."""
-        told = [t for t in now.lock.tickets.values() if (t.present or t.passed) and not self._desk.has(t.id)]
-        tickets = {t.id: replace(t, presence=Presence.ABSENT, passed=False) for t in told}
-        lock = replace(now.lock, tickets={**now.lock.tickets, **tickets}) if tickets else now.lock
-        return Plan(lock, now.agent, [("absent", {"ticket": t.id}) for t in told])
+        If the ownership was not confirmed for `owner_doubt` seconds, another instance may own the session by now, so
+        the agent is ended.
+
+        Raises:
+            AlreadyAnswered: the session must stop.
+        """
+        inbox, link = self._context.inbox, self._context.link
+        inbox.refuse_requests(away())
+        if inbox.closed is not None:
+            raise AlreadyAnswered
+        if unconfirmed > self._context.settings.times.owner_doubt and link.alive:
+            log.error("owner in doubt: the agent is ended", session=self._context.name)
+            link.end("owner-doubt")

@@ -1,67 +1,69 @@
-"""The end of an owner loop: everybody is told, the agent's tree is gone, an open turn is told lost."""
+"""The end of an owner loop: all callers are refused, the agent's tree ends, an open turn is lost."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import structlog
 
 from sessiond.agent import state as st
 from sessiond.problems import Problem
-from sessiond.session.agent.events import AgentLines
-from sessiond.session.agent.link import AgentLink, FromAgent
-from sessiond.session.callers.turns import TurnBook
-from sessiond.session.callers.waiters import Desk
-from sessiond.session.inbox import Answered, Call, Inbox
+from sessiond.session.agent.items import AgentItem
+from sessiond.session.handlers.dispatch import Dispatcher
+from sessiond.session.inbox import AlreadyAnswered, Request
 from sessiond.session.pipeline.commits import NotApplied
-from sessiond.session.pipeline.steps import Steps
 
 log = structlog.get_logger("sessiond.shutdown")
 
-SHUT_SECONDS = 4.0
+SHUT_SECONDS: Final = 4.0
+"""How long the agent's tree may take to end before it is killed."""
 
 
 class Shutdown:
-    """One session's last act."""
+    """The shutdown of one session's loop."""
 
-    def __init__(
-        self, name: str, inbox: Inbox, desk: Desk, link: AgentLink, steps: Steps, lines: AgentLines, turns: TurnBook
-    ) -> None:
-        self._name, self._inbox, self._desk, self._link = name, inbox, desk, link
-        self._steps, self._lines, self._turns = steps, lines, turns
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._pipeline, self._context = dispatcher.pipeline, dispatcher.pipeline.context
 
     def run(self, problem: Problem) -> None:
-        """Tells everybody `problem`, ends the agent, returns when its tree is gone or the time is over.
+        """Refuse all callers with `problem`, end the agent, and return when its tree is gone or the time is over.
 
-        Only an owner that stops of itself still makes steps, so that the next one finds no riddle; one that was
-        deposed has nothing to say any more.
+        An owner that stops of its own accord still makes steps, so that the next owner finds a complete record. An
+        owner that was deposed makes none.
         """
+        inbox, link = self._context.inbox, self._context.link
         owner = problem.type == "stopping"
-        self._desk.refuse_all(problem)
+        self._context.waiters.refuse_all(problem)
         if owner:
-            self._last(lambda: self._steps.step(st.Stop("shutdown")))
-        self._link.end()
+            with self._last_step():
+                self._pipeline.step(st.Stop("shutdown"))
+        link.end()
         ends = time.monotonic() + SHUT_SECONDS
-        while self._link.alive and time.monotonic() < ends:
-            item = self._inbox.take(0.1)
-            if isinstance(item, Call):
+        while link.alive and time.monotonic() < ends:
+            item = inbox.take(0.1)
+            if isinstance(item, Request):
                 item.refuse(problem)
             elif item is not None:
-                self._hear(item, owner)
-        self._link.kill()
-        self._inbox.refuse_calls(problem)
-        self._turns.abandon(problem.type)
+                self._handle(item, owner)
+        link.kill()
+        inbox.refuse_requests(problem)
+        self._context.turns.abandon(problem.type)
 
-    def _hear(self, item: FromAgent, owner: bool) -> None:
-        if owner:
-            self._last(lambda: self._lines.take(item))
-        else:
-            self._link.accepts(item)
+    def _handle(self, item: AgentItem, owner: bool) -> None:
+        if not owner:
+            self._context.link.accepts(item)
+            return
+        with self._last_step():
+            self._dispatcher.handle_agent(item)
 
-    def _last(self, work: Callable[[], Any]) -> None:
+    @contextmanager
+    def _last_step(self) -> Iterator[None]:
+        """Drop a step that cannot be made any more."""
         try:
-            work()
-        except (Answered, NotApplied):
+            yield
+        except (AlreadyAnswered, NotApplied):
             return
         except Exception:
-            log.exception("at the end", session=self._name)
+            log.exception("a step of the shutdown failed", session=self._context.name)

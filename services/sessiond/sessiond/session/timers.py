@@ -1,75 +1,90 @@
-"""The deadlines of one session, on this process's monotonic clock.
+"""The timers of one session, on this process's monotonic clock.
 
-The machines say which timers a state asks for; here each runs from the step at which it was first
-asked for. `restart` gives all of them their full time again: after Redis was away, or after this
-process stood still, nobody is punished for time in which the owner could not have listened.
+The machines name the timers that a state needs. Each timer runs from the step that first needs it. `restart` gives
+every timer its full time again after Redis was away or after the process stopped for a while: during that time the
+owner could not hear its callers.
 """
 
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Final
+from typing import Final, Generic, Literal, TypeVar
 
-GIVEN: Final = float("inf")
-"""Has run out, and was given to the machine."""
+from sessiond.lock import events as ev
+
+LONGEST_SLEEP: Final = 1.0
+"""Seconds after which the owner loop checks its timers at the latest."""
+STALL_SECONDS: Final = LONGEST_SLEEP + 2.0
+"""If the loop did not check its timers for so long, the whole process stopped for a while."""
+FIRED: Final = float("inf")
+"""The due time of a timer that ran out and was given to its machine."""
 INSTANT: Final = 1e-6
 
+SessionTimer = tuple[Literal["lock"], ev.Timer] | tuple[Literal["agent"], tuple[str, str]]
+"""Which machine needs the timer, and the timer as that machine names it."""
 
-class Deadlines:
-    """Timer to the moment it runs out."""
+K = TypeVar("K", bound=Hashable)
+
+
+class Timers(Generic[K]):
+    """Maps each timer to the moment at which it runs out."""
 
     def __init__(self) -> None:
-        self._due: dict[Hashable, float] = {}
-        self._wanted: dict[Hashable, float] = {}
-        self.seen = time.monotonic()
-        """When it was last asked what is due: since then nothing could run out."""
+        self._due: dict[K, float] = {}
+        self._durations: dict[K, float] = {}
+        self.checked_at = time.monotonic()
+        """When `pop_due` last ran. No timer runs out between two of its calls."""
 
-    def unseen(self) -> float:
-        """Seconds since `seen`."""
-        return time.monotonic() - self.seen
+    def unchecked_seconds(self) -> float:
+        """Return the seconds since `checked_at`."""
+        return time.monotonic() - self.checked_at
 
-    def want(self, timers: Mapping[Hashable, float]) -> None:
-        """The timers of the state now, with their seconds: new ones start, others than these end."""
+    def update(self, timers: Mapping[K, float]) -> None:
+        """Set the timers that the present state needs, with their seconds: start new ones, drop all others."""
         now = time.monotonic()
         self._due = {key: self._due.get(key, now + seconds) for key, seconds in timers.items()}
-        self._wanted = dict(timers)
+        self._durations = dict(timers)
 
-    def renew(self, key: Hashable) -> None:
-        """Starts one again, if it runs."""
+    def renew(self, key: K) -> None:
+        """Start a timer again, if it runs."""
         if key in self._due:
-            self._due[key] = time.monotonic() + self._wanted[key]
+            self._due[key] = time.monotonic() + self._durations[key]
 
-    def restart(self, *, keep: Mapping[Hashable, float] | None = None) -> None:
-        """Starts all again; those in `keep` with the seconds given there."""
-        now = self.seen = time.monotonic()
+    def restart(self, *, keep: Mapping[K, float] | None = None) -> None:
+        """Start all timers again; a timer in `keep` gets the seconds given there."""
+        now = self.checked_at = time.monotonic()
         kept, before = keep or {}, self._due
         self._due = {}
-        # An instant apart: what would have run out first still does.
-        for place, key in enumerate(sorted(self._wanted, key=before.__getitem__)):
-            self._due[key] = now + kept.get(key, self._wanted[key]) + place * INSTANT
+        # An instant apart, so that the timers still run out in the same order.
+        for place, key in enumerate(sorted(self._durations, key=before.__getitem__)):
+            self._due[key] = now + kept.get(key, self._durations[key]) + place * INSTANT
 
-    def left(self, key: Hashable, since: float | None = None) -> float | None:
-        """Seconds until it runs out, from now or from the moment `since`; 0 if it has, None if it does not run."""
+    def left(self, key: K, since: float | None = None) -> float | None:
+        """Return the seconds until a timer runs out, from now or from the moment `since`.
+
+        The answer is 0 for a timer that ran out and None for one that does not run.
+        """
         if key not in self._due:
             return None
         at = self._due[key]
         left = at - (time.monotonic() if since is None else since)
-        return 0.0 if at == GIVEN else min(self._wanted[key], max(0.0, left))
+        return 0.0 if at == FIRED else min(self._durations[key], max(0.0, left))
 
     def until_next(self, at_most: float) -> float:
-        """Seconds until the next one runs out."""
+        """Return the seconds until the next timer runs out."""
         if not self._due:
             return at_most
         return max(0.0, min(at_most, min(self._due.values()) - time.monotonic()))
 
-    def pop_due(self, until: Callable[[Any], float | None] = lambda _: None) -> list[Hashable]:
-        """The timers that have run out, earliest first. Each is given once, until it is wanted anew.
+    def pop_due(self, until: Callable[[K], float | None] = lambda _: None) -> list[K]:
+        """Return the timers that ran out, earliest first. Each is returned once, until a state needs it anew.
 
-        `until` may hold one back that ran out after this moment: what came in before it is still to be heard.
+        `until` may return a moment for a timer: a timer that ran out later is held back, because an item that came in
+        before that moment is still unread.
         """
-        now = self.seen = time.monotonic()
+        now = self.checked_at = time.monotonic()
         over = [key for key, at in self._due.items() if at <= now]
-        heard = [key for key in over if (limit := until(key)) is None or self._due[key] <= limit]
-        found = sorted(heard, key=self._due.__getitem__)
+        ready = [key for key in over if (limit := until(key)) is None or self._due[key] <= limit]
+        found = sorted(ready, key=self._due.__getitem__)
         for key in found:
-            self._due[key] = GIVEN
+            self._due[key] = FIRED
         return found

@@ -1,4 +1,4 @@
-"""What callers see of a session, as JSON objects. Pure: state in, dictionaries out."""
+"""What callers see of a session's lock, as JSON objects. Pure: state in, dictionaries out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,11 @@ from sessiond.lock.rules import Kind, priority_of
 from sessiond.lock.state import Lock, Ticket
 
 AHEAD_SHOWN = 50
-"""So many queued tickets are named before one; its position says how many they are."""
+"""How many of the tickets before one are named. Its position counts all of them."""
 
 
 class Queued:
-    """What is said of tickets. The queue is read once for all of them: some thousand would else take seconds."""
+    """Views of the queue's tickets. The queue is read once for all of them, because it may hold some thousand."""
 
     def __init__(self, lock: Lock) -> None:
         self.tickets = lock.queue
@@ -27,7 +27,10 @@ class Queued:
                 found.append({"ticket": other.id, "kind": other.kind.value, "why": "handlers-first" if first else why})
 
     def ahead(self, ticket: Ticket) -> list[dict[str, Any]]:
-        """Why this ticket does not have the lock: who is before it, most decisive first; of many only the first."""
+        """Return why this ticket does not have the lock: who is before it, the most decisive first.
+
+        Of the queued tickets only the first `AHEAD_SHOWN` are named.
+        """
         lease, drain = self._lock.lease, self._lock.drain
         if lease is not None and lease.ticket == ticket.id:
             return [{"ticket": None, "kind": lease.kind.value, "why": "held-by-another"}]
@@ -39,7 +42,7 @@ class Queued:
         return found + self._before[ticket.kind][: self._place[ticket.id] - 1]
 
     def view(self, ticket: Ticket, taken_at: str) -> dict[str, Any]:
-        """One ticket. `taken_at` RFC 3339."""
+        """Return one ticket's view. `taken_at` RFC 3339."""
         leased = self._lock.lease is not None and self._lock.lease.ticket == ticket.id
         return {
             "id": ticket.id,
@@ -57,12 +60,17 @@ class Queued:
         }
 
     def waiting(self, ticket: Ticket) -> dict[str, Any]:
-        """The answer of a wait that was not granted in its time."""
+        """Return the answer of a wait that was not granted in its time."""
         return {"state": "waiting", "position": self._place.get(ticket.id), "ahead": self.ahead(ticket)}
 
 
+def ticket_view(lock: Lock, ticket: str, taken: Mapping[str, str]) -> dict[str, Any]:
+    """Return the view of the ticket with this id. `taken` RFC 3339, by ticket id."""
+    return Queued(lock).view(lock.tickets[ticket], taken.get(ticket, ""))
+
+
 def holder_view(lock: Lock, expires_at: str | None) -> dict[str, Any] | None:
-    """The living lease, without its secret."""
+    """Return the living lease without its secret, or None."""
     lease = lock.lease
     if lease is None:
         return None
@@ -77,7 +85,7 @@ def holder_view(lock: Lock, expires_at: str | None) -> dict[str, Any] | None:
 
 
 def snapshot(lock: Lock) -> dict[str, Any]:
-    """The lock as a ledger entry, so that a trimmed ledger can be read from here on."""
+    """Return the lock as a ledger entry, from which a trimmed ledger can be read."""
     tickets = [
         {
             "id": t.id, "kind": t.kind.value, "score": t.score, "lapsed": t.lapsed, "holder": t.holder,
@@ -96,26 +104,12 @@ def snapshot(lock: Lock) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def result_event(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """The `result` event of a closed turn, from its record."""
-    names = ("outcome", "text", "reason", "usage", "cost_usd", "conversation")
-    return {"turn": turn["id"], **{n: turn.get(n) for n in names if turn.get(n) is not None or n == "text"}}
-
-
-HIDDEN = frozenset({"prompt_sha256", "turn"})
-
-
-def turn_view(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn's record as callers see it."""
-    return {k: v for k, v in turn.items() if k not in HIDDEN and v is not None}
-
-
 BOARD_QUEUE = 50
-"""So many tickets are shown one by one; of the rest the board tells how many they are."""
+"""How many tickets the board shows one by one; it counts the others."""
 
 
 def board_row(session: str, lock: Lock, since: str | None, agent: str) -> dict[str, Any]:
-    """A session in one line of the board. `since` RFC 3339, `agent` its state."""
+    """Return a session's line on the board. `since` RFC 3339, `agent` its state."""
     lease = lock.lease
     holder = lease and {"kind": lease.kind.value, "key": _key(lock, lease.ticket), "since": since}
     waiting = {kind.value: 0 for kind in Kind}
@@ -127,9 +121,9 @@ def board_row(session: str, lock: Lock, since: str | None, agent: str) -> dict[s
 
 
 def board_lock(lock: Lock, since: str | None, taken: Mapping[str, str]) -> dict[str, Any]:
-    """Who holds since when, and who waits, in order and why. `taken` by ticket, RFC 3339.
+    """Return who holds since when, and who waits, in order and why. `taken` by ticket, RFC 3339.
 
-    Linear in the queue, unlike `ahead` of every ticket: it is rendered at every change.
+    The board renders this at every change, so its cost is linear in the queue, unlike `ahead` of every ticket.
     """
     lease, drain, queue = lock.lease, lock.drain, lock.queue
     waited, barred = {t.id for t in waited_for(lock)}, handler_waits(lock)
@@ -161,7 +155,7 @@ def board_lock(lock: Lock, since: str | None, taken: Mapping[str, str]) -> dict[
 
 
 def _why(lock: Lock, ticket: Ticket, before: Mapping[str, int], barred: bool) -> list[dict[str, Any]]:
-    """What `ahead` says, most decisive first, counted instead of listed; `absent` if nobody waits on it."""
+    """Return the reasons of `ahead`, the most decisive first, with counts; `absent` if nobody waits on the ticket."""
     found: list[dict[str, Any]] = [] if ticket.present else [{"why": "absent"}]
     if lock.lease is not None:
         found.append({"why": "holds", "kind": lock.lease.kind.value})

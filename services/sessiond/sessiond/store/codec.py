@@ -1,8 +1,8 @@
-"""How a session's state is written in Redis: its keys, and its values as JSON.
+"""The encoding of a session's state in Redis: its keys, and its values as JSON.
 
-Pure. What a change writes is in changes.py. Presence and passed-over marks are not stored, so that
-loading forgets them (as an epoch's start must). The sorted set is the truth about who is queued: a
-ticket is in the `tickets` hash and either in the `queue` set or named by the lease.
+Pure. `diff` computes which commands a change writes. Presence and passed-over marks are not stored, so that
+an epoch starts without them. The sorted set `queue` is authoritative: each ticket of the `tickets` hash is
+either in that set or named by the lease.
 """
 
 import hashlib
@@ -15,25 +15,26 @@ import orjson
 from sessiond.lock.rules import Kind, LeaseEnd
 from sessiond.lock.state import Drain, Lease, Lock, Ticket
 
-Command = tuple[str, ...]
-"""(redis command, key suffix, arguments…), as the step script takes them."""
+RedisCommand = tuple[str, ...]
+"""(Redis command, key suffix, arguments…), as the step script expects them."""
 
 KEPT: Final = 30 * 86_400
-"""Seconds that turns, lost leases and ended tickets are remembered."""
+"""Seconds that the records of turns, lost leases and ended tickets are kept."""
 
 LIVE_KEYS: Final = ("queue", "tickets", "lease", "drain", "open", "agent")
-"""What a step that writes everything back deletes first: the present, never the history."""
+"""The keys that a step with `reset` deletes first. The history is never deleted."""
 
 
 class BadRecord(ValueError):
-    """What is stored contradicts itself, or is none of ours."""
+    """A stored value is malformed or contradicts another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseExtras:
-    """What is stored with a lease and is not the machine's affair.
+    """Data that is stored with a lease and that the lock's machine does not know.
 
-    `hold_left`: seconds of `max_hold` left, None for a worker's; `granted_at`: RFC 3339, for show.
+    `hold_left` is the rest of `max_hold` in seconds, None for a worker's lease. `granted_at` is RFC 3339, for
+    display only.
     """
 
     secret: str
@@ -43,11 +44,10 @@ class LeaseExtras:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What the machine's state does not hold and is stored beside it.
+    """Data that is stored beside the lock's state and that the machine does not know.
 
-    `lease` must be there whenever the new state has a lease that differs from the old one's.
-    `turn` is stored with an open turn (any JSON object), `taken` has the RFC 3339 time at which a
-    ticket was taken, by ticket id.
+    `lease` is required whenever the new state has a lease that differs from the old state's lease. `turn` (any
+    JSON object) is stored with an open turn. `taken` maps ticket ids to the RFC 3339 times at which they were taken.
     """
 
     lease: LeaseExtras | None = None
@@ -57,7 +57,7 @@ class Extras:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """The session's hash: who owns it, how far it is. All empty or 0 for a session never seen."""
+    """The session's `meta` hash: its owner, epoch and version. All fields are empty or 0 for an unknown session."""
 
     epoch: int = 0
     version: int = 0
@@ -72,7 +72,7 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """What Redis holds, read as one: the hashes, the sorted set with scores, the strings."""
+    """A session's values in Redis, read in one transaction: hashes, the sorted set with scores, strings."""
 
     meta: Mapping[str, str] = field(default_factory=dict)
     queue: tuple[tuple[str, int], ...] = ()
@@ -85,7 +85,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A session as it was stored. `open` is the open turn's object with its id in `turn`."""
+    """A stored session, decoded. `open` is the open turn's object; its field `turn` is the turn's id."""
 
     meta: Meta
     lock: Lock
@@ -95,12 +95,12 @@ class Stored:
 
 
 def dumps(value: object) -> str:
-    """JSON with sorted keys, so that equal values are equal text."""
+    """Return JSON with sorted keys, so that equal values give equal text."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def encode_ticket(ticket: Ticket, taken_at: str = "") -> str:
-    """The ticket without presence, passed-over mark and id (which is its field in the hash)."""
+    """Encode a ticket without presence and passed-over mark. The id is the ticket's field in the hash."""
     return dumps(
         {
             "kind": ticket.kind,
@@ -116,7 +116,11 @@ def encode_ticket(ticket: Ticket, taken_at: str = "") -> str:
 
 
 def decode_ticket(ticket_id: str, text: str) -> tuple[Ticket, str]:
-    """The ticket, absent and not passed over, and when it was taken. Raises BadRecord."""
+    """Decode a ticket, absent and not passed over, and the time at which it was taken.
+
+    Raises:
+        BadRecord: the text is malformed.
+    """
     data = _object(text, f"ticket {ticket_id}")
     try:
         ticket = Ticket(
@@ -151,7 +155,11 @@ def encode_lease(lease: Lease, extras: LeaseExtras) -> str:
 
 
 def decode_lease(text: str) -> tuple[Lease, LeaseExtras]:
-    """Raises BadRecord."""
+    """Decode the lease and its extras.
+
+    Raises:
+        BadRecord: the text is malformed.
+    """
     data = _object(text, "lease")
     try:
         lease = Lease(
@@ -181,7 +189,11 @@ def encode_drain(drain: Drain) -> str:
 
 
 def decode_drain(text: str) -> Drain:
-    """Raises BadRecord."""
+    """Decode the drain.
+
+    Raises:
+        BadRecord: the text is malformed.
+    """
     data = _object(text, "drain")
     try:
         return Drain(
@@ -195,23 +207,27 @@ def decode_drain(text: str) -> Drain:
         raise BadRecord(f"drain: {error!r}") from error
 
 
-def put(suffix: str, value: object) -> Command:
-    """Sets a string to JSON."""
+def put(suffix: str, value: object) -> RedisCommand:
+    """Return the command that sets a string to JSON."""
     return ("SET", suffix, dumps(value))
 
 
-def keep(suffix: str, value: object) -> Command:
-    """Sets a string to JSON, remembered for KEPT."""
+def keep(suffix: str, value: object) -> RedisCommand:
+    """Return the command that sets a string to JSON and expires it after KEPT seconds."""
     return ("SETEX", suffix, str(KEPT), dumps(value))
 
 
 def past_suffix(secret: str) -> str:
-    """Where a lease that is over is remembered: by its secret's hash, never the secret."""
+    """Return the key suffix of an ended lease's record. It has the secret's hash, never the secret."""
     return f"past:{hashlib.sha256(secret.encode()).hexdigest()}"
 
 
 def load(raw: Raw) -> Stored:
-    """The session as stored. Raises BadRecord when a part contradicts another."""
+    """Decode a stored session.
+
+    Raises:
+        BadRecord: a value is malformed, or two values contradict each other.
+    """
     lease, lease_extras = decode_lease(raw.lease) if raw.lease else (None, None)
     tickets, taken = _load_tickets(raw, lease)
     turn = _object(raw.open, "open") if raw.open else None
@@ -234,7 +250,11 @@ def load(raw: Raw) -> Stored:
 
 
 def load_meta(raw: Mapping[str, str]) -> Meta:
-    """Raises BadRecord."""
+    """Decode the `meta` hash.
+
+    Raises:
+        BadRecord: a number is malformed.
+    """
     fixed = ("step", "instance", "url", "host", "state_dir", "epoch", "version", "beat")
     return Meta(
         epoch=_number(raw, "epoch"),
@@ -257,10 +277,10 @@ def _load_tickets(raw: Raw, lease: Lease | None) -> tuple[dict[str, Ticket], dic
     expected = {t.id: t.score for t in tickets.values() if lease is None or t.id != lease.ticket}
     queue = dict(raw.queue)
     if queue != expected:
-        odd = sorted(item[0] for item in queue.items() ^ expected.items())
-        raise BadRecord(f"queue and tickets disagree about {', '.join(odd)}")
+        differing = sorted(item[0] for item in queue.items() ^ expected.items())
+        raise BadRecord(f"queue and tickets disagree about {', '.join(differing)}")
     if lease is not None and lease.ticket not in tickets:
-        raise BadRecord(f"the lease names ticket {lease.ticket}, which is not there")
+        raise BadRecord(f"the lease names ticket {lease.ticket}, which is not stored")
     return tickets, taken
 
 

@@ -1,7 +1,7 @@
-"""One door to Redis: connections with a deadline and without retries, and scripts by their hash.
+"""Connections to Redis with a deadline and without retries, and scripts that run by their hash.
 
-redis-py repeats a command whose answer was lost, which runs a script twice; here a lost answer is
-`Away`, and whoever sent the script decides what repeating it means.
+redis-py repeats a command whose answer was lost, which runs a script twice. Here a lost answer raises
+`RedisUnavailable`, and the caller decides whether to repeat the script.
 """
 
 import hashlib
@@ -14,10 +14,9 @@ from redis.retry import Retry
 
 CONNECT_DEADLINE: Final = 2.0
 CALL_DEADLINE: Final = 4.0
-"""Seconds a call may take; below `owner_ttl`, so that an owner notices before it is replaced."""
+"""Seconds that a call may take. Below `owner_ttl`, so that an owner notices an outage before it is replaced."""
 
-# A server that is there but cannot serve just now. A script meets these before its first write, so
-# nothing of it was applied.
+# The server runs but cannot serve now. A script gets these errors before its first write, so it changed nothing.
 _NOT_NOW: Final = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.OutOfMemoryError,
@@ -30,35 +29,39 @@ _T = TypeVar("_T")
 
 
 class StoreError(Exception):
-    """Anything that kept a call to the store from its ordinary answer."""
+    """Base of the store's errors."""
 
 
-class Away(StoreError):
-    """Redis did not answer, not in time, or cannot serve now. Whether the call ran is unknown."""
+class RedisUnavailable(StoreError):
+    """Redis did not answer in time, or cannot serve now. Whether the call ran is unknown."""
 
 
 class Broken(StoreError):
-    """Redis answered with an error that repeating the call does not cure: a bug, or no permission."""
+    """Redis answered with an error that a retry does not cure: a bug, or a missing permission."""
 
 
 class Script:
-    """A Lua script, known to the server by its hash."""
+    """A Lua script, which the server runs by its hash."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-class _Unknown(Exception):
-    """The server does not know the script."""
+class _ScriptMissing(Exception):
+    """The server does not have the script."""
 
 
-class Link:
-    """Connections to one Redis. Connects at the first call, and again after a failure.
+class RedisConnections:
+    """Connections to one Redis. It connects at the first call, and again after a failure.
 
-    `single` keeps to one connection, whose calls run one after the other (steps); otherwise they
-    come from a pool (reads, from any number of greenlets). `deadline` in seconds must exceed what a
-    blocking read asks for. A call raises Away or Broken, and nothing of redis-py's own.
+    With `single`, all calls use one connection and run one after the other (steps). Otherwise calls take
+    connections from a pool (reads, from any number of greenlets). `deadline` is in seconds and must exceed the
+    time of a blocking read.
+
+    Raises:
+        RedisUnavailable: from any call; see the class.
+        Broken: from any call; see the class. redis-py's own errors never leave this class.
     """
 
     def __init__(self, url: str, *, single: bool = False, deadline: float = CALL_DEADLINE) -> None:
@@ -68,11 +71,11 @@ class Link:
         self._client: Any = None
 
     def call(self, *command: str | int) -> Any:
-        """One command; its answer as redis-py gives it, decoded."""
+        """Run one command. Return its answer as redis-py decodes it."""
         return self._guarded(lambda client: client.execute_command(*command))
 
     def transaction(self, commands: Sequence[tuple[str, ...]]) -> list[Any]:
-        """The commands as one MULTI, so that their answers belong together."""
+        """Run the commands in one MULTI, so that their answers are consistent."""
 
         def work(client: Any) -> list[Any]:
             with client.pipeline(transaction=True) as pipe:
@@ -84,20 +87,22 @@ class Link:
         return self._guarded(work)
 
     def run(self, script: Script, key: str, args: Sequence[str]) -> Any:
-        """One EVALSHA on one key. A server that lost the script is given it and asked once more: it
-        did not run the first time, so this is safe."""
+        """Run one EVALSHA on one key.
+
+        If the server does not have the script, load it and run it once more. That is safe: it did not run before.
+        """
         call = ("EVALSHA", script.sha, "1", key, *args)
         try:
             return self.call(*call)
-        except _Unknown:
+        except _ScriptMissing:
             self.call("SCRIPT LOAD", script.text)
         try:
             return self.call(*call)
-        except _Unknown as error:
-            raise Away("Redis forgot a script right after it was loaded") from error
+        except _ScriptMissing as error:
+            raise RedisUnavailable("Redis lost a script right after it was loaded") from error
 
     def close(self) -> None:
-        """Closes the connections. A later call opens new ones."""
+        """Close the connections. A later call opens new ones."""
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -109,18 +114,18 @@ class Link:
                 self._client = self._connected()
             return work(self._client)
         except redis.exceptions.NoScriptError as error:
-            raise _Unknown(str(error)) from error
+            raise _ScriptMissing(str(error)) from error
         except (redis.ConnectionError, redis.TimeoutError, *_NOT_NOW) as error:
-            raise Away(str(error) or type(error).__name__) from error
+            raise RedisUnavailable(str(error) or type(error).__name__) from error
         except redis.RedisError as error:
             if str(error).startswith(_NOT_NOW_CODES):
-                raise Away(str(error)) from error
+                raise RedisUnavailable(str(error)) from error
             raise Broken(str(error)) from error
         except OSError as error:
-            raise Away(str(error)) from error
+            raise RedisUnavailable(str(error)) from error
         except BaseException:
-            # A greenlet killed in mid-call leaves its answer on the wire, where the next call
-            # would take it for its own.
+            # A greenlet that is killed during a call leaves an unread answer on the connection. The next call
+            # would read it as its own.
             if self._single:
                 self.close()
             raise

@@ -1,16 +1,17 @@
-"""What a change of the lock writes: the commands that turn one stored state into the next. Pure."""
+"""The commands that turn one stored state of a lock into the next. Pure."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sessiond.lock.state import Drain, Lease, Lock
-from sessiond.store.codec import Command, Extras, LeaseExtras, encode_drain, encode_lease, encode_ticket, put
+from sessiond.store.codec import Extras, LeaseExtras, RedisCommand, encode_drain, encode_lease, encode_ticket, put
 
 
-def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
-    """The commands that turn the stored `old` into `new`. Empty if nothing stored has changed.
+def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[RedisCommand]:
+    """Return the commands that turn the stored `old` into `new`, empty if nothing stored has changed.
 
-    Raises ValueError when a lease must be written and `extras` has none.
+    Raises:
+        ValueError: a lease must be written and `extras` has no lease.
     """
     extras = extras or Extras()
     return [
@@ -23,9 +24,12 @@ def diff(old: Lock, new: Lock, extras: Extras | None = None) -> list[Command]:
     ]
 
 
-def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[Command]:
-    """Everything live, for a step with `reset`: into keys just deleted, but not into an empty hash."""
-    commands: list[Command] = [
+def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[RedisCommand]:
+    """Return the commands that write the whole state, for a step with `reset`.
+
+    The step deletes codec.LIVE_KEYS first. The `meta` hash stays, so its counts are written even when they are 0.
+    """
+    commands: list[RedisCommand] = [
         ("HSET", "meta", "arrivals", "0"),
         ("HSET", "meta", "fence", "0"),
         ("HSET", "meta", "tasks", "0"),
@@ -36,7 +40,7 @@ def full(lock: Lock, extras: Extras, agent: Mapping[str, Any] | None) -> list[Co
     return commands
 
 
-def _counts(old: Lock, new: Lock) -> Iterable[Command]:
+def _counts(old: Lock, new: Lock) -> Iterable[RedisCommand]:
     if old.arrivals != new.arrivals:
         yield ("HSET", "meta", "arrivals", str(new.arrivals))
     if old.fence != new.fence:
@@ -45,7 +49,7 @@ def _counts(old: Lock, new: Lock) -> Iterable[Command]:
         yield ("HSET", "meta", "tasks", "1" if new.tasks else "0")
 
 
-def _tickets(old: Lock, new: Lock, taken: Mapping[str, str]) -> Iterable[Command]:
+def _tickets(old: Lock, new: Lock, taken: Mapping[str, str]) -> Iterable[RedisCommand]:
     for ticket_id, ticket in new.tickets.items():
         before = old.tickets.get(ticket_id)
         if before is ticket:
@@ -57,14 +61,14 @@ def _tickets(old: Lock, new: Lock, taken: Mapping[str, str]) -> Iterable[Command
             yield ("HDEL", "tickets", ticket_id)
 
 
-def _places(old: Lock, new: Lock) -> Iterable[Command]:
+def _places(old: Lock, new: Lock) -> Iterable[RedisCommand]:
     before, after = _scores(old), _scores(new)
     for ticket_id, score in after.items():
         if before.get(ticket_id) != score:
             yield ("ZADD", "queue", str(score), ticket_id)
     granted = granted_ticket(old, new)
     if granted is not None and granted not in before:
-        # Put back and granted again in one step (rule 9): only a member of the set can be granted.
+        # Put back and granted again in one step (rule 9). The script grants only a member of the set.
         yield ("ZADD", "queue", str(new.tickets[granted].score), granted)
         yield ("ZREM", "queue", granted)
     for ticket_id in before:
@@ -73,7 +77,7 @@ def _places(old: Lock, new: Lock) -> Iterable[Command]:
 
 
 def granted_ticket(old: Lock, new: Lock) -> str | None:
-    """The ticket that the step from `old` to `new` grants."""
+    """Return the ticket that the step from `old` to `new` grants, if any."""
     if new.lease is None or (old.lease is not None and old.lease.fence == new.lease.fence):
         return None
     return new.lease.ticket
@@ -84,8 +88,12 @@ def _scores(lock: Lock) -> dict[str, int]:
     return {ticket.id: ticket.score for ticket in lock.tickets.values() if ticket.id != leased}
 
 
-def lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> Iterable[Command]:
-    """The lease alone. Raises as `diff` does."""
+def lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> Iterable[RedisCommand]:
+    """Return the commands that write the lease alone.
+
+    Raises:
+        ValueError: the lease must be written and `extras` is None.
+    """
     if old == new:
         return
     if new is None:
@@ -96,11 +104,11 @@ def lease(old: Lease | None, new: Lease | None, extras: LeaseExtras | None) -> I
         yield ("SET", "lease", encode_lease(new, extras))
 
 
-def _drain(old: Drain | None, new: Drain | None) -> Iterable[Command]:
+def _drain(old: Drain | None, new: Drain | None) -> Iterable[RedisCommand]:
     if old != new:
         yield ("SET", "drain", encode_drain(new)) if new else ("DEL", "drain")
 
 
-def _open(old: str | None, new: str | None, extras: Mapping[str, Any]) -> Iterable[Command]:
+def _open(old: str | None, new: str | None, extras: Mapping[str, Any]) -> Iterable[RedisCommand]:
     if old != new:
         yield put("open", {**extras, "turn": new}) if new else ("DEL", "open")

@@ -1,4 +1,4 @@
-"""A ledger entry: from the stream in Redis to what callers read. Pure."""
+"""Decoding of ledger entries from the Redis stream. Pure."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,12 +10,12 @@ from sessiond_common.clock import format_time
 
 
 def at_of(entry_id: str) -> str:
-    """The moment of a stream id (Redis's own clock), RFC 3339 UTC."""
+    """Return the time of a stream id in RFC 3339 UTC. It comes from Redis's clock."""
     return format_time(datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC))
 
 
 def entry_of(entry_id: str, fields: Any) -> dict[str, Any]:
-    """{"id", "at", "epoch", "version", "event", …data} of one stream entry."""
+    """Return a stream entry as {"id", "at", "epoch", "version", "event", …data}."""
     if not isinstance(fields, Mapping):
         fields = dict(zip(fields[::2], fields[1::2], strict=True))
     fixed = {

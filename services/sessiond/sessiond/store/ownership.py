@@ -1,8 +1,8 @@
-"""Who owns a session: the owner record, its epoch, its beat.
+"""Ownership of sessions: the owner record, its epoch and its beat.
 
-epoch = max(stored + 1, Redis TIME in seconds), so that it grows even over a Redis that lost all. The
-record has no expiry: a contender watches, on its own monotonic clock, that the beat stood still for
-`owner_ttl`, or proves a local predecessor dead by the file lock in the state directory.
+epoch = max(stored + 1, Redis TIME in seconds), so that it grows even if Redis lost everything. The record does
+not expire. Another instance may take it over after the beat has not moved for `owner_ttl` on that instance's
+monotonic clock. The file lock in the state directory proves at once that a local predecessor is dead.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sessiond.store.connection import Link, Script
+from sessiond.store.connection import RedisConnections, Script
 from sessiond.store.store import SESSIONS_KEY, Behind
 
 ACQUIRE: Final = Script(
@@ -60,7 +60,7 @@ return {'DONE'}
 
 
 class OtherOwner(Exception):
-    """Another instance owns the session, as far as can be known; `url` is its."""
+    """Another instance owns the session, or may still own it. `url` is that instance's URL."""
 
     def __init__(self, instance: str, url: str) -> None:
         super().__init__(f"{instance} at {url}")
@@ -68,7 +68,7 @@ class OtherOwner(Exception):
 
 
 class FileLock:
-    """The state directory's lock: who holds it knows that no local predecessor lives."""
+    """The lock of the state directory. Its holder knows that no local predecessor runs."""
 
     def __init__(self, state_dir: Path) -> None:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -80,14 +80,14 @@ class FileLock:
             self.held = False
 
     def release(self) -> None:
-        """Gives it up; also happens at the process's end, however that comes."""
+        """Release the lock. The kernel also does so when the process ends for any reason."""
         os.close(self._fd)
         self.held = False
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
-    """The session is ours: its epoch, the stored version, the instance before us ('' for none)."""
+class Ownership:
+    """An acquired session: our epoch, the stored version, and the previous owner's instance ('' for none)."""
 
     epoch: int
     version: int
@@ -95,8 +95,11 @@ class Owned:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """Another's claim as it was seen last; `since` its beat stands still, or Redis holds an older one."""
+class _Observed:
+    """Another instance's owner record as last read.
+
+    `since` is the time since which its beat has not moved, or (`older`) since which Redis has an older record.
+    """
 
     instance: str
     url: str
@@ -107,83 +110,116 @@ class _Seen:
     older: bool = False
 
 
-class Owners:
-    """This instance's claims on sessions."""
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A sessiond instance: its name, its URL, its state directory, and its host's name."""
 
-    def __init__(self, redis_url: str, instance: str, url: str, state_dir: Path, host: str, owner_ttl: float) -> None:
-        self.instance, self.url, self.host = instance, url, host
-        self._state_dir = str(state_dir.resolve())
+    name: str
+    url: str
+    state_dir: Path
+    host: str
+
+
+class OwnershipStore:
+    """Acquires, renews and releases this instance's ownership of sessions."""
+
+    def __init__(self, redis_url: str, instance: Instance, owner_ttl: float) -> None:
+        self._instance = instance
+        self._state_dir = str(instance.state_dir.resolve())
         self._ttl = owner_ttl
-        self._lock = FileLock(state_dir)
-        self._link = Link(redis_url)
-        self._seen: dict[str, _Seen] = {}
+        self._lock = FileLock(instance.state_dir)
+        self._redis = RedisConnections(redis_url)
+        self._observed: dict[str, _Observed] = {}
 
-    def acquire(self, name: str) -> Owned:
-        """Makes the session ours. Raises OtherOwner while another's claim stands, Away without Redis."""
-        self._link.call("SADD", SESSIONS_KEY, name)
+    def acquire(self, name: str) -> Ownership:
+        """Acquire ownership of the session.
+
+        Raises:
+            OtherOwner: another instance owns the session, or may still own it.
+            RedisUnavailable: Redis cannot be reached.
+        """
+        self._redis.call("SADD", SESSIONS_KEY, name)
         answer = self._try(name, "", "")
         if answer[0] == "OLDER":
-            self._older(name)
+            self._await_restore(name)
             answer = self._try(name, "", "")
-        if answer[0] == "HELD" and self._dead(name, answer):
+        if answer[0] == "HELD" and self._is_dead(name, answer):
             answer = self._try(name, answer[1], answer[3])
         if answer[0] == "HELD":
             raise OtherOwner(answer[1], answer[2])
-        self._seen.pop(name, None)
-        return Owned(int(answer[1]), int(answer[2]), answer[3])
+        self._observed.pop(name, None)
+        return Ownership(int(answer[1]), int(answer[2]), answer[3])
 
     def _try(self, name: str, dead: str, beat: str) -> list[str]:
-        seen = self._seen.get(name)
+        seen = self._observed.get(name)
         least = ["0", "0"] if seen is None else [str(seen.epoch), str(seen.version)]
-        args = [self.instance, self.url, self._state_dir, self.host, dead, beat, *least]
-        answer: list[str] = self._link.run(ACQUIRE, _base(name), args)
+        args = [self._instance.name, self._instance.url, self._state_dir, self._instance.host, dead, beat, *least]
+        answer: list[str] = self._redis.run(ACQUIRE, _base(name), args)
         return answer
 
-    def _older(self, name: str) -> None:
-        """Redis lost writes: an owner that lives writes back what it has, within `owner_ttl`. Raises OtherOwner."""
-        seen, now = self._seen[name], time.monotonic()
+    def _await_restore(self, name: str) -> None:
+        """Wait for `owner_ttl` after Redis lost writes: a running owner writes its state back within that time.
+
+        Raises:
+            OtherOwner: the time is not over yet.
+        """
+        seen, now = self._observed[name], time.monotonic()
         if seen.older and now - seen.since >= self._ttl:
-            del self._seen[name]
+            del self._observed[name]
             return
         if not seen.older:
             seen.older, seen.since = True, now
         raise OtherOwner(seen.instance, seen.url)
 
-    def _dead(self, name: str, held: list[str]) -> bool:
+    def _is_dead(self, name: str, held: list[str]) -> bool:
         _, instance, url, beat, state_dir, host, epoch, version = held
-        if self._lock.held and state_dir == self._state_dir and host == self.host:
+        if self._lock.held and state_dir == self._state_dir and host == self._instance.host:
             return True
-        seen, now = self._seen.get(name), time.monotonic()
+        seen, now = self._observed.get(name), time.monotonic()
         known = seen is not None and not seen.older and (seen.instance, seen.beat) == (instance, beat)
         since = seen.since if seen is not None and known else now
-        self._seen[name] = _Seen(instance, url, beat, int(epoch), int(version), since)
+        self._observed[name] = _Observed(instance, url, beat, int(epoch), int(version), since)
         return known and now - since >= self._ttl
 
     def renew(self, name: str, epoch: int, version: int) -> str | None:
-        """The beat goes on. Returns None, or the url of who deposed us ('' if unknown).
+        """Advance the beat. Return None, or the URL of the instance that deposed us ('' if unknown).
 
-        Raises Behind when less than this `version` of ours is stored, Away.
+        Raises:
+            Behind: a version lower than `version` is stored. Redis lost writes.
+            RedisUnavailable: Redis cannot be reached.
         """
-        answer = self._link.run(RENEW, _base(name), [self.instance, str(epoch), str(version)])
+        answer = self._redis.run(RENEW, _base(name), [self._instance.name, str(epoch), str(version)])
         if answer[0] == "BEHIND":
             raise Behind(int(answer[1]))
         return None if answer[0] == "RENEWED" else str(answer[1])
 
     def release(self, name: str, epoch: int) -> None:
-        """Gives the session up, so that another may take it at once. Raises Away."""
-        self._link.run(RELEASE, _base(name), [self.instance, str(epoch)])
+        """Release ownership, so that another instance can acquire the session at once.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        self._redis.run(RELEASE, _base(name), [self._instance.name, str(epoch)])
 
     def known(self) -> list[str]:
-        """Every session that was ever owned here. Raises Away."""
-        return sorted(self._link.call("SMEMBERS", SESSIONS_KEY))
+        """Return the names of all sessions that any instance ever owned, sorted.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        return sorted(self._redis.call("SMEMBERS", SESSIONS_KEY))
 
     def knows(self, name: str) -> bool:
-        """Whether anybody ever owned the session. Raises Away."""
-        return bool(self._link.call("SISMEMBER", SESSIONS_KEY, name))
+        """Return whether any instance ever owned the session.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        return bool(self._redis.call("SISMEMBER", SESSIONS_KEY, name))
 
     def close(self) -> None:
-        """Ends connections and the file lock."""
-        self._link.close()
+        """Close the connections and release the file lock."""
+        self._redis.close()
         self._lock.release()
 
 

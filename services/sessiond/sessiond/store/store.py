@@ -1,9 +1,10 @@
-"""A session's state in Redis: one script a step, and reads. The script has no rules but one check.
+"""A session's state in Redis: one script call for each step, and reads.
 
-A step compares (epoch, version), applies computed commands, appends to the ledger, and sets
-version + 1, its id and the owner's next beat; the same id again answers as the first time. A grant
-must be the head of the sorted set, apart from the tickets that the step names: so it is the set in
-Redis that grants.
+The step script compares (epoch, version), applies the computed commands and appends to the ledger. It then sets
+version + 1 and the step's id, and advances the owner's beat. The same id again changes nothing.
+
+The script has one rule of its own: a grant must be the head of the sorted set, apart from the tickets that the
+step names as skipped. So the set in Redis decides about grants, not a copy of it.
 """
 
 from collections import deque
@@ -14,14 +15,15 @@ from typing import Any, Final
 import orjson
 
 from sessiond.store import codec
-from sessiond.store.codec import Command, Meta, Raw, Stored
-from sessiond.store.connection import CALL_DEADLINE, Away, Link, Script, StoreError
+from sessiond.store.codec import Meta, Raw, RedisCommand, Stored
+from sessiond.store.connection import RedisConnections, Script, StoreError
 from sessiond.store.ledger import entry_of
 
 LEDGER_LENGTH: Final = 200_000
 RECENT: Final = 256
+"""How many of the latest SETEX commands are kept, for a step that writes back what Redis lost."""
 RECENT_SIZE: Final = 32 * 2**20
-"""Characters of them: some of a few MB each, and 256 would be too many to keep."""
+"""Total size of these commands in characters. A single one may have a few MB."""
 SESSIONS_KEY: Final = "sessiond:sessions"
 
 # ARGV: epoch, version, step id, JSON of {commands, ledger, grant, skipped, reset, live, instance}
@@ -74,8 +76,8 @@ return {'APPLIED'}
 ALLOWED: Final = frozenset({"ZADD", "ZREM", "HSET", "HDEL", "SET", "SETEX", "DEL"})
 
 
-class Outcome(Enum):
-    """How a step that counts was answered."""
+class CommitResult(Enum):
+    """Whether the step was applied now or had been applied before."""
 
     APPLIED = "APPLIED"
     REPEATED = "REPEATED"
@@ -90,7 +92,7 @@ class Deposed(StoreError):
 
 
 class Behind(StoreError):
-    """The stored state is older than the owner's: Redis lost writes. `stored_version` is what is there."""
+    """The stored state is older than the owner's: Redis lost writes. `stored_version` is the stored version."""
 
     def __init__(self, stored_version: int) -> None:
         super().__init__(f"stored version {stored_version}")
@@ -98,53 +100,62 @@ class Behind(StoreError):
 
 
 class Ahead(Behind):
-    """The stored state is newer than the owner's, in the owner's own epoch: a second writer."""
+    """The stored state is newer than the owner's in the owner's own epoch: there is a second writer."""
 
 
 class NotHead(StoreError):
-    """The step would grant a ticket over one that it does not name."""
+    """The step would grant a ticket ahead of one that it does not name as skipped."""
 
     def __init__(self, ticket: str, head: str) -> None:
-        super().__init__(f"{ticket} is not the head, {head or 'and not in the queue'}")
+        super().__init__(f"{ticket} is not the head; {head + ' is ahead of it' if head else 'it is not in the queue'}")
         self.ticket, self.head = ticket, head
 
 
 @dataclass(slots=True)
-class Step:
-    """One step. `version` is the stored one that it expects; `reset` writes everything anew."""
+class StoreStep:
+    """One step to commit. `version` is the stored version that it expects. `reset` rewrites the whole state."""
 
     epoch: int
     version: int
     step_id: str
-    commands: list[Command] = field(default_factory=list)
+    commands: list[RedisCommand] = field(default_factory=list)
     ledger: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     grant: tuple[str, frozenset[str]] | None = None
     reset: bool = False
 
 
 class Store:
-    """One session's keys. Steps go over one connection; everything raises redis_link.Away."""
+    """One session's keys in Redis. Steps use a connection of their own.
+
+    Raises:
+        RedisUnavailable: from any method, when Redis cannot be reached or cannot serve.
+    """
 
     def __init__(self, redis_url: str, name: str, instance: str = "") -> None:
         self.name = name
         self.instance = instance
         self.base = f"sessiond:{{{name}}}:"
-        self._steps = Link(redis_url, single=True)
-        self._reads = Link(redis_url)
-        self._waits = Link(redis_url, deadline=70.0)
-        self._recent: deque[Command] = deque()
+        self._steps = RedisConnections(redis_url, single=True)
+        self._reads = RedisConnections(redis_url)
+        self._waits = RedisConnections(redis_url, deadline=70.0)
+        self._recent: deque[RedisCommand] = deque()
         self._recent_size = 0
         self._at = (0, 0)
 
-    def commit(self, step: Step) -> Outcome:
-        """Applies the step, once however often it is asked.
+    def commit(self, step: StoreStep) -> CommitResult:
+        """Apply the step. A repeated call with the same step id changes nothing.
 
-        Raises Deposed, Behind, Ahead, NotHead (nothing was applied), Away (it may have been).
+        Raises:
+            Deposed: another instance owns the session. Nothing was applied.
+            Behind: Redis lost writes. Nothing was applied.
+            Ahead: there is a second writer. Nothing was applied.
+            NotHead: the grant is not the head of the queue. Nothing was applied.
+            RedisUnavailable: Redis did not answer. The step may have been applied.
         """
         for command in step.commands:
             if command[0] not in ALLOWED:
-                raise ValueError(f"{command[0]} is no command of a step")
-        if step.reset:  # a Redis that lost writes may have lost that it knows the session
+                raise ValueError(f"a step may not use the Redis command {command[0]}")
+        if step.reset:  # Redis may also have lost the session's name
             self._steps.call("SADD", SESSIONS_KEY, self.name)
         answer = self._steps.run(STEP, self.base, [str(step.epoch), str(step.version), step.step_id, self._body(step)])
         match answer[0]:
@@ -157,22 +168,22 @@ class Store:
             case "NOTHEAD":
                 raise NotHead(answer[1], answer[2])
         self.confirm(step)
-        return Outcome(answer[0])
+        return CommitResult(answer[0])
 
-    def confirm(self, step: Step) -> None:
-        """This step of ours is in Redis: what is stored is never older from now on, or Redis lost writes."""
+    def confirm(self, step: StoreStep) -> None:
+        """Record that this step is in Redis. If the stored state is older from now on, Redis lost writes."""
         self._at = (step.epoch, step.version + 1)
         for command in step.commands:
             if command[0] == "SETEX":
                 self._remember(command)
 
-    def _remember(self, command: Command) -> None:
+    def _remember(self, command: RedisCommand) -> None:
         self._recent.append(command)
         self._recent_size += len(command[-1])
         while len(self._recent) > RECENT or (self._recent_size > RECENT_SIZE and len(self._recent) > 1):
             self._recent_size -= len(self._recent.popleft()[-1])
 
-    def _body(self, step: Step) -> str:
+    def _body(self, step: StoreStep) -> str:
         grant, skipped = step.grant or ("", frozenset())
         body = {
             "commands": step.commands,
@@ -186,20 +197,28 @@ class Store:
         }
         return orjson.dumps(body).decode()
 
-    def recent_commands(self) -> list[Command]:
-        """The last remembered strings, for a step that writes back what Redis lost."""
+    def recent_commands(self) -> list[RedisCommand]:
+        """Return the latest SETEX commands, for a step that writes back what Redis lost."""
         return list(self._recent)
 
     def read_meta(self) -> Meta:
-        """Who owns the session, how far it is; over the connection that carries steps."""
+        """Read the `meta` hash, over the connection that carries steps."""
         return codec.load_meta(_pairs(self._steps.call("HGETALL", self.base + "meta")))
 
     def writable(self) -> None:
-        """Raises Away when Redis takes no writes, be it that it answers reads: this one leaves nothing behind."""
+        """Check that Redis accepts writes, with a write that changes nothing.
+
+        Raises:
+            RedisUnavailable: Redis does not accept writes, even if it answers reads.
+        """
         self._steps.call("SETRANGE", self.base + "probe", 0, "")
 
     def read_state(self) -> Stored:
-        """Everything stored, read as one. Raises record.BadRecord."""
+        """Read the whole state in one transaction.
+
+        Raises:
+            BadRecord: the stored state is malformed.
+        """
         base = self.base
         meta, queue, tickets, *strings = self._reads.transaction(
             [
@@ -213,7 +232,11 @@ class Store:
         return codec.load(Raw(_pairs(meta), scores, _pairs(tickets), *strings))
 
     def get(self, suffix: str) -> str | None:
-        """One string. Raises Behind: Redis lost writes, and this may be one of them."""
+        """Read one string.
+
+        Raises:
+            Behind: Redis lost writes, so the value may be outdated or missing.
+        """
         expected = self._at
         meta, value = self._reads.transaction(
             [("HMGET", self.base + "meta", "epoch", "version"), ("GET", self.base + suffix)]
@@ -225,19 +248,19 @@ class Store:
         return found
 
     def ledger(self, after: str | None, count: int) -> list[dict[str, Any]]:
-        """At most `count` entries behind the id `after` (None: from the first)."""
+        """Return at most `count` entries after the id `after` (None: from the first one)."""
         start = f"({after}" if after else "-"
         found = self._reads.call("XRANGE", self.base + "ledger", start, "+", "COUNT", count)
         return [entry_of(*one) for one in found]
 
     def ledger_before(self, before: str | None, count: int) -> list[dict[str, Any]]:
-        """At most `count` entries before the id `before` (None: from the last), the newest first."""
+        """Return at most `count` entries before the id `before` (None: from the last one), newest first."""
         end = f"({before}" if before else "+"
         found = self._reads.call("XREVRANGE", self.base + "ledger", end, "-", "COUNT", count)
         return [entry_of(*one) for one in found]
 
     def ledger_wait(self, after: str | None, milliseconds: int, count: int = 500) -> list[dict[str, Any]]:
-        """The same, waiting at most so long (up to 60 s) for the first."""
+        """Return entries after the id `after`. Wait up to `milliseconds` (at most 60 s) for the first one."""
         call = ("XREAD", "COUNT", count, "BLOCK", max(1, milliseconds), "STREAMS", self.base + "ledger", after or "0")
         found = self._waits.call(*call)
         if not found:
@@ -246,7 +269,7 @@ class Store:
         return [entry_of(*one) for stream in streams for one in stream]
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         for link in (self._steps, self._reads, self._waits):
             link.close()
 
@@ -259,6 +282,3 @@ def _scored(answer: Any) -> list[tuple[str, Any]]:
     if answer and not isinstance(answer[0], (tuple, list)):
         return list(zip(answer[::2], answer[1::2], strict=True))
     return [tuple(pair) for pair in answer]
-
-
-__all__ = ["CALL_DEADLINE", "Ahead", "Away", "Behind", "Deposed", "NotHead", "Outcome", "Step", "Store"]

@@ -1,8 +1,9 @@
-"""Reads a ledger and says whether the rules were kept. Pure, linear, and shares no code with the machines.
+"""The ledger checker: reads a ledger and reports broken invariants. Pure, and linear in the number of entries.
 
-Works on the entries as HTTP gives them. A trimmed ledger is read from its first `snapshot` on. What
-it counts as wrong is named as in the list of invariants in docs/architecture.md. A single entry is judged
-when it is read (tickets.py, leases.py, turns.py, snapshots.py), the rest at the end of its step (steps.py).
+It shares no code with the machines that write the ledger. It reads entries as HTTP returns them. A trimmed
+ledger is checked from its first `snapshot` on. Violations have the names of the invariants in
+docs/architecture.md. Each entry is checked when it is read (`tickets`, `leases`, `turns`, `snapshots`), each
+step when all of its entries are read (`steps`).
 """
 
 from sessiond.verify.reader import Reader, Unreadable, verify

@@ -1,22 +1,22 @@
-"""Reads entries in their order: whose step each is of, and which rules it is judged by."""
+"""Reads ledger entries in order, groups them into steps and checks each one."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from sessiond.verify import leases, snapshots, tickets, turns
 from sessiond.verify.report import Report
-from sessiond.verify.state import State, Step
+from sessiond.verify.state import LedgerStep, State
 from sessiond.verify.steps import step_over
 
 Entry = Mapping[str, Any]
 
 
 class Unreadable(ValueError):
-    """No ledger entry: it lacks a field, or has one that cannot be."""
+    """An entry is malformed: a field is missing or has an impossible value."""
 
 
 class Reader:
-    """A session as its ledger tells it, entry by entry; what comes before the first epoch or snapshot is skipped."""
+    """Reads one session's ledger, entry by entry. Skips entries before the first epoch or snapshot."""
 
     def __init__(self) -> None:
         self._state = State()
@@ -26,16 +26,20 @@ class Reader:
 
     @property
     def report(self) -> Report:
-        """What was found since `take`."""
+        """What was found since the last `take`."""
         return self._state.report
 
     @property
     def known(self) -> bool:
-        """Whether a snapshot was read: before that nothing is judged."""
+        """Whether a snapshot was read. Nothing is checked before that."""
         return self._state.known
 
     def read(self, entry: Entry) -> None:
-        """The next entry. Raises Unreadable; what this reader knows is then of no use any more."""
+        """Read the next entry.
+
+        Raises:
+            Unreadable: the entry is malformed. This reader cannot be used any further.
+        """
         try:
             self._read(entry)
         except KeyError as error:
@@ -55,17 +59,20 @@ class Reader:
                 reader(self._state, entry)
 
     def _number(self, entry: Entry, event: str) -> None:
-        """Each step has one version and one epoch, by one writer; all entries of it come together."""
+        """Check the entry's id, epoch and version, and begin a new step if they change.
+
+        All entries of a step have one version and one epoch, come from one writer, and are adjacent.
+        """
         now = _id_of(entry["id"])
         epoch, version = int(entry["epoch"]), int(entry["version"])
         before, last = self._id, self._version
         new = (epoch, version) != (self._epoch, last)
         if new:
             self.step_over()
-            self._state.step = Step()
+            self._state.step = LedgerStep()
         self._state.id = str(entry["id"])
         if before is not None and now <= before:
-            self._state.wrong("single_writer", f"an entry that is older than the one before, {before[0]}-{before[1]}")
+            self._state.wrong("single_writer", f"the entry's id is not above the previous id {before[0]}-{before[1]}")
         if new and last is not None:
             self._order(entry, event, epoch, version, last)
         self._id, self._epoch, self._version = now, epoch, version
@@ -80,20 +87,24 @@ class Reader:
         if epoch < self._epoch or (epoch == self._epoch and again):
             wrong("single_writer", f"epoch {epoch} follows {self._epoch}")
         elif epoch > self._epoch and event not in ("epoch", "restored"):
-            wrong("single_writer", f"epoch {epoch} follows {self._epoch}, and nobody told of it")
+            wrong("single_writer", f"epoch {epoch} follows {self._epoch} without an epoch entry")
 
     def step_over(self) -> None:
-        """The last step is whole: judges its end now. Only where the ledger ends, or a page that is not full."""
+        """Check the end of the last step. Call it only at the end of the ledger, or of a page that is not full."""
         step_over(self._state)
 
     def take(self) -> Report:
-        """What was found since this was asked last."""
+        """Return what was found since the last call, and start a new report."""
         found, self._state.report = self._state.report, Report()
         return found
 
 
 def verify(entries: Iterable[Entry]) -> Report:
-    """Reads a whole ledger. Raises Unreadable."""
+    """Check a whole ledger.
+
+    Raises:
+        Unreadable: an entry is malformed.
+    """
     reader = Reader()
     for entry in entries:
         reader.read(entry)

@@ -1,4 +1,4 @@
-"""What a ledger has told so far: the lock, its turn, its agent, and the step that is being read."""
+"""The state that the entries read so far describe: the lock, its turn, its agent, and the present step."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,7 +9,7 @@ from sessiond.verify.report import Report
 
 @dataclass(slots=True)
 class Lease:
-    """The living lease. `holder` and `claimed` None: not known."""
+    """The present lease. None in `holder` or `claimed` means unknown."""
 
     fence: int
     ticket: str
@@ -20,7 +20,7 @@ class Lease:
 
 @dataclass(slots=True)
 class Drain:
-    """A lease that has ended with something open."""
+    """A lease that has ended while a turn or a background task was open."""
 
     fence: int
     why: str
@@ -28,8 +28,8 @@ class Drain:
 
 
 @dataclass(slots=True)
-class Turn:
-    """The open turn. None: not known, because its acceptance was not read."""
+class OpenTurn:
+    """The open turn. None in a field means unknown, because the turn's acceptance was not read."""
 
     id: str
     fence: int | None
@@ -39,19 +39,19 @@ class Turn:
 
 
 class Life(Enum):
-    """The agent's process."""
+    """The state of the agent's process."""
 
     UNKNOWN = "unknown"
     NONE = "none"
     STARTING = "starting"
     STARTED = "started"
     LEFT = "left"
-    """A predecessor's, not reaped yet."""
+    """Left by the previous owner and not reaped yet."""
 
 
 @dataclass(slots=True)
 class Agent:
-    """The agent, and whether it was asked to end."""
+    """The agent's process, and whether it was asked to end."""
 
     life: Life = Life.UNKNOWN
     stopping: bool = False
@@ -59,7 +59,7 @@ class Agent:
 
 @dataclass(slots=True)
 class Ended:
-    """The lease that ended in this step."""
+    """The lease that ended in the present step."""
 
     fence: int
     ticket: str
@@ -67,49 +67,49 @@ class Ended:
 
 
 @dataclass(slots=True)
-class Step:
-    """What the entries of one version have said so far."""
+class LedgerStep:
+    """What the entries of the present version have said so far."""
 
     ended: Ended | None = None
     undrained: bool = False
-    """A lease ended with something open, and `draining` did not follow yet."""
+    """Whether a lease ended with something open and `draining` has not followed yet."""
     forced: int | None = None
-    """The fence that an operator ended."""
+    """The fence that an operator force-released."""
     forced_drain: bool = False
     reaped: bool = False
     began: str | None = None
-    """`epoch` or `restored`, which a snapshot must follow."""
+    """`epoch` or `restored`. A snapshot must follow it."""
     snapshot: bool = False
     over: bool = False
-    """Its end was judged."""
+    """Whether the step's end was checked."""
 
 
 @dataclass(slots=True)
 class State:
-    """Everything that entries are judged by. `known` only from the first snapshot on."""
+    """Everything that later entries are checked against. `known` is True from the first snapshot on."""
 
     report: Report = field(default_factory=Report)
     id: str = ""
-    """The entry that is being read."""
+    """The id of the present entry."""
     known: bool = False
     places: Places = field(default_factory=Places)
     arrival: int = 0
-    """The highest yet."""
+    """The highest arrival so far."""
     fence: int = 0
     lease: Lease | None = None
     drain: Drain | None = None
-    turn: Turn | None = None
+    turn: OpenTurn | None = None
     tasks: bool = False
     closed: str | None = None
-    """The turn that was closed last."""
+    """The latest closed turn."""
     agent: Agent = field(default_factory=Agent)
-    step: Step = field(default_factory=Step)
+    step: LedgerStep = field(default_factory=LedgerStep)
 
     def wrong(self, invariant: str, text: str) -> None:
-        """The entry that is being read breaks this."""
+        """Report that the present entry breaks this invariant."""
         self.report.violations.append((invariant, self.id, text))
 
     @property
     def open(self) -> bool:
-        """Whether a turn or a background task is."""
+        """Whether a turn or a background task is open."""
         return self.turn is not None or self.tasks

@@ -1,4 +1,4 @@
-"""Who may ask, and which account is our own. Pure. Accounts are compared by `Person.same`, never by login alone."""
+"""Which accounts may ask, and which account is the bot's. Pure. `Person.same` compares accounts, never the login."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sessiond_webhook.demands.comment import Person
 ASSOCIATIONS: Final = frozenset(
     {"COLLABORATOR", "CONTRIBUTOR", "FIRST_TIMER", "FIRST_TIME_CONTRIBUTOR", "MANNEQUIN", "MEMBER", "NONE", "OWNER"}
 )
-"""GitHub's `author_association`."""
+"""The values of GitHub's `author_association`."""
 DEFAULT_ASSOCIATIONS: Final = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
 USER: Final = "User"
 BOT: Final = "Bot"
@@ -18,14 +18,17 @@ _LISTED: Final = re.compile(r"([1-9]\d{0,18})(?::([A-Za-z]{1,40}))?")
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """`own` is our account; an `id` of 0 says that only its login is known. `listed` may ask whatever they are."""
+    """The accounts that the settings name.
+
+    `own` is the bot's account; its `id` is 0 if only the login is known. The accounts in `listed` may always ask.
+    """
 
     own: Person
     associations: frozenset[str] = DEFAULT_ASSOCIATIONS
     listed: tuple[Person, ...] = ()
 
     def is_own(self, person: Person) -> bool:
-        """Whether this is our own account: what it writes is never a demand."""
+        """Whether this is the bot's account. Its comments are never demands."""
         if self.own.id:
             return self.own.same(person)
         return (self.own.type, self.own.login.casefold()) == (person.type, person.login.casefold())
@@ -35,9 +38,9 @@ class People:
         return any(one.same(person) for one in self.listed)
 
     def refusal(self, person: Person, association: str | None) -> str | None:
-        """Why this account may not ask: own, bot, not-allowed; None if it may.
+        """Return why this account may not ask (`own`, `bot`, `not-allowed`), or None if it may.
 
-        `association` is GitHub's word for it; None where GitHub itself let only trusted accounts do this.
+        `association` is GitHub's `author_association`. None means that GitHub lets only trusted accounts do this.
         """
         if self.is_own(person):
             return "own"
@@ -49,20 +52,28 @@ class People:
 
 
 def own_account(login: str, number: int) -> Person:
-    """Our account of BOT_LOGIN and BOT_ID (0: not known). Apps have logins that end with `[bot]`."""
+    """Return the bot's account from BOT_LOGIN and BOT_ID (0: not known). The login of an app ends with `[bot]`."""
     return Person(number, BOT if login.endswith("[bot]") else USER, login)
 
 
 def listed(word: str) -> Person:
-    """An account of ALLOWED_USERS: `id` (a user's) or `id:Type`. Raises ValueError."""
+    """Return an account of ALLOWED_USERS: `id`, of a user, or `id:Type`.
+
+    Raises:
+        ValueError: the word is neither.
+    """
     found = _LISTED.fullmatch(word)
     if found is None:
-        raise ValueError(f"{word!r} is not an account's number, or number:Type")
+        raise ValueError(f"{word!r} must be the number of an account, or number:Type")
     return Person(int(found[1]), (found[2] or USER).capitalize(), "")
 
 
 def association(word: str) -> str:
-    """One of `ASSOCIATIONS`. Raises ValueError."""
+    """Return one of `ASSOCIATIONS`.
+
+    Raises:
+        ValueError: the word is none of them.
+    """
     if word.upper() not in ASSOCIATIONS:
-        raise ValueError(f"{word!r} is none of {', '.join(sorted(ASSOCIATIONS))}")
+        raise ValueError(f"{word!r} must be one of {', '.join(sorted(ASSOCIATIONS))}")
     return word.upper()

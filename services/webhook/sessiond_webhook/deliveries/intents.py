@@ -1,4 +1,4 @@
-"""What a delivery means: from an event's name and payload to one intent. Pure; the event table of docs/webhook.md."""
+"""Reads the intent of a delivery from the name of its event and its payload. Pure. See the table in docs/webhook.md."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from typing import Final
 from sessiond_webhook.deliveries.authorization import People
 from sessiond_webhook.deliveries.mentions import Trigger
 from sessiond_webhook.deliveries.payload import BadPayload, Members
-from sessiond_webhook.demands.comment import Comment, Person, Source
+from sessiond_webhook.demands.comment import Comment, CommentSource, Person
 from sessiond_webhook.demands.machine import CLOSED
 
 
 @dataclass(frozen=True, slots=True)
 class Demanded:
-    """A comment wants an answer."""
+    """A comment asks for an answer."""
 
     comment: Comment
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedDemand:
-    """A comment wants an answer and gets none; `reason` is told."""
+    """A comment asks for an answer but gets none. The note gives the `reason`."""
 
     comment: Comment
     reason: str
@@ -28,14 +28,14 @@ class RefusedDemand:
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """A comment reads otherwise now. Its author stays the one who asks, whoever edited it."""
+    """A comment was edited. Its author stays the one who asks, whoever edited it."""
 
     comment: Comment
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A comment is gone."""
+    """A comment was deleted."""
 
     key: str
     session: str
@@ -43,7 +43,7 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class PullClosed:
-    """A pull request was closed, `at` RFC 3339 (or merged: the same)."""
+    """A pull request was closed or merged. `at` is the time, RFC 3339."""
 
     session: str
     number: int
@@ -52,7 +52,7 @@ class PullClosed:
 
 @dataclass(frozen=True, slots=True)
 class TaskWanted:
-    """An issue is to be worked on. `key` is the issue's node id: wanting it twice is one task."""
+    """An issue becomes a task of the worker. `key` is the issue's node id, so two deliveries make one task."""
 
     key: str
     session: str
@@ -68,7 +68,7 @@ class TaskWanted:
 
 @dataclass(frozen=True, slots=True)
 class Woken:
-    """A review decided about a pull request: a worker that waits for it may go on."""
+    """A review decided about a pull request, so a task that waits for it may go on."""
 
     session: str
     number: int
@@ -76,12 +76,12 @@ class Woken:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """GitHub tries the hook."""
+    """GitHub tests the webhook."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """Not for us; `reason` is one of `REASONS`."""
+    """The delivery needs no action. `reason` is one of `REASONS`."""
 
     reason: str
 
@@ -96,7 +96,7 @@ REASONS: Final = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the settings say about events. An empty `task_label` is no label."""
+    """The settings that decide about events. With an empty `task_label`, no label makes a task."""
 
     trigger: Trigger
     people: People
@@ -104,7 +104,11 @@ class Rules:
 
 
 def read(event: str, payload: object, rules: Rules) -> Intent:
-    """The intent of a delivery of this event (X-GitHub-Event). Raises BadPayload, for events that we handle only."""
+    """Return the intent of a delivery of this event (X-GitHub-Event).
+
+    Raises:
+        BadPayload: the event is supported and its payload is not valid.
+    """
     if event == "ping":
         return Ping()
     actions = _TABLE.get(event)
@@ -113,40 +117,40 @@ def read(event: str, payload: object, rules: Rules) -> Intent:
     if not isinstance(payload, dict):
         raise BadPayload("the payload", "must be an object")
     members = Members(payload)
-    act = actions.get(members.text("action"))
-    return act(members, rules) if act is not None else Ignored("action")
+    read_action = actions.get(members.text("action"))
+    return read_action(members, rules) if read_action is not None else Ignored("action")
 
 
 # ---- comments ------------------------------------------------------------------------------------
 
-_Making = Callable[[Members, Person], Comment]
+_MakeComment = Callable[[Members, Person], Comment]
 
 
 def _issue_comment(payload: Members, author: Person) -> Comment:
-    return _comment(payload, author, Source.ISSUE_COMMENT, payload.object("comment"), payload.object("issue"))
+    return _comment(payload, author, CommentSource.ISSUE_COMMENT, payload.object("comment"), payload.object("issue"))
 
 
 def _review_comment(payload: Members, author: Person) -> Comment:
     found, pull = payload.object("comment"), payload.object("pull_request")
-    return _comment(payload, author, Source.REVIEW_COMMENT, found, pull)
+    return _comment(payload, author, CommentSource.REVIEW_COMMENT, found, pull)
 
 
 def _review(payload: Members, author: Person) -> Comment:
-    return _comment(payload, author, Source.REVIEW, payload.object("review"), payload.object("pull_request"))
+    return _comment(payload, author, CommentSource.REVIEW, payload.object("review"), payload.object("pull_request"))
 
 
-def _comment(payload: Members, author: Person, source: Source, found: Members, about: Members) -> Comment:
-    """The comment or review `found` on the issue or pull request `about`."""
+def _comment(payload: Members, author: Person, source: CommentSource, found: Members, about: Members) -> Comment:
+    """Return the comment or review `found` on the issue or pull request `about`."""
     repo, number = payload.repo(), found.number("id")
-    created = found.time("submitted_at" if source is Source.REVIEW else "created_at")
-    on_file = source is Source.REVIEW_COMMENT
+    created = found.time("submitted_at" if source is CommentSource.REVIEW else "created_at")
+    on_file = source is CommentSource.REVIEW_COMMENT
     return Comment(
         key=found.node_id(),
         source=source,
         session=repo.lower(),
         repo=repo,
         number=about.number("number"),
-        is_pull=source is not Source.ISSUE_COMMENT or about.has("pull_request"),
+        is_pull=source is not CommentSource.ISSUE_COMMENT or about.has("pull_request"),
         id=number,
         author=author,
         association=found.text("author_association", "NONE"),
@@ -157,9 +161,9 @@ def _comment(payload: Members, author: Person, source: Source, found: Members, a
         updated_at=found.time("updated_at", created),
         closed=about.text("state", "open") == "closed",
         labels=about.labels(),
-        review_state=found.text("state").lower() if source is Source.REVIEW else None,
+        review_state=found.text("state").lower() if source is CommentSource.REVIEW else None,
         path=found.maybe_text("path") if on_file else None,
-        # On a line that the pull request no longer has, only the original one is known.
+        # If the pull request no longer has the line, only `original_line` is set.
         line=found.maybe_number("line") or found.maybe_number("original_line") if on_file else None,
         diff_hunk=found.maybe_text("diff_hunk") if on_file else None,
         commit=found.maybe_text("commit_id"),
@@ -172,8 +176,8 @@ def _installation(payload: Members) -> int | None:
     return payload.object("installation").number("id") if payload.has("installation") else None
 
 
-def _asked(payload: Members, rules: Rules, member: str, make: _Making) -> Comment | Ignored:
-    """The comment, if its author may ask at all."""
+def _allowed_comment(payload: Members, rules: Rules, member: str, make: _MakeComment) -> Comment | Ignored:
+    """Return the comment, if its author may ask at all."""
     author = payload.object(member).person("user")
     if author is None:
         return Ignored("no-author")
@@ -182,9 +186,9 @@ def _asked(payload: Members, rules: Rules, member: str, make: _Making) -> Commen
     return Ignored(refusal) if refusal is not None else comment
 
 
-def _created(member: str, make: _Making) -> "_Act":
+def _created(member: str, make: _MakeComment) -> "_ReadAction":
     def act(payload: Members, rules: Rules) -> Intent:
-        comment = _asked(payload, rules, member, make)
+        comment = _allowed_comment(payload, rules, member, make)
         return comment if isinstance(comment, Ignored) else _demanded(comment, rules)
 
     return act
@@ -198,16 +202,16 @@ def _demanded(comment: Comment, rules: Rules) -> Intent:
     return RefusedDemand(comment, CLOSED) if comment.is_pull and comment.closed else Demanded(comment)
 
 
-def _edited(member: str, make: _Making) -> "_Act":
+def _edited(member: str, make: _MakeComment) -> "_ReadAction":
     def act(payload: Members, rules: Rules) -> Intent:
-        comment = _asked(payload, rules, member, make)
+        comment = _allowed_comment(payload, rules, member, make)
         return comment if isinstance(comment, Ignored) else Edited(comment)
 
     return act
 
 
 def _deleted(payload: Members, rules: Rules) -> Intent:
-    """Not asked who the author is now: somebody who left since must still be able to take a question back."""
+    """The author is not checked, because somebody who left the repository may still withdraw a question."""
     found = payload.object("comment")
     author = found.person("user")
     if author is not None and rules.people.is_own(author):
@@ -216,7 +220,7 @@ def _deleted(payload: Members, rules: Rules) -> Intent:
 
 
 def _submitted(payload: Members, rules: Rules) -> Intent:
-    comment = _asked(payload, rules, "review", _review)
+    comment = _allowed_comment(payload, rules, "review", _review)
     if isinstance(comment, Ignored):
         return comment
     intent = _demanded(comment, rules)
@@ -249,13 +253,16 @@ def _labelled(payload: Members, rules: Rules) -> Intent:
 
 
 def _task(payload: Members, rules: Rules) -> Intent:
-    """Who assigns or labels has triage rights, but for one: a template's labels come in the name of who opened it."""
+    """Whoever assigns or labels has triage rights, with one exception.
+
+    A template adds its labels in the name of the person who opened the issue.
+    """
     issue = payload.object("issue")
     sender, opener = payload.person("sender"), issue.person("user")
     if sender is None:
         return Ignored("no-author")
-    theirs = opener is not None and sender.same(opener)
-    refusal = rules.people.refusal(sender, issue.text("author_association", "NONE") if theirs else None)
+    is_opener = opener is not None and sender.same(opener)
+    refusal = rules.people.refusal(sender, issue.text("author_association", "NONE") if is_opener else None)
     if refusal is not None:
         return Ignored(refusal)
     if issue.has("pull_request"):
@@ -276,9 +283,9 @@ def _task(payload: Members, rules: Rules) -> Intent:
     )
 
 
-_Act = Callable[[Members, Rules], Intent]
+_ReadAction = Callable[[Members, Rules], Intent]
 
-_TABLE: Final[Mapping[str, Mapping[str, _Act]]] = {
+_TABLE: Final[Mapping[str, Mapping[str, _ReadAction]]] = {
     "issue_comment": {
         "created": _created("comment", _issue_comment),
         "edited": _edited("comment", _issue_comment),

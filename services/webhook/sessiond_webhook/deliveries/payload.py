@@ -1,4 +1,4 @@
-"""Reading a payload's members, each with its kind checked. Pure. Everything raises BadPayload, and nothing else."""
+"""Reads the members of a payload and checks the type of each. Pure. Every method raises BadPayload, nothing else."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _MOST: Final = 2**63
 
 
 class BadPayload(ValueError):
-    """A payload of an event that we handle cannot be used; the text names the member."""
+    """The payload of a supported event is not valid. The message names the member."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"{path}: {why}")
@@ -24,7 +24,7 @@ class BadPayload(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """A JSON object of a payload; `path` is where it stands."""
+    """A JSON object of a payload. `path` is its place in the payload."""
 
     values: Mapping[str, Any]
     path: str = ""
@@ -33,22 +33,22 @@ class Members:
         return f"{self.path}.{name}" if self.path else name
 
     def bad(self, name: str, why: str) -> BadPayload:
-        """The error that names this member."""
+        """Return the error that names this member."""
         return BadPayload(self._where(name), why)
 
     def has(self, name: str) -> bool:
-        """Whether it is there and not null."""
+        """Whether the member is there and not null."""
         return self.values.get(name) is not None
 
     def object(self, name: str) -> "Members":
-        """A JSON object."""
+        """Return a JSON object."""
         found = self.values.get(name)
         if not isinstance(found, dict):
             raise self.bad(name, "must be an object")
         return Members(found, self._where(name))
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A string; `default` stands for one that is missing or null."""
+        """Return a string, or `default` for one that is missing or null."""
         found = self.values.get(name)
         if found is None and default is not None:
             return default
@@ -57,29 +57,29 @@ class Members:
         return found
 
     def maybe_text(self, name: str) -> str | None:
-        """A string, or None."""
+        """Return a string, or None."""
         return self.text(name) if self.has(name) else None
 
     def number(self, name: str) -> int:
-        """A whole number above 0: an id, a number, a line."""
+        """Return a whole number above 0, such as an id or a line."""
         found = self.values.get(name)
         if isinstance(found, bool) or not isinstance(found, int) or not 0 < found < _MOST:
             raise self.bad(name, "must be a whole number above 0")
         return found
 
     def maybe_number(self, name: str) -> int | None:
-        """The same, or None."""
+        """Return a whole number above 0, or None."""
         return self.number(name) if self.has(name) else None
 
     def node_id(self) -> str:
-        """The member `node_id`: 1 to 200 visible ASCII characters."""
+        """Return the member `node_id`: 1 to 200 visible ASCII characters."""
         found = self.text("node_id")
         if not _NODE_ID.fullmatch(found):
             raise self.bad("node_id", "must be 1 to 200 visible characters")
         return found
 
     def time(self, name: str, default: str | None = None) -> str:
-        """A time, RFC 3339, in UTC with Z, so that text order is time order."""
+        """Return a time as RFC 3339 in UTC with Z, so that the order of texts is the order of times."""
         found = self.text(name, default)
         if not _TIME.fullmatch(found):
             raise self.bad(name, "must be a time, RFC 3339")
@@ -90,14 +90,14 @@ class Members:
         return moment.isoformat().replace("+00:00", "Z")
 
     def person(self, name: str) -> Person | None:
-        """An account; None for null, as GitHub gives a deleted one."""
+        """Return an account, or None for null, which GitHub sends for a deleted account."""
         if not self.has(name):
             return None
         found = self.object(name)
         return Person(found.number("id"), found.text("type", ""), found.text("login"))
 
     def repo(self) -> str:
-        """The member `repository.full_name`, as GitHub spells it."""
+        """Return the member `repository.full_name`, as GitHub spells it."""
         found = self.object("repository")
         name = found.text("full_name")
         if not _REPO.fullmatch(name) or {".", ".."} & set(name.split("/")):
@@ -105,7 +105,7 @@ class Members:
         return name
 
     def labels(self) -> tuple[str, ...]:
-        """The names of the member `labels`."""
+        """Return the names in the member `labels`."""
         found = self.values.get("labels")
         if found is None:
             return ()

@@ -1,11 +1,11 @@
-"""A comment that wants an answer, as GitHub sent it. Pure values; `events.py` makes them from payloads."""
+"""A comment that asks for an answer, as GitHub sent it. `deliveries.intents` makes it from a payload. Pure."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Source(StrEnum):
-    """Which of the three kinds of comment it is; it decides where the answer goes."""
+class CommentSource(StrEnum):
+    """The kind of a comment. It decides where the answer goes."""
 
     ISSUE_COMMENT = "issue-comment"
     REVIEW_COMMENT = "review-comment"
@@ -14,32 +14,32 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A GitHub account. Only `id` and `type` identify it: logins are renamed and taken again by others."""
+    """A GitHub account. `id` and `type` identify it. A login can be renamed, and another account can take it."""
 
     id: int
     type: str
     login: str
 
     def same(self, other: "Person") -> bool:
-        """The one predicate by which accounts are compared."""
+        """Whether both are the same account. Compare accounts only with this."""
         return (self.id, self.type) == (other.id, other.type)
 
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """One comment or review. `key` is its node id, the demand's key; times are RFC 3339 as GitHub gives them."""
+    """One comment or review. `key` is its node id and also the demand's key. Times are RFC 3339, in UTC."""
 
     key: str
-    source: Source
+    source: CommentSource
     session: str
     """`owner/repo` in lower case."""
     repo: str
     """`owner/repo` as GitHub spells it."""
     number: int
-    """Of the issue or pull request."""
+    """The number of the issue or pull request."""
     is_pull: bool
     id: int
-    """The comment's or review's id in REST paths."""
+    """The id of the comment or review in REST paths."""
     author: Person
     association: str
     body: str
@@ -48,7 +48,7 @@ class Comment:
     created_at: str
     updated_at: str
     closed: bool = False
-    """Whether the issue or pull request was closed when this was sent."""
+    """Whether the issue or pull request was closed when GitHub sent this."""
     labels: tuple[str, ...] = ()
     review_state: str | None = None
     path: str | None = None
@@ -56,12 +56,12 @@ class Comment:
     diff_hunk: str | None = None
     commit: str | None = None
     root: int | None = None
-    """The id of the review thread's first comment (its own, if it is the first)."""
+    """The id of the first comment of the review thread. None outside review threads."""
     installation: int | None = None
-    """The app's installation that the delivery came for."""
+    """The installation of the app that the delivery names."""
 
     @property
     def thread(self) -> str:
-        """Where its answer stands among others; answers of one thread are posted in order."""
+        """The name of the thread of its answer. Answers of one thread are posted in order."""
         place = f"{self.repo}#{self.number}"
         return f"{place}/{self.root}" if self.root is not None else place

@@ -1,11 +1,11 @@
-"""A demand's life, pure: one table of states, and functions from record to record.
+"""The states of a demand: one table, and functions from record to record. Pure.
 
-    open --claim--> answering --answer--> answered --post--> posted(url)
-      |                 +--put back--> open   +--fail--> failed(reason)
+    open --acquire--> answering --answer--> answered --post--> posted(url)
+      |                   +--put back--> open   +--fail--> failed(reason)
       +--refuse, fail--> refused(reason) | failed(reason)         (also from answering)
 
-Two rules. First: a demand ends in exactly one posted answer or one stated reason. Second: only the run that
-holds it (`holder`) may answer it, so that a run that was given up for dead changes nothing when it comes back.
+There are two rules. First, a demand ends with exactly one posted answer or one reason. Second, only the run that holds
+the demand (`holder`) may answer it. So a run whose lease has ended changes nothing when it comes back.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from sessiond_common import clock
 from sessiond_webhook.demands.comment import Comment
 
 
-class State(StrEnum):
-    """Where a demand is."""
+class DemandState(StrEnum):
+    """The state of a demand."""
 
     OPEN = "open"
     ANSWERING = "answering"
@@ -29,9 +29,9 @@ class State(StrEnum):
 
 
 class Move(StrEnum):
-    """What can happen to it."""
+    """What can happen to a demand."""
 
-    CLAIM = "claim"
+    ACQUIRE = "acquire"
     HOLD = "hold"
     PUT_BACK = "put back"
     ANSWER = "answer"
@@ -41,37 +41,36 @@ class Move(StrEnum):
     EDIT = "edit"
 
 
-TABLE: Final[Mapping[tuple[State, Move], State]] = {
-    (State.OPEN, Move.CLAIM): State.ANSWERING,
-    (State.OPEN, Move.REFUSE): State.REFUSED,
-    (State.OPEN, Move.FAIL): State.FAILED,
-    (State.OPEN, Move.EDIT): State.OPEN,
-    (State.ANSWERING, Move.CLAIM): State.ANSWERING,  # the run before is dead
-    (State.ANSWERING, Move.HOLD): State.ANSWERING,
-    (State.ANSWERING, Move.PUT_BACK): State.OPEN,
-    (State.ANSWERING, Move.ANSWER): State.ANSWERED,
-    (State.ANSWERING, Move.REFUSE): State.REFUSED,
-    (State.ANSWERING, Move.FAIL): State.FAILED,
-    (State.ANSWERING, Move.EDIT): State.ANSWERING,
-    (State.ANSWERED, Move.POST): State.POSTED,
-    (State.ANSWERED, Move.FAIL): State.FAILED,  # it cannot be posted, or must not be
+TABLE: Final[Mapping[tuple[DemandState, Move], DemandState]] = {
+    (DemandState.OPEN, Move.ACQUIRE): DemandState.ANSWERING,
+    (DemandState.OPEN, Move.REFUSE): DemandState.REFUSED,
+    (DemandState.OPEN, Move.FAIL): DemandState.FAILED,
+    (DemandState.OPEN, Move.EDIT): DemandState.OPEN,
+    (DemandState.ANSWERING, Move.ACQUIRE): DemandState.ANSWERING,  # the lease of the earlier run has ended
+    (DemandState.ANSWERING, Move.HOLD): DemandState.ANSWERING,
+    (DemandState.ANSWERING, Move.PUT_BACK): DemandState.OPEN,
+    (DemandState.ANSWERING, Move.ANSWER): DemandState.ANSWERED,
+    (DemandState.ANSWERING, Move.REFUSE): DemandState.REFUSED,
+    (DemandState.ANSWERING, Move.FAIL): DemandState.FAILED,
+    (DemandState.ANSWERING, Move.EDIT): DemandState.ANSWERING,
+    (DemandState.ANSWERED, Move.POST): DemandState.POSTED,
+    (DemandState.ANSWERED, Move.FAIL): DemandState.FAILED,  # the answer cannot or must not be posted
 }
 
-UNANSWERED: Final = frozenset({State.OPEN, State.ANSWERING})
-ENDED: Final = frozenset({State.POSTED, State.REFUSED, State.FAILED})
+UNANSWERED: Final = frozenset({DemandState.OPEN, DemandState.ANSWERING})
+ENDED: Final = frozenset({DemandState.POSTED, DemandState.REFUSED, DemandState.FAILED})
 HELD: Final = frozenset({Move.HOLD, Move.PUT_BACK, Move.ANSWER})
-"""Moves of the run that holds the demand."""
-
+"""Moves that only the run that holds the demand may do."""
 
 CLOSED: Final = "pull-request-closed"
-"""Why a comment on a closed pull request is refused."""
+"""The reason for refusing a comment on a closed pull request."""
 
 
-class NotNow(Exception):
-    """The demand is not in a state for this; nothing changed."""
+class MoveRefused(Exception):
+    """The state of the demand does not allow this move. Nothing has changed."""
 
-    def __init__(self, key: str, state: State, move: Move) -> None:
-        super().__init__(f"{move.value} of {key}, which is {state.value}")
+    def __init__(self, key: str, state: DemandState, move: Move) -> None:
+        super().__init__(f"cannot {move.value} {key}: it is {state.value}")
         self.key, self.state, self.move = key, state, move
 
 
@@ -79,40 +78,43 @@ class NotHolder(Exception):
     """Another run holds the demand now."""
 
 
-class Edited(Exception):
-    """The comment was edited since this revision was read: the answer would be one to another question."""
+class CommentChanged(Exception):
+    """The comment was edited after this revision was read, so the answer would fit another question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Our one comment in the thread, edited in place."""
+    """The bot's one comment for a demand. The poster edits it in place."""
 
     id: int | None = None
-    """None while its creation was begun and its outcome is not known."""
+    """None while the creation has begun and its outcome is unknown."""
     url: str | None = None
     shown: str | None = None
-    """The SHA-256 of the body that stands there."""
+    """The SHA-256 of the body on GitHub."""
     begun: float | None = None
-    """When its creation was begun, while `id` is None: Redis's clock, epoch seconds."""
+    """When the creation began, while `id` is None: epoch seconds of Redis's clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The record. `order` sorts a session's demands; `revision` counts edits; `at` says when each state began."""
+    """The record of a demand. `order` sorts the demands of a session, `revision` counts edits.
+
+    `at` maps each state to the time when it began.
+    """
 
     comment: Comment
     order: int
-    state: State = State.OPEN
+    state: DemandState = DemandState.OPEN
     revision: int = 1
     holder: str | None = None
     fence: int | None = None
     runs: int = 0
-    """How many runs have claimed it."""
+    """How many runs have acquired it."""
     ticket: str | None = None
     place: int | None = None
     """The place in the queue when the ticket was taken."""
     job: str | None = None
-    """The rq job that was to wake a handler last."""
+    """The last rq job that was enqueued to wake a handler."""
     text: str | None = None
     """The answer."""
     task: str | None = None
@@ -120,7 +122,7 @@ class Demand:
     reason: str | None = None
     """Why there is no answer: a stable word, for refused and failed."""
     tell: bool = True
-    """Whether the reason is told in the thread (a deleted comment's is not, unless we spoke there before)."""
+    """Whether the note gives the reason. For a deleted comment only if there is a note already."""
     note: Note | None = None
     at: Mapping[str, str] = field(default_factory=dict)
 
@@ -134,10 +136,15 @@ class Demand:
 
 
 def moved(demand: Demand, move: Move, now: str, *, holder: str | None = None) -> Demand:
-    """The record after `move`; `holder` is who asks. Raises NotNow and NotHolder."""
+    """Return the record after `move`. `holder` is the run that asks.
+
+    Raises:
+        MoveRefused: the state does not allow the move.
+        NotHolder: the move needs the run that holds the demand.
+    """
     after = TABLE.get((demand.state, move))
     if after is None:
-        raise NotNow(demand.key, demand.state, move)
+        raise MoveRefused(demand.key, demand.state, move)
     if move in HELD and holder != demand.holder:
         raise NotHolder(demand.key)
     if after is demand.state:
@@ -145,62 +152,72 @@ def moved(demand: Demand, move: Move, now: str, *, holder: str | None = None) ->
     return replace(demand, state=after, at={**demand.at, after.value: now})
 
 
-def claimed(demand: Demand, holder: str, now: str) -> Demand:
-    """A run takes it up."""
-    after = moved(demand, Move.CLAIM, now)
+def acquired(demand: Demand, holder: str, now: str) -> Demand:
+    """Return the record after a run has acquired the demand."""
+    after = moved(demand, Move.ACQUIRE, now)
     return replace(after, holder=holder, fence=None, runs=demand.runs + 1)
 
 
 def held(demand: Demand, holder: str, ticket: str, fence: int, now: str) -> Demand:
-    """The run holds the session's lease with this fence, on this ticket."""
+    """Return the record of a run that now holds the session's lease, with this ticket and fence."""
     return replace(moved(demand, Move.HOLD, now, holder=holder), ticket=ticket, fence=fence)
 
 
 def put_back(demand: Demand, holder: str, now: str) -> Demand:
-    """The run gives it up, so that another can take it up."""
+    """Return the record after the run has given the demand back, so that another run can acquire it."""
     return replace(moved(demand, Move.PUT_BACK, now, holder=holder), holder=None, fence=None)
 
 
 def answered(demand: Demand, holder: str, revision: int, text: str, now: str) -> Demand:
-    """The answer is there. Raises Edited too; a blank text is no answer (ValueError)."""
+    """Return the record with this answer.
+
+    Raises:
+        MoveRefused, NotHolder: as `moved`.
+        CommentChanged: the comment was edited after `revision`.
+        ValueError: the text is blank.
+    """
     after = moved(demand, Move.ANSWER, now, holder=holder)
     if revision != demand.revision:
-        raise Edited(demand.key)
+        raise CommentChanged(demand.key)
     if not text.strip():
         raise ValueError("an answer must not be empty")
     return replace(after, text=text)
 
 
 def promising(demand: Demand, task: str) -> Demand:
-    """The answer promises this task."""
+    """Return the record of an answer that promises this task."""
     return replace(demand, task=task)
 
 
 def refused(demand: Demand, reason: str, now: str, *, tell: bool) -> Demand:
-    """Nobody will answer it, and that is as it should be (withdrawn, closed)."""
+    """Return the record of a demand that needs no answer any more, for example because it was withdrawn."""
     after = moved(demand, Move.REFUSE, now)
     return replace(after, reason=reason, tell=tell or demand.note is not None)
 
 
 def failed(demand: Demand, reason: str, now: str, *, holder: str | None = None) -> Demand:
-    """It could not be answered. With a `holder`, only the one that holds it may say so."""
-    if holder is not None and demand.state is State.ANSWERING and holder != demand.holder:
+    """Return the record of a demand that could not be answered.
+
+    Raises:
+        NotHolder: `holder` is given, and another run holds the demand.
+    """
+    if holder is not None and demand.state is DemandState.ANSWERING and holder != demand.holder:
         raise NotHolder(demand.key)
     return replace(moved(demand, Move.FAIL, now), reason=reason)
 
 
 def posted(demand: Demand, now: str) -> Demand:
-    """The answer stands in the thread."""
+    """Return the record after the answer was posted."""
     return moved(demand, Move.POST, now)
 
 
-def seconds_between(at: Mapping[str, str], first: State, second: State) -> float:
-    """By the record's own times: from one state to another."""
+def seconds_between(at: Mapping[str, str], first: DemandState, second: DemandState) -> float:
+    """Return the seconds between the beginnings of two states."""
     return clock.seconds_between(at[first.value], at[second.value])
 
 
 def edited(demand: Demand, comment: Comment, now: str) -> Demand:
-    """The comment as it reads now; the place is kept. An older version than the known one changes nothing."""
+    """Return the record with the edited comment. It keeps its place. A version older than the known one is ignored."""
     after = moved(demand, Move.EDIT, now)
     if comment.updated_at < demand.comment.updated_at or comment.body == demand.comment.body:
         return demand

@@ -1,13 +1,15 @@
-"""The pending posts in Redis: which demands' notes are to be brought up to date, and who does it.
+"""The pending posts in Redis: which notes are out of date, and which run of a poster works on them.
 
-    webhook:threads              threads with pending posts, by when they were served
-    webhook:posts:{thread}       their demands' keys, by the order in which they came
-    webhook:posts-claim:{thread} the run that works on it, 60 s long                   webhook:posts-job:{thread}
-    webhook:posts-wait:{thread}  until when nobody tries, and how often it failed      webhook:posts-limit:{account}
+    webhook:threads              threads with pending posts, by the time when they were last served
+    webhook:posts:{thread}       keys of the thread's demands with pending posts, by order
+    webhook:posts-claim:{thread} the lock of the thread: the run that works on it, for 60 s
+    webhook:posts-wait:{thread}  until when nobody tries, and how many tries failed
+    webhook:posts-job:{thread}   the last rq job that was enqueued to wake a poster
+    webhook:posts-limit:{account} until when the rate limit of this account lasts
 
-Levels, not edges: a pending key says "this note is to be brought up to date", never to what; notes.py says that, from
-the record as it is when somebody gets round to it. A key leaves the set in the same transaction in which the record
-says that what the note shows is what it must show. Times are Redis's clock: the posters are on many machines.
+A pending key only means that the note is out of date. `poster.notes` computes its text from the record when a run
+serves it. A key leaves the set in the transaction that records that the note is up to date. Times are those of Redis,
+because the posters are on many machines.
 """
 
 from collections.abc import Callable
@@ -19,53 +21,53 @@ import orjson
 import structlog
 
 from sessiond_common.jobs.queue import POSTS
-from sessiond_webhook.demands.store import POST_JOB, THREADS, Demands, post_job_key, posts_key, text, texts  # fmt: skip
+from sessiond_webhook.demands.store import POST_JOB, THREADS, Demands, post_job_key, posts_key, text, texts
 
 log = structlog.get_logger("webhook.posts")
 LATE: Final = 3.0
-"""Seconds after which a scheduled job that did not come counts as lost."""
+"""Seconds after which a scheduled job that did not start counts as lost."""
 _KEPT: Final = 86_400
-"""Seconds that a wait is remembered after it is over: how often it failed counts on."""
+"""Seconds for which the number of failed tries is kept after a wait."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nobody tries before `until` (Redis's clock, epoch seconds); `tries` failed in a row."""
+    """A pause of a thread: until `until` (Redis's clock, epoch seconds), after `tries` failures in a row."""
 
     until: float = 0.0
     tries: int = 0
 
 
 class Posts:
-    """The pending posts of every thread. Everything raises redis.RedisError when Redis is away."""
+    """The pending posts of every thread. Every method raises redis.RedisError while Redis is away."""
 
     def __init__(self, demands: Demands) -> None:
         self.demands, self.redis = demands, demands.redis
 
     def now(self) -> float:
-        """Redis's clock, epoch seconds."""
+        """Return the time of Redis, in epoch seconds."""
         seconds, micros = self.redis.time()
         return seconds + micros / 1e6
 
     def pending(self, thread: str) -> int:
-        """How many notes of it are to be brought up to date."""
+        """Count the thread's notes that are out of date."""
         return self.redis.zcard(posts_key(thread))
 
     def threads(self) -> list[str]:
-        """Threads with pending posts, the one that was served longest ago first."""
+        """Return the threads with pending posts, the one that waits longest first."""
         return texts(cast(list[bytes], self.redis.zrange(THREADS, 0, -1)))
 
     def served(self, thread: str) -> None:
-        """A run serves it now: the others come before it next time."""
+        """Record that a run serves the thread now, so that the others come before it next time."""
         self.redis.zadd(THREADS, {thread: self.now()}, xx=True)
 
-    def claimed(self, thread: str) -> bool:
-        """Whether a run works on it."""
-        return bool(self.redis.exists(claim_key(thread)))
+    def is_locked(self, thread: str) -> bool:
+        """Whether a run holds the lock of the thread."""
+        return bool(self.redis.exists(thread_lock_key(thread)))
 
     def forget(self, thread: str) -> None:
-        """A thread with nothing pending is no longer listed."""
+        """Stop listing a thread without pending posts."""
 
         def work(pipe: Any) -> None:
             pending = pipe.zcard(posts_key(thread))
@@ -76,7 +78,7 @@ class Posts:
         self.demands.transact(work, posts_key(thread))
 
     def account_id(self, name: str, ask: Callable[[], int]) -> int:
-        """The id of our own account, asked once for each `name` and kept."""
+        """Return the id of the bot's account. `ask` is called once for each `name`; its result is stored."""
         known = cast(bytes | None, self.redis.get(f"webhook:account:{name}"))
         if known:
             return int(known)
@@ -87,16 +89,16 @@ class Posts:
     # ---- waiting -----------------------------------------------------------------------------
 
     def wait(self, thread: str) -> Wait:
-        """Until when nobody tries."""
+        """Return the pause of the thread."""
         data = cast(bytes | None, self.redis.get(wait_key(thread)))
         return Wait(*orjson.loads(data)) if data else Wait()
 
     def limit(self, account: str) -> float:
-        """Until when this account's rate limit lets nobody ask; 0.0 when it does not."""
+        """Return until when the rate limit of this account lasts, or 0.0."""
         return float(text(cast(bytes, self.redis.get(limit_key(account)) or b"0")))
 
     def set_limit(self, account: str, until: float) -> None:
-        """Nobody asks for this account before `until`; a later time that is known already stands."""
+        """Record that the rate limit of this account lasts until `until`. A later known time stays."""
 
         def work(pipe: Any) -> None:
             known = float(text(pipe.get(limit_key(account)) or b"0"))
@@ -107,7 +109,7 @@ class Posts:
         self.demands.transact(work, limit_key(account))
 
     def put_off(self, thread: str, wait: Wait) -> None:
-        """Nobody tries before `wait.until`; a job is there for then."""
+        """Let the thread wait until `wait.until`, and schedule a job for then."""
         pipe = self.redis.pipeline()
         pipe.multi()
         at = datetime.fromtimestamp(wait.until, UTC)
@@ -118,7 +120,7 @@ class Posts:
         pipe.execute()
 
     def wake(self, thread: str) -> None:
-        """A job that works on the thread now; a wait that is over is no longer one."""
+        """Enqueue a job for the thread now, and end a pause that is over."""
         wait = self.wait(thread)
         pipe = self.redis.pipeline()
         pipe.multi()
@@ -129,23 +131,23 @@ class Posts:
         pipe.execute()
 
     def awake(self, thread: str) -> bool:
-        """Whether a job is there that will begin to work on it."""
+        """Whether a job is enqueued or scheduled that will serve the thread."""
         return self.demands.jobs.waiting(text(cast(bytes, self.redis.get(post_job_key(thread)) or b"")))
 
 
 def stage_forget(pipe: Any, thread: str) -> None:
-    """Within a MULTI: the thread has nothing pending and is not listed."""
+    """Within a MULTI: stop to list a thread without pending posts."""
     pipe.zrem(THREADS, thread)
     pipe.delete(wait_key(thread), post_job_key(thread))
 
 
 def sweep_posts(demands: Demands) -> int:
-    """A job for every thread with pending posts for which none will come. Returns how many were woken."""
+    """Enqueue a job for each thread with pending posts that no job will serve. Returns how many."""
     posts, woken = Posts(demands), 0
     for thread in posts.threads():
         if not posts.pending(thread):
             posts.forget(thread)
-        elif not posts.claimed(thread) and _forgotten(posts, thread):
+        elif not posts.is_locked(thread) and _has_lost_job(posts, thread):
             posts.wake(thread)
             woken += 1
     if woken:
@@ -153,15 +155,15 @@ def sweep_posts(demands: Demands) -> int:
     return woken
 
 
-def _forgotten(posts: Posts, thread: str) -> bool:
+def _has_lost_job(posts: Posts, thread: str) -> bool:
     until, now = posts.wait(thread).until, posts.now()
     if until > now:
         return False
-    # The scheduler of a poster that was killed keeps its lock for a minute: its scheduled jobs wait for nobody.
+    # The scheduler of a killed poster keeps its lock for a minute. Nobody starts its scheduled jobs then.
     return (until > 0 and now - until > LATE) or not posts.awake(thread)
 
 
-def claim_key(thread: str) -> str:
+def thread_lock_key(thread: str) -> str:
     return f"webhook:posts-claim:{thread}"
 
 

@@ -1,8 +1,8 @@
-"""Which handler runs are alive, and which demand each may take up.
+"""The leases of handler runs: which runs are alive, and which demand each may answer.
 
-A run takes the first demand of its session that nobody answers, not the one its job names: jobs are only wakes.
-At most `limit` runs a session, so that a flurry on one session starves no other. A run says every `beat` seconds
-that it lives; one that has not for `ttl` counts as dead, and another may take its demand up.
+A job only wakes a run. The run takes the first demand of its session that no live run answers, whatever its job names.
+A session has at most `limit` runs, so that many comments on one session do not delay the others. A run renews its lease
+every third of `ttl`. When the lease has ended, another run may acquire the demand.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,14 +15,13 @@ import structlog
 
 from sessiond_common.clock import now_text
 from sessiond_common.heartbeat import Heartbeat
-from sessiond_webhook.demands import codec
-from sessiond_webhook.demands import machine as d
-from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands import codec, machine
+from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import SESSIONS, Demands, demand_key, open_key, text
 
 log = structlog.get_logger("webhook.runs")
-LOOK_AT: Final = 64
-"""Unanswered demands that are looked at for one that is free."""
+MAX_LOOKUPS: Final = 64
+"""Unanswered demands among which a run looks for one without a live run."""
 
 
 def runs_key(session: str) -> str:
@@ -30,15 +29,15 @@ def runs_key(session: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
-    """The runs of every session. Times in seconds."""
+class RunLeases:
+    """The run leases of every session. Times in seconds."""
 
     demands: Demands
     limit: int = 2
     ttl: float = 15.0
 
-    def claim(self, session: str, holder: str) -> Demand | None:
-        """The demand that this run takes up; None when there is none, or the session has its runs."""
+    def acquire(self, session: str, holder: str) -> Demand | None:
+        """Start the lease of this run and return its demand. Returns None without a free demand or a free run."""
 
         def work(pipe: Any) -> Demand | None:
             now = self._now()
@@ -49,42 +48,42 @@ class Runs:
             if found is None:
                 return None
             pipe.zadd(runs_key(session), {holder: now + self.ttl})
-            after = d.claimed(found, holder, now_text())
+            after = machine.acquired(found, holder, now_text())
             pipe.set(demand_key(after.key), codec.dump(after))
             return after
 
         return self.demands.transact(work, runs_key(session), open_key(session))
 
     def _free(self, pipe: Any, session: str, live: set[str]) -> Demand | None:
-        for key in pipe.zrange(open_key(session), 0, LOOK_AT - 1):
+        for key in pipe.zrange(open_key(session), 0, MAX_LOOKUPS - 1):
             name = demand_key(text(key))
             pipe.watch(name)
             data = pipe.get(name)
             if data is None:
                 continue
             found = codec.load(data)
-            if found.state is State.OPEN or (found.state is State.ANSWERING and found.holder not in live):
+            if found.state is DemandState.OPEN or (found.state is DemandState.ANSWERING and found.holder not in live):
                 return found
         return None
 
-    def beat(self, session: str, holder: str) -> bool:
-        """The run lives. False when it already counts as dead; it does not rise again by itself."""
+    def renew(self, session: str, holder: str) -> bool:
+        """Renew the lease of this run. Returns False if it has already ended; then it stays ended."""
         pipe = self.demands.redis.pipeline()
         pipe.zadd(runs_key(session), {holder: self._now() + self.ttl}, xx=True)
         pipe.zscore(runs_key(session), holder)
         return pipe.execute()[1] is not None
 
-    def finish(self, session: str, holder: str) -> None:
-        """The run is over; whoever it kept waiting is woken, in the same step."""
+    def release(self, session: str, holder: str) -> None:
+        """End the lease, and wake a run for the next free demand in the same step."""
 
         def work(pipe: Any) -> None:
             live = self._live(pipe, session, self._now()) - {holder}
-            waiting = self._free(pipe, session, live) if len(live) < self.limit else None
+            next_demand = self._free(pipe, session, live) if len(live) < self.limit else None
             rest = pipe.zcard(open_key(session))
             pipe.multi()
             pipe.zrem(runs_key(session), holder)
-            if waiting is not None:
-                woken = self.demands.stage_wake(pipe, waiting)
+            if next_demand is not None:
+                woken = self.demands.stage_wake(pipe, next_demand)
                 pipe.set(demand_key(woken.key), codec.dump(woken))
             elif not rest:
                 pipe.srem(SESSIONS, session)
@@ -92,7 +91,7 @@ class Runs:
         self.demands.transact(work, runs_key(session), open_key(session))
 
     def live(self, session: str) -> set[str]:
-        """The holders of the session's live runs."""
+        """Return the holders of the session's live runs."""
         return self._live(self.demands.redis, session, self._now())
 
     @staticmethod
@@ -100,24 +99,24 @@ class Runs:
         return {text(one) for one in source.zrangebyscore(runs_key(session), f"({now}", "+inf")}
 
     def _now(self) -> float:
-        """Redis's own clock: the runs are on many machines."""
+        """Return the time of Redis, because the runs are on many machines."""
         seconds, micros = self.demands.redis.time()
         return seconds + micros / 1e6
 
     @contextmanager
-    def beating(self, session: str, holder: str, on_dead: Callable[[], None] | None = None) -> Iterator[None]:
-        """While inside, a thread says that the run lives, every third of `ttl`."""
+    def held(self, session: str, holder: str, on_dead: Callable[[], None] | None = None) -> Iterator[None]:
+        """Renew the lease in a thread of its own while inside. `on_dead` is called if the lease has ended."""
 
         def beat() -> bool:
-            if self.beat(session, holder):
+            if self.renew(session, holder):
                 return True
-            log.warning("this run counts as dead", session=session, holder=holder)
+            log.warning("the lease of this run has ended", session=session, holder=holder)
             if on_dead is not None:
                 on_dead()
             return False
 
         def away(error: redis.RedisError) -> None:
-            log.warning("no beat: Redis is away", session=session, error=str(error))
+            log.warning("cannot renew the lease of this run: Redis is away", session=session, error=str(error))
 
-        with Heartbeat(f"beat-{session}", self.ttl / 3, beat, away).running():
+        with Heartbeat(f"run-lease-{session}", self.ttl / 3, beat, away).running():
             yield

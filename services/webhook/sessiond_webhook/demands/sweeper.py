@@ -1,44 +1,41 @@
-"""The sweep: every `interval` seconds, one at a time over all replicas, it puts right what a death left behind.
+"""The sweeper: every `interval` seconds it repairs what a crash left behind. One replica sweeps at a time.
 
-What is swept is read from the demands' records, never from rq: an unanswered demand without a ticket gets one, one
-that nobody answers and no live job will wake for gets a job, one that is too old gets its reason; withdrawn tickets
-that could not be withdrawn are; notes that no poster will come for are posted. The webhook processes run it, because
-they are there as long as anything is accepted.
+It reads the records of the demands, never rq. It takes missing tickets and withdraws tickets that nobody needs. It
+enqueues a job for an unanswered demand without a live run or job, and for a note that no poster will post. It ends
+demands that are too old. The webhook processes run it, because they run as long as deliveries are accepted.
 """
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
 import structlog
+from redis.exceptions import LockNotOwnedError
+from redis.lock import Lock
 
 from sessiond_common.clock import now_text, seconds_since
-from sessiond_webhook.demands import machine as d
-from sessiond_webhook.demands.machine import Demand, State
-from sessiond_webhook.demands.runs import Runs
+from sessiond_webhook.demands import machine
+from sessiond_webhook.demands.machine import Demand, DemandState
+from sessiond_webhook.demands.runs import RunLeases
 from sessiond_webhook.demands.store import SESSIONS, Demands, open_key
+from sessiond_webhook.demands.tickets import Tickets
 
 log = structlog.get_logger("webhook.sweeper")
 
 LOCK: Final = "webhook:sweeper"
 DONE: Final = "webhook:swept"
-LONGEST: Final = 120
-"""Seconds after which a sweep that was killed no longer bars the next."""
+LOCK_TTL: Final = 120
+"""Seconds after which the lock of a killed sweeper ends."""
 MAX_AGE: Final = 86_400.0
-
-
-class Tickets(Protocol):
-    """Takes and withdraws tickets, best effort."""
-
-    def take(self, demand: Demand) -> Demand | None: ...
-
-    def withdraw(self, demand: Demand) -> bool: ...
+"""Seconds after which an unanswered demand is too old."""
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
-    """What one sweep did, counted."""
+class SweepCounts:
+    """How many repairs of each kind one sweep did."""
 
     tickets: int = 0
     woken: int = 0
@@ -51,40 +48,54 @@ class Swept:
 
 
 class Sweeper:
-    """One replica's sweeper. `posts` wakes posters and says for how many threads."""
+    """One replica's sweeper. `wake_posters` wakes posters and returns for how many threads."""
 
     def __init__(
-        self, demands: Demands, runs: Runs, tickets: Tickets, posts: Callable[[], int], interval: float = 30.0
+        self,
+        demands: Demands,
+        runs: RunLeases,
+        tickets: Tickets,
+        wake_posters: Callable[[], int],
+        interval: float = 30.0,
     ) -> None:
-        self._demands, self._runs, self._tickets, self._posts, self._interval = demands, runs, tickets, posts, interval
+        self._demands, self._runs, self._tickets = demands, runs, tickets
+        self._wake_posters, self._interval = wake_posters, interval
 
-    def sweep(self) -> Swept | None:
-        """Sweeps unless another replica does, or did within the interval: then None. Raises redis.RedisError."""
-        redis, who = self._demands.redis, secrets.token_hex(8)
-        if not redis.set(LOCK, who, nx=True, ex=LONGEST):
+    def sweep(self) -> SweepCounts | None:
+        """Sweep, unless another replica does, or did within the interval: then return None.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        redis, token = self._demands.redis, secrets.token_hex(8)
+        lock = Lock(redis, LOCK, timeout=LOCK_TTL)
+        if not lock.acquire(blocking=False, token=token):
             return None
         try:
-            if not redis.set(DONE, who, nx=True, px=max(1, int(self._interval * 900))):
+            # A little less than the interval, so that replicas with equal intervals take turns.
+            if not redis.set(DONE, token, nx=True, px=max(1, int(self._interval * 900))):
                 return None
-            swept = self._all()
+            counts = self._sweep_all()
         finally:
-            if redis.get(LOCK) == who.encode():
-                redis.delete(LOCK)
-        if swept:
-            log.info("swept", **{name: getattr(swept, name) for name in Swept.__slots__ if getattr(swept, name)})
-        return swept
+            with contextlib.suppress(LockNotOwnedError):  # the sweep took longer than LOCK_TTL
+                lock.release()
+        if counts:
+            log.info(
+                "swept", **{name: getattr(counts, name) for name in SweepCounts.__slots__ if getattr(counts, name)}
+            )
+        return counts
 
-    def _all(self) -> Swept:
-        counts = Swept(withdrawn=self._withdrawals(), posts=self._posts())
+    def _sweep_all(self) -> SweepCounts:
+        counts = SweepCounts(withdrawn=self._withdraw_tickets(), posts=self._wake_posters())
         for session in self._demands.sessions():
-            found = self._demands.unanswered(session)
-            if not found:
+            unanswered = self._demands.unanswered(session)
+            if not unanswered:
                 self._forget(session)
-            counts = self._session(session, found, counts)
+            counts = self._sweep_session(session, unanswered, counts)
         return counts
 
     def _forget(self, session: str) -> None:
-        """A session without unanswered demands is none to look at; one that gets some just now is kept."""
+        """Stop listing a session without unanswered demands, unless it has one by now."""
 
         def work(pipe: Any) -> None:
             left = pipe.zcard(open_key(session))
@@ -94,32 +105,32 @@ class Sweeper:
 
         self._demands.transact(work, open_key(session))
 
-    def _session(self, session: str, found: list[Demand], counts: Swept) -> Swept:
+    def _sweep_session(self, session: str, unanswered: list[Demand], counts: SweepCounts) -> SweepCounts:
         live = self._runs.live(session)
-        may_wake = self._runs.limit - len(live)
-        for one in found:
-            if self._too_old(one, live):
+        free_runs = self._runs.limit - len(live)
+        for demand in unanswered:
+            if self._end_if_too_old(demand, live):
                 counts = replace(counts, too_old=counts.too_old + 1)
                 continue
-            if one.ticket is None and self._tickets.take(one) is not None:
+            if demand.ticket is None and self._tickets.take(demand) is not None:
                 counts = replace(counts, tickets=counts.tickets + 1)
-            nobody = not (one.state is State.ANSWERING and one.holder in live)
-            if nobody and may_wake > 0:
-                may_wake -= 1
-                if not self._demands.jobs.live(one.job) and self._demands.wake(one.key) is not None:
+            has_run = demand.state is DemandState.ANSWERING and demand.holder in live
+            if not has_run and free_runs > 0:
+                free_runs -= 1
+                if not self._demands.jobs.live(demand.job) and self._demands.wake(demand.key) is not None:
                     counts = replace(counts, woken=counts.woken + 1)
         return counts
 
-    def _too_old(self, demand: Demand, live: set[str]) -> bool:
-        if seconds_since(demand.at[State.OPEN.value]) < MAX_AGE or demand.holder in live:
+    def _end_if_too_old(self, demand: Demand, live: set[str]) -> bool:
+        if seconds_since(demand.at[DemandState.OPEN.value]) < MAX_AGE or demand.holder in live:
             return False
+        move = partial(machine.failed, reason="too-old", now=now_text())
         try:
-            move: Callable[[Demand], Demand] = lambda known: d.failed(known, "too-old", now_text())  # noqa: E731
             ended = self._demands.change(demand.key, move, self._demands.stage_post)
-        except (d.NotNow, KeyError):
+        except (machine.MoveRefused, KeyError):
             return False
         self._tickets.withdraw(ended)
         return True
 
-    def _withdrawals(self) -> int:
-        return sum(self._tickets.withdraw(one) for one in self._demands.withdrawals())
+    def _withdraw_tickets(self) -> int:
+        return sum(self._tickets.withdraw(demand) for demand in self._demands.withdrawals())

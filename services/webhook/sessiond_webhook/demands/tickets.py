@@ -1,6 +1,6 @@
-"""A demand's place in sessiond's queue, best effort: the demand is durable without it, and the sweep comes by.
+"""Tickets of demands in sessiond's queue, best effort: the demand is durable without one, and the sweeper tries again.
 
-Used by the ingress (short deadline, so that a worker is preempted at arrival) and by the sweeper.
+The ingress uses it with a short deadline, so that a comment preempts the worker at once. So do sweeper and handler.
 """
 
 import time
@@ -19,64 +19,70 @@ from sessiond_webhook.demands.store import WITHDRAWALS, Demands
 log = structlog.get_logger("webhook.tickets")
 
 FAILURES: Final = 2
+"""Failures in a row after which the circuit breaker opens."""
 PAUSE: Final = 5.0
+"""Seconds for which it stays open."""
 _T = TypeVar("_T")
 
 
-class TookTooLong(Exception):
-    """sessiond did not answer within the deadline; whether it did what was asked is not known."""
+class DeadlineExceeded(Exception):
+    """sessiond did not answer within the deadline. The outcome of the call is unknown."""
 
 
-class Breaker:
-    """Stops asking a service that does not answer: after `failures` in a row for `pause` seconds, then one may try."""
+class CircuitBreaker:
+    """Stops calls to a service that does not answer: after `failures` in a row, for `pause` seconds.
+
+    Then one call may try.
+    """
 
     def __init__(
         self, failures: int = FAILURES, pause: float = PAUSE, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._most, self._pause, self._clock = failures, pause, clock
+        self._threshold, self._pause, self._clock = failures, pause, clock
         self._failures = 0
-        self._shut_until = 0.0
+        self._open_until = 0.0
 
-    def lets(self) -> bool:
-        """Whether to ask now. While it is shut, the first to come after each pause tries for all."""
-        if self._failures < self._most:
+    def allows(self) -> bool:
+        """Whether a call may be made now. While the breaker is open, one call after each pause tries for all."""
+        if self._failures < self._threshold:
             return True
         now = self._clock()
-        if now < self._shut_until:
+        if now < self._open_until:
             return False
-        self._shut_until = now + self._pause
+        self._open_until = now + self._pause
         return True
 
-    def answered(self) -> None:
-        """It answers."""
+    def record_success(self) -> None:
+        """The service answered."""
         self._failures = 0
 
-    def failed(self) -> None:
-        """It does not."""
+    def record_failure(self) -> None:
+        """The service did not answer."""
         self._failures += 1
-        self._shut_until = self._clock() + self._pause
+        self._open_until = self._clock() + self._pause
 
 
 class Tickets:
-    """Takes and withdraws tickets. `bound` limits one call's time by raising TookTooLong inside the block."""
+    """Takes and withdraws tickets. `time_limit` raises DeadlineExceeded inside its block when a call takes too long."""
 
     def __init__(
         self,
         demands: Demands,
         client: Client,
         *,
-        bound: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        breaker: Breaker | None = None,
+        time_limit: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        breaker: CircuitBreaker | None = None,
     ) -> None:
-        self._demands, self._client, self._bound = demands, client, bound
-        self._breaker = breaker or Breaker()
+        self._demands, self._client, self._time_limit = demands, client, time_limit
+        self.breaker = breaker or CircuitBreaker()
 
     def take(self, demand: Demand) -> Demand | None:
-        """The demand with its ticket and place, both recorded. None: there is none yet, or it was not needed any more.
+        """Take a ticket and record it with its place. Returns the new record.
 
-        Safe to repeat: the demand's key gives the same ticket.
+        Returns None if there is no ticket yet, or if the demand does not need one any more. A repeated call gives the
+        same ticket, because the ticket has the demand's key.
         """
-        ticket = self._ask("take", demand, lambda: self._client.take(demand.session, kind="handler", key=demand.key))
+        ticket = self._call("take", demand, lambda: self._client.take(demand.session, kind="handler", key=demand.key))
         if ticket is None:
             return None
 
@@ -85,31 +91,35 @@ class Tickets:
                 pipe.sadd(WITHDRAWALS, after.key)
 
         try:
-            after = self._demands.change(demand.key, lambda known: _with(known, ticket), note)
+            after = self._demands.change(demand.key, lambda known: _with_ticket(known, ticket), note)
         except (redis.RedisError, KeyError) as error:
-            log.warning("a ticket was taken and not recorded", demand=demand.key, error=repr(error))
+            log.warning(
+                "cannot record a ticket that was taken; the sweeper takes it again",
+                demand=demand.key,
+                error=repr(error),
+            )
             return None
         if after.state in UNANSWERED:
             return after
-        # Withdrawn, closed or answered between its commit and its ticket: a ticket that nobody will take up.
+        # The demand ended between its commit and its ticket, so no run will use this ticket.
         self.withdraw(after)
         return None
 
     def withdraw(self, demand: Demand) -> bool:
-        """The demand's ticket is no more, which is recorded. False: that is not sure, and the sweep asks again."""
+        """Withdraw the demand's ticket and record it. Returns False if that is not certain: the sweeper tries again."""
         ticket = demand.ticket
         if ticket is not None:
-            done = self._ask("withdraw", demand, lambda: self._withdrawn(demand.session, ticket))
+            done = self._call("withdraw", demand, lambda: self._withdraw_at_sessiond(demand.session, ticket))
             if done is None:
                 return False
         try:
             self._demands.withdrawn(demand.key)
         except redis.RedisError as error:
-            log.warning("a withdrawal was not recorded", demand=demand.key, error=repr(error))
+            log.warning("cannot record a withdrawal; the sweeper tries again", demand=demand.key, error=repr(error))
             return False
         return True
 
-    def _withdrawn(self, session: str, ticket: str) -> bool:
+    def _withdraw_at_sessiond(self, session: str, ticket: str) -> bool:
         try:
             self._client.withdraw(session, ticket)
         except TicketEnded:
@@ -119,25 +129,27 @@ class Tickets:
                 raise
         return True
 
-    def _ask(self, what: str, demand: Demand, call: Callable[[], _T]) -> _T | None:
-        if not self._breaker.lets():
+    def _call(self, what: str, demand: Demand, call: Callable[[], _T]) -> _T | None:
+        if not self.breaker.allows():
             return None
         try:
-            with self._bound():
+            with self._time_limit():
                 found = call()
-        except (Unavailable, TookTooLong) as error:
-            self._breaker.failed()
-            log.warning("sessiond does not answer", asked=what, demand=demand.key, error=str(error))
+        except (Unavailable, DeadlineExceeded) as error:
+            self.breaker.record_failure()
+            log.warning(
+                "sessiond does not answer; the sweeper tries again", asked=what, demand=demand.key, error=str(error)
+            )
             return None
         except SessiondError as error:
-            self._breaker.answered()
-            log.warning("sessiond refused", asked=what, demand=demand.key, error=str(error))
+            self.breaker.record_success()
+            log.warning("sessiond refused a call", asked=what, demand=demand.key, error=str(error))
             return None
-        self._breaker.answered()
+        self.breaker.record_success()
         return found
 
 
-def _with(known: Demand, ticket: dict[str, Any]) -> Demand:
+def _with_ticket(known: Demand, ticket: dict[str, Any]) -> Demand:
     if known.ticket == ticket["id"]:
         return known
     return replace(known, ticket=ticket["id"], place=ticket.get("position"))

@@ -1,4 +1,4 @@
-"""The handler: answers comments. `run` is its rq job."""
+"""The handler: it answers comments. `run` is its rq job."""
 
 from sessiond_webhook.handler.handler import run
 

@@ -1,4 +1,4 @@
-"""`python -m sessiond_webhook.handler`: takes the handler's jobs until SIGTERM."""
+"""`python -m sessiond_webhook.handler`: take the jobs of the handler until SIGTERM."""
 
 import sys
 

@@ -1,14 +1,14 @@
-"""An answer becomes durable: its text, the task that it promises, and the wish to post it, in one transaction.
+"""Stores an answer, the task that it promises and the pending post in one transaction.
 
-So the task is there before the sentence that promises it can be read by anybody.
+So the task exists before anybody can read the sentence that promises it.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from sessiond_common.clock import now_text
-from sessiond_webhook.demands import machine as d
-from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands import machine
+from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import Demands, demand_key
 from sessiond_webhook.handler.prompts import Promise
 from sessiond_webhook.handler.turns import Answer
@@ -16,8 +16,8 @@ from sessiond_worker.tasks.model import NewTask, TaskSource
 from sessiond_worker.tasks.store import Tasks
 
 
-def task_of(demand: Demand, promise: Promise) -> NewTask:
-    """The task that keeps this promise; its key is the demand's, so that a promise made twice is one task."""
+def task_for(demand: Demand, promise: Promise) -> NewTask:
+    """Return the task of this promise. Its key contains the demand's, so a promise made twice is one task."""
     comment = demand.comment
     source = TaskSource(kind="demand", number=comment.number, url=comment.url or None, demand=demand.key)
     return NewTask(
@@ -27,26 +27,31 @@ def task_of(demand: Demand, promise: Promise) -> NewTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """Stores answers."""
+class AnswerStore:
+    """Stores answers in Redis."""
 
     demands: Demands
     tasks: Tasks
 
     def store(self, demand: Demand, holder: str, answer: Answer) -> Demand:
-        """The record after it. Raises demand.NotNow, NotHolder, Edited; ValueError for a promise no task can be."""
+        """Store the answer of this holder and return the record.
+
+        Raises:
+            MoveRefused, NotHolder, CommentChanged: the demand does not take this answer; nothing has changed.
+            ValueError: the promise cannot become a task.
+        """
 
         def work(pipe: Any) -> Demand:
             known = self.demands.read(pipe, demand.key)
-            if known.state is State.ANSWERED and known.holder == holder:
+            if known.state is DemandState.ANSWERED and known.holder == holder:
                 pipe.multi()
-                return known  # a call whose answer was lost had been done
-            after = d.answered(known, holder, demand.revision, answer.text, now_text())
-            new = task_of(known, answer.promise) if answer.promise is not None else None
+                return known  # an earlier call succeeded, but its reply was lost
+            after = machine.answered(known, holder, demand.revision, answer.text, now_text())
+            new = task_for(known, answer.promise) if answer.promise is not None else None
             living = self.tasks.living(pipe, new.key) if new is not None else None
             pipe.multi()
             if new is not None:
-                after = d.promising(after, living.id if living is not None else self.tasks.stage(pipe, new))
+                after = machine.promising(after, living.id if living is not None else self.tasks.stage(pipe, new))
             self.demands.save(pipe, after)
             self.demands.stage_post(pipe, after)
             return after

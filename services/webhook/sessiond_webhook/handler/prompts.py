@@ -1,7 +1,7 @@
-"""What a handler says to the agent, and how it reads the answer. Pure.
+"""The prompts that a handler sends to the agent, and how it reads the reply. Pure.
 
-Every turn has its frame: who speaks, where, what is asked, what must not be continued. All that a stranger wrote
-(comment, title, path, diff hunk) stands between two fence lines that occur nowhere in it, as data.
+Each prompt says who speaks, where, what the question is and what the agent must not continue. All text of other people
+(comment, title, path, diff hunk) is data between two fence lines. A fence line occurs nowhere in that text.
 """
 
 import hashlib
@@ -10,16 +10,16 @@ from typing import Final
 
 import orjson
 
-from sessiond_webhook.demands.comment import Comment, Source
+from sessiond_webhook.demands.comment import Comment, CommentSource
 from sessiond_webhook.demands.machine import Demand
 
 UNDERSTAND: Final = "understand"
 ANSWER: Final = "answer"
 STEPS: Final = (UNDERSTAND, ANSWER)
 _SOURCES: Final = {
-    Source.ISSUE_COMMENT: "a comment",
-    Source.REVIEW_COMMENT: "a review comment on a line of the diff",
-    Source.REVIEW: "a review",
+    CommentSource.ISSUE_COMMENT: "a comment",
+    CommentSource.REVIEW_COMMENT: "a review comment on a line of the diff",
+    CommentSource.REVIEW: "a review",
 }
 _ASKED: Final = {
     UNDERSTAND: (
@@ -43,14 +43,14 @@ _APART: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Work that an answer promises."""
+    """Work that an answer promises. It becomes a task of the worker."""
 
     title: str
     instructions: str
 
 
 def prompt(demand: Demand, step: str, again: str | None = None) -> str:
-    """The prompt of one step. `again` says what became of the turn that asked this before."""
+    """Return the prompt of one step. `again` is the outcome of an earlier turn with the same question, if any."""
     comment = demand.comment
     parts = [_who(comment), _APART, _data(demand), _ASKED[step]]
     if demand.revision > 1:
@@ -88,7 +88,7 @@ def _data(demand: Demand) -> str:
 
 
 def fence_of(key: str, text: str) -> str:
-    """A line that does not occur in `text`; the same for the same text, so that a prompt can be repeated exactly."""
+    """Return a line that does not occur in `text`. The same text gives the same line, so a prompt can be repeated."""
     number = 0
     while True:
         fence = f"=====[{hashlib.sha256(f'{key} {number} {text}'.encode()).hexdigest()[:16]}]====="
@@ -98,7 +98,7 @@ def fence_of(key: str, text: str) -> str:
 
 
 def split(reply: str) -> tuple[str, Promise | None]:
-    """The text to post, and what it promises. A last line that is no promise stays part of the text."""
+    """Split a reply into the text to post and its promise. A last line that is no promise stays in the text."""
     lines = reply.rstrip().splitlines()
     if not lines or not lines[-1].lstrip().startswith("{"):
         return reply.strip(), None

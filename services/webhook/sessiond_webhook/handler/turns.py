@@ -1,4 +1,4 @@
-"""From a held lease to an answer: the turns of one demand, each asked once or told that it was asked before."""
+"""Runs the turns of one demand under a lease. A turn that is asked again says so in its prompt."""
 
 import time
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from sessiond_webhook.handler import prompts
 log = structlog.get_logger("webhook.answering")
 
 ATTEMPTS: Final = 3
-LOOK_SECONDS: Final = 0.5
+POLL_SECONDS: Final = 0.5
 
 
 class NoAnswer(Exception):
-    """There will be none; `reason` is the stable word that the person is told by."""
+    """The demand gets no answer. `reason` is a stable word, see `poster.notes.REASONS`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -27,7 +27,7 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is to be posted, and what it promises."""
+    """The text to post, and the promise in it."""
 
     text: str
     promise: prompts.Promise | None
@@ -42,7 +42,11 @@ class Turns:
     broken_patience: float
 
     def answer(self, lease: Lease, demand: Demand) -> Answer:
-        """Understands, then answers. Raises NoAnswer, LeaseLost, Unavailable, ProblemError."""
+        """Run both turns: understand the question, then answer it.
+
+        Raises:
+            NoAnswer, LeaseLost, Unavailable, ProblemError: there is no answer yet, or never.
+        """
         for step in prompts.STEPS:
             result = self._turn(lease, demand, step)
         text, promise = prompts.split(result.text)
@@ -51,7 +55,7 @@ class Turns:
         return Answer(text, promise)
 
     def _turn(self, lease: Lease, demand: Demand, step: str) -> TurnResult:
-        """The step's completed turn. A stored one is taken; one that was cut is asked again, and told so."""
+        """Return the completed turn of this step, from the store or by running it. A turn that was cut is run again."""
         again: str | None = None
         result: TurnResult | None = None
         for attempt in range(1, ATTEMPTS + 1):
@@ -59,7 +63,7 @@ class Turns:
             result = self._stored(lease, key) or self._run(lease, prompts.prompt(demand, step, again), key)
             if result.completed:
                 return result
-            log.warning("a turn without an answer", demand=demand.key, step=step, attempt=attempt,
+            log.warning("a turn ended without an answer", demand=demand.key, step=step, attempt=attempt,
                         outcome=result.outcome, reason=result.reason)  # fmt: skip
             lease.check()
             again = f"{result.outcome}: {result.reason or 'no reason given'}"
@@ -69,7 +73,7 @@ class Turns:
         raise NoAnswer("turn-lost" if outcome == "lost" else "turn-failed", again or "")
 
     def _stored(self, lease: Lease, key: str) -> TurnResult | None:
-        """What became of the turn with this key, if there was one; waits for one that is still open."""
+        """Return the result of an earlier turn with this key, or None. Waits while that turn is open."""
         while True:
             try:
                 found = self.client.turn_by_key(lease.session, key)
@@ -80,10 +84,10 @@ class Turns:
             if found["state"] == "closed":
                 return _result(found)
             lease.check()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _run(self, lease: Lease, prompt: str, key: str) -> TurnResult:
-        """One turn; while the agent is broken it is asked for again, within `broken_patience`."""
+        """Run one turn. While the agent is broken, try again for at most `broken_patience` seconds."""
         ends = time.monotonic() + self.broken_patience
         while True:
             try:
@@ -96,7 +100,7 @@ class Turns:
                 pause = failure.retry_after or 1.0
                 if time.monotonic() + pause > ends:
                     raise NoAnswer("agent-broken", failure.reason) from failure
-                log.warning("the agent is broken", reason=failure.reason, again_in=pause)
+                log.warning("the agent is broken; trying again", reason=failure.reason, again_in=pause)
                 if lease.lost.wait(pause):
                     raise LeaseLost(lease.lost_reason or "unknown") from failure
 

@@ -1,47 +1,51 @@
-"""What an intent changes: first everything that must be durable, then, best effort, the tickets."""
+"""Applies intents: stores everything that must be durable, then takes or withdraws tickets, best effort."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import redis
 import structlog
 
 from sessiond_webhook.deliveries import intents
 from sessiond_webhook.demands.machine import UNANSWERED, Demand
-from sessiond_webhook.demands.store import Accepted, Demands
+from sessiond_webhook.demands.store import Demands, StoredDelivery
 from sessiond_webhook.demands.tickets import Tickets
 from sessiond_webhook.ingress import metrics
-from sessiond_webhook.ingress.task_port import TaskPort
+from sessiond_webhook.ingress.worker_tasks import TaskPort
 
 log = structlog.get_logger("webhook.delivering")
 
 EARLIER_SECONDS: Final = 2.0
-"""How long a delivery sees to others' tickets: GitHub gives it up after 10."""
+"""Seconds that a delivery spends on the tickets of earlier ones. GitHub gives a delivery up after 10."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a delivery came to, in one word; `withdrawn` are demands whose tickets are to go."""
+class DeliveryOutcome:
+    """The result of a delivery. `name` is one word; the tickets of the `withdrawn` demands must go."""
 
-    word: str
+    name: str
     demand: Demand | None = None
     withdrawn: tuple[Demand, ...] = ()
     task: str | None = None
 
 
-class Delivering:
-    """Acts on intents. Greenlets and threads may share it."""
+class DeliveryProcessor:
+    """Applies intents. Safe to share between greenlets and threads."""
 
     def __init__(self, demands: Demands, tickets: Tickets, tasks: TaskPort) -> None:
         self._demands, self._tickets, self._tasks = demands, tickets, tasks
 
-    def commit(self, delivery: str, intent: intents.Intent) -> Outcome:
-        """Durable when this returns. Raises redis.RedisError, or what the task store raises: then it is not sure."""
+    def commit(self, delivery: str, intent: intents.Intent) -> DeliveryOutcome:
+        """Store what the intent changes. It is durable when this returns.
+
+        Raises:
+            redis.RedisError: it is not certain that anything is stored. So is it for every error of the task port.
+        """
         match intent:
             case intents.Demanded(comment):
-                # A task that is stuck goes on after the next comment in its thread. Waking twice is harmless, and a
-                # delivery that is remembered as seen has woken.
+                # A stuck task goes on after the next comment in its thread. To wake it twice is harmless.
                 if not self._demands.delivered(delivery):
                     self._tasks.wake(comment.session, comment.number)
                 return _outcome(self._demands.accept(delivery, comment))
@@ -54,42 +58,42 @@ class Delivering:
             case intents.PullClosed(session, number, at):
                 return _outcome(self._demands.close(delivery, session, number, at))
             case intents.TaskWanted():
-                return self._once(delivery, "task", lambda: self._tasks.add_task(intent))
+                return self._apply_once(delivery, "task", lambda: self._tasks.add_task(intent))
             case intents.Woken(session, number):
-                return self._once(delivery, "woken", lambda: self._tasks.wake(session, number))
-        raise ValueError(f"nothing is to be done for {intent}")
+                return self._apply_once(delivery, "woken", lambda: self._tasks.wake(session, number))
+        raise ValueError(f"nothing can be done for {intent}")
 
-    def _once(self, delivery: str, word: str, act: Any) -> Outcome:
-        """For what lies in another store: remembered as seen after it is done, never before; doing it twice is safe."""
+    def _apply_once(self, delivery: str, name: str, act: Callable[[], str | int]) -> DeliveryOutcome:
+        """Do what lies in another store, then record the delivery. If this fails between, it is done twice, safely."""
         if self._demands.delivered(delivery):
-            return Outcome("duplicate")
+            return DeliveryOutcome("duplicate")
         done = act()
-        self._demands.note_delivery(delivery, word)
-        return Outcome(word, task=done if isinstance(done, str) and done else None)
+        self._demands.note_delivery(delivery, name)
+        return DeliveryOutcome(name, task=done if isinstance(done, str) and done else None)
 
-    def tickets(self, outcome: Outcome) -> Outcome:
-        """Takes or withdraws the tickets that the outcome asks for, best effort. Raises nothing of sessiond's."""
-        for one in outcome.withdrawn:
-            metrics.TICKETS.labels(outcome="withdrawn" if self._tickets.withdraw(one) else "not-withdrawn").inc()
+    def tickets(self, outcome: DeliveryOutcome) -> DeliveryOutcome:
+        """Take or withdraw the tickets that the outcome needs, best effort. Errors of sessiond are not raised."""
+        for demand in outcome.withdrawn:
+            metrics.TICKETS.labels(outcome="withdrawn" if self._tickets.withdraw(demand) else "not-withdrawn").inc()
         try:
-            return self._place(outcome)
-        except redis.RedisError as error:  # what was accepted stays so
-            log.warning("no ticket: Redis is away", error=repr(error))
+            return self._take_ticket(outcome)
+        except redis.RedisError as error:  # what was accepted stays accepted
+            log.warning("cannot take a ticket: Redis is away; the sweeper tries again", error=repr(error))
             return outcome
 
-    def _place(self, outcome: Outcome) -> Outcome:
+    def _take_ticket(self, outcome: DeliveryOutcome) -> DeliveryOutcome:
         demand = outcome.demand
         if demand is None or demand.ticket is not None or demand.state not in UNANSWERED:
             return outcome
-        # Places are in the comments' order, also when another process is only about to take the earlier one's.
-        ends = time.monotonic() + EARLIER_SECONDS
+        # Tickets follow the order of the comments, even while another process has yet to take an earlier one.
+        deadline = time.monotonic() + EARLIER_SECONDS
         for earlier in self._demands.without_ticket_before(demand):
-            if time.monotonic() < ends:
+            if time.monotonic() < deadline:
                 self._tickets.take(earlier)
         taken = self._tickets.take(demand)
         metrics.TICKETS.labels(outcome="taken" if taken is not None else "missing").inc()
         return outcome if taken is None else replace(outcome, demand=taken)
 
 
-def _outcome(accepted: Accepted) -> Outcome:
-    return Outcome(accepted.outcome, accepted.demand, accepted.withdrawn)
+def _outcome(stored: StoredDelivery) -> DeliveryOutcome:
+    return DeliveryOutcome(stored.outcome, stored.demand, stored.withdrawn)

@@ -1,6 +1,6 @@
-"""How a body arrives: at most so large, in at most so long, and together with all others at most so many bytes.
+"""Reads request bodies within limits of size, of time, and of bytes in flight in this process.
 
-A slow sender costs a greenlet and what it has sent, never what it says that it will send.
+A slow sender costs one greenlet and the bytes that it has sent, whatever Content-Length it declares.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,46 +11,49 @@ from sessiond_webhook.ingress.problems import Problem
 
 LIMIT: Final = 25 * 2**20
 """GitHub's own cap on a payload, in bytes (docs.github.com, "Webhook events and payloads")."""
-PIECE: Final = 65_536
+PIECE_BYTES: Final = 65_536
 
-Bound = Callable[[float, Exception], AbstractContextManager[Any]]
-"""Raises the exception inside the block once these seconds are over: gevent.Timeout."""
+TimeLimit = Callable[[float, Exception], AbstractContextManager[Any]]
+"""Raises the exception inside its block after these seconds. `gevent.Timeout` is one."""
 
 
-class Budget:
-    """Bytes of bodies in flight in this process. For greenlets: nothing here yields."""
+class ByteBudget:
+    """The bytes of bodies in flight in this process. Safe for greenlets, because nothing here yields."""
 
     def __init__(self, most: int) -> None:
         self._left = most
 
     def take(self, count: int) -> None:
-        """Raises Problem `busy` when there are not so many."""
+        """Take bytes. Raises Problem `busy` if too few are left."""
         if count > self._left:
             raise Problem("busy", "Too many bytes of bodies are in flight; send it again")
         self._left -= count
 
     def give(self, count: int) -> None:
-        """They are free again."""
+        """Give bytes back."""
         self._left += count
 
 
-class Arrival:
-    """Reads bodies. `seconds` is how long one may take."""
+class BodyReader:
+    """Reads bodies, each within `seconds`."""
 
-    def __init__(self, budget: Budget, seconds: float, bound: Bound) -> None:
-        self._budget, self._seconds, self._bound = budget, seconds, bound
+    def __init__(self, budget: ByteBudget, seconds: float, time_limit: TimeLimit) -> None:
+        self._budget, self._seconds, self._time_limit = budget, seconds, time_limit
 
     @contextmanager
     def body(self, environ: Mapping[str, Any], *, keep: bool) -> Iterator[bytes]:
-        """The whole body; its bytes count as in flight inside the block. Without `keep`, only its size is judged.
+        """Yield the whole body. Its bytes count as in flight inside the block.
 
-        Raises Problem: too-large, too-slow, busy, bad-request (it broke off).
+        Without `keep`, only the size is checked, and the body is empty.
+
+        Raises:
+            Problem: `too-large`, `too-slow`, `busy`, or `bad-request` for an incomplete body.
         """
         too_slow = Problem("too-slow", f"The body must arrive within {self._seconds:g} seconds")
         held = 0
         parts: list[bytes] = []
         try:
-            with self._bound(self._seconds, too_slow):
+            with self._time_limit(self._seconds, too_slow):
                 for piece in _pieces(environ):
                     if keep:
                         self._budget.take(len(piece))
@@ -62,7 +65,7 @@ class Arrival:
 
 
 def check_declared(environ: Mapping[str, Any]) -> None:
-    """Raises Problem `too-large` for a Content-Length above the limit."""
+    """Raise Problem `too-large` for a Content-Length above the limit."""
     if (_declared(environ) or 0) > LIMIT:
         raise _too_large()
 
@@ -71,11 +74,11 @@ def _pieces(environ: Mapping[str, Any]) -> Iterator[bytes]:
     declared, size, stream = _declared(environ), 0, environ["wsgi.input"]
     while True:
         try:
-            piece: bytes = stream.read(min(PIECE, LIMIT + 1 - size))
+            piece: bytes = stream.read(min(PIECE_BYTES, LIMIT + 1 - size))
         except Problem:
             raise
-        except Exception as error:  # gunicorn's errors of chunks and trailers have no common base
-            raise Problem("bad-request", "The body broke off, or its chunks are not well-formed") from error
+        except Exception as error:  # gunicorn's errors for chunks and trailers have no common base
+            raise Problem("bad-request", "The body is incomplete, or its chunks are not well-formed") from error
         if not piece:
             break
         size += len(piece)

@@ -1,6 +1,6 @@
-"""The ingress's metrics, right over several processes: each writes its own file, a scrape adds them up.
+"""The metrics of the ingress. Each process writes its own file, and a scrape adds them up.
 
-Import this only after PROMETHEUS_MULTIPROC_DIR is set. Every label has a bounded set of values. Base units.
+Import this only after PROMETHEUS_MULTIPROC_DIR is set. Each label has a bounded set of values. Units are base units.
 """
 
 import os
@@ -17,15 +17,17 @@ from sessiond_common import VERSION
 from sessiond_common.metrics import multiprocess
 from sessiond_common.metrics.job_metrics import DIRECTORY
 
-_OURS = CollectorRegistry()
+_OWN = CollectorRegistry()
 
 DELIVERIES = Counter(
-    "webhook_deliveries_total", "Answered requests of POST /github", ["event", "outcome"], registry=_OURS
+    "webhook_deliveries_total", "Answered requests of POST /github", ["event", "outcome"], registry=_OWN
 )
-IGNORED = Counter("webhook_ignored_total", "Signed deliveries that were not for us", ["reason"], registry=_OURS)
-TICKETS = Counter("webhook_tickets_total", "Tickets asked for at arrival", ["outcome"], registry=_OURS)
+IGNORED = Counter("webhook_ignored_total", "Signed deliveries that this service ignored", ["reason"], registry=_OWN)
+TICKETS = Counter(
+    "webhook_tickets_total", "Tickets that the ingress took or withdrew, by outcome", ["outcome"], registry=_OWN
+)
 SECONDS = Histogram(
-    "webhook_request_seconds", "From a request's headers to its answer, POST /github", registry=_OURS,
+    "webhook_request_seconds", "Seconds from the headers of a POST /github to its answer", registry=_OWN,
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )  # fmt: skip
 
@@ -46,20 +48,20 @@ EVENTS: Final = frozenset({
     "secret_scanning_scan", "security_advisory", "security_and_analysis", "sponsorship", "star", "status",
     "sub_issues", "team", "team_add", "watch", "workflow_dispatch", "workflow_job", "workflow_run",
 })  # fmt: skip
-"""Names of GitHub's events; what else a header says is counted as `other`."""
+"""The names of GitHub's events. Every other name counts as `other`."""
 
 
 def event_label(event: str | None) -> str:
-    """The event as a label's value."""
+    """Return the event as the value of a label."""
     return event if event in EVENTS else OTHER
 
 
 class _Build(Collector):
     def collect(self) -> Iterator[Metric]:
-        said = {"version": VERSION, "python": platform.python_version()}
-        yield InfoMetricFamily("webhook_build", "What runs here", value=said)
+        labels = {"version": VERSION, "python": platform.python_version()}
+        yield InfoMetricFamily("webhook_build", "Versions of the running service", value=labels)
 
 
 def exposition(*more: Collector) -> bytes:
-    """The text that a scrape reads: all processes of this service together, and what `more` says."""
+    """Return the text of a scrape: all processes of this service together, and the collectors `more`."""
     return multiprocess.exposition(Path(os.environ[DIRECTORY]), _Build(), *more)

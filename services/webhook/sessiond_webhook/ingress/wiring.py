@@ -1,4 +1,4 @@
-"""The parts of one ingress process, put together. Imported in the worker only, after gevent has patched."""
+"""Connects the parts of one ingress process. Import it only in the worker process, after gevent's patches."""
 
 import contextlib
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from sessiond.client import connect as connect_sessiond
 from sessiond_common.jobs.queue import DEMANDS, POSTS, TASKS, Jobs, connect
 from sessiond_webhook.deliveries import intents, signature
 from sessiond_webhook.demands.outbox_queue import sweep_posts
-from sessiond_webhook.demands.runs import Runs
+from sessiond_webhook.demands.runs import RunLeases
 from sessiond_webhook.demands.store import Demands
 from sessiond_webhook.demands.sweeper import Sweeper
-from sessiond_webhook.demands.tickets import Tickets, TookTooLong
+from sessiond_webhook.demands.tickets import DeadlineExceeded, Tickets
 from sessiond_webhook.ingress.app import Ingress
-from sessiond_webhook.ingress.apply import Delivering
-from sessiond_webhook.ingress.body import Arrival, Budget
+from sessiond_webhook.ingress.apply import DeliveryProcessor
+from sessiond_webhook.ingress.body import BodyReader, ByteBudget
+from sessiond_webhook.ingress.delivery_reader import DeliveryReader
 from sessiond_webhook.ingress.gauges import Gauges
 from sessiond_webhook.ingress.settings import IngressSettings
 from sessiond_webhook.ingress.worker_tasks import WorkerTasks
@@ -28,12 +29,12 @@ from sessiond_worker.tasks.store import Tasks
 
 REDIS_CONNECTIONS: Final = 64
 REDIS_DEADLINE: Final = 2.0
-"""Seconds for one call: GitHub gives a delivery up after 10, and asks again only for what was refused in time."""
+"""Seconds for one call. GitHub gives a delivery up after 10."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One process's ingress, its sweep (see webhook.sweeper), and `warm`."""
+    """The ingress of one process, its sweep (see `demands.sweeper`), and `warm`, to be called once."""
 
     ingress: Ingress
     sweep: Callable[[], object]
@@ -41,36 +42,38 @@ class Parts:
 
 
 def assemble(settings: IngressSettings) -> Parts:
-    """Connects nothing yet; raises nothing while Redis or sessiond is away."""
+    """Build the parts. This opens no connection, so it works while Redis or sessiond is away."""
     connection = connect(settings.redis_url, deadline=REDIS_DEADLINE, retries=1, connections=REDIS_CONNECTIONS)
     jobs = Jobs(connection)
     demands, tasks = Demands(connection, jobs), Tasks(connection, jobs)
     client = connect_sessiond(settings.sessiond_url, settings.sessiond_key)
 
-    def bound() -> gevent.Timeout:
-        # A new exception each time: one that is raised again and again keeps every traceback it ever had.
-        return gevent.Timeout(settings.ticket_seconds, TookTooLong(f"no answer within {settings.ticket_seconds:g} s"))
+    def time_limit() -> gevent.Timeout:
+        # A new exception each time, because an exception that is raised again keeps all its tracebacks.
+        return gevent.Timeout(
+            settings.ticket_seconds, DeadlineExceeded(f"no answer within {settings.ticket_seconds:g} s")
+        )
 
-    tickets = Tickets(demands, client, bound=bound)
+    tickets = Tickets(demands, client, time_limit=time_limit)
+    bodies = BodyReader(ByteBudget(settings.bytes_in_flight), settings.arrival_seconds, gevent.Timeout)
     ingress = Ingress(
-        settings.secrets,
-        settings.rules,
-        Arrival(Budget(settings.bytes_in_flight), settings.arrival_seconds, gevent.Timeout),
-        Delivering(demands, tickets, WorkerTasks(tasks)),
+        DeliveryReader(settings.secrets, settings.rules, bodies),
+        DeliveryProcessor(demands, tickets, WorkerTasks(tasks)),
         connection.ping,
         Gauges(demands, tasks),
     )
-    runs = Runs(demands, settings.runs_per_session)
+    runs = RunLeases(demands, settings.runs_per_session)
     sweeper = Sweeper(demands, runs, tickets, partial(sweep_posts, demands), settings.sweep_seconds)
-    return Parts(ingress, sweeper.sweep, partial(_warm, settings, ingress, demands, client, bound))
+    return Parts(
+        ingress, sweeper.sweep, partial(_warm, settings, ingress, demands, partial(_ask_sessiond, client, time_limit))
+    )
 
 
-def _warm(
-    settings: IngressSettings, ingress: Ingress, demands: Demands, client: Client, bound: Callable[[], gevent.Timeout]
-) -> None:
-    """What a process does once (imports, connections, the server's version) is not for the first delivery to wait
-    for: two comments at two processes keep their order better. Nothing depends on it, nothing is changed, and a
-    sessiond that hangs must not keep the process from its start."""
+def _warm(settings: IngressSettings, ingress: Ingress, demands: Demands, ask_sessiond: Callable[[], None]) -> None:
+    """Do what a process does once (imports, connections, the server's version), so that no delivery waits for it.
+
+    So two comments at two processes keep their order more often. Nothing depends on this, and it changes nothing.
+    """
     ingress.app().test_client().get("/healthz")
     signature.valid(settings.secrets, None, b"")
     intents.read("ping", {}, settings.rules)
@@ -79,5 +82,10 @@ def _warm(
         demands.transact(lambda pipe: pipe.multi(), "webhook:nobody")
         for queue in (DEMANDS, POSTS, TASKS):
             demands.jobs.enqueue(queue, "nobody", pipeline=never_executed)
-    with contextlib.suppress(SessiondError, TookTooLong), bound():
+    ask_sessiond()
+
+
+def _ask_sessiond(client: Client, time_limit: Callable[[], gevent.Timeout]) -> None:
+    """Open a connection to sessiond. One that hangs must not stop the start of the process."""
+    with contextlib.suppress(SessiondError, DeadlineExceeded), time_limit():
         client.sessions()

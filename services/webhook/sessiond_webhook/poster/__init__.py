@@ -1,4 +1,4 @@
-"""The poster: posts answers to GitHub. `run` is its rq job."""
+"""The poster: it posts answers to GitHub. `run` is its rq job."""
 
 from sessiond_webhook.poster.poster import run
 

@@ -1,4 +1,4 @@
-"""`python -m sessiond_webhook.poster`: takes the poster's jobs until SIGTERM."""
+"""`python -m sessiond_webhook.poster`: take the jobs of the poster until SIGTERM."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Comments on GitHub, through PyGithub's requester: it knows authentication, installation tokens and redirects.
+"""Comments on GitHub, through PyGithub's requester, which does authentication, installation tokens and redirects.
 
-PyGithub by itself sleeps until a rate limit is over (up to an hour) and repeats what failed, writes too; here it does
-neither (`retry=None`). It never follows a 307 of a renamed repository and takes it for success; that is done here.
-What is asked of which path: docs/github.md. Rate limits:
+By default PyGithub sleeps until a rate limit is over, up to an hour, and repeats failed requests, even writes. Both are
+off here (`retry=None`). It takes a 307 of a renamed repository for success, so this module follows that itself.
+docs/github.md lists the paths. The rules of rate limits:
 https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api
 """
 
@@ -19,21 +19,21 @@ from github.Requester import Requester
 from requests.utils import parse_header_links
 from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError
 
-from sessiond_webhook.demands.comment import Comment, Source
+from sessiond_webhook.demands.comment import Comment, CommentSource
 from sessiond_webhook.poster.settings import GithubSettings, PostTimes
-from sessiond_webhook.poster.threads import Away, Later, Never, Standing, Unknown
+from sessiond_webhook.poster.threads import OutcomeUnknown, PostedComment, RateLimited, Refused, Unreachable
 
 PAGE: Final = 100
 MOST_PAGES: Final = 1000
-WITHOUT_A_TIME: Final = 60.0
-"""Seconds to wait after a secondary rate limit that names no time ("at least one minute")."""
+DEFAULT_PAUSE: Final = 60.0
+"""Seconds to wait after a secondary rate limit that names no time. GitHub asks for "at least one minute"."""
 API_VERSION: Final = "2022-11-28"
 
 Once = Callable[[Callable[[], int]], int]
 
 
 class Github:
-    """The port of threads.py on the real thing. `once` keeps the answer to "who am I" for later processes."""
+    """Implements `threads.Threads` on GitHub. `once` stores the id of the bot's account for later processes."""
 
     def __init__(self, settings: GithubSettings, times: PostTimes, once: Once = lambda ask: ask()) -> None:
         self._settings, self._once, self._own_id = settings, once, settings.bot_id
@@ -57,25 +57,25 @@ class Github:
         installation = comment.installation or self._settings.installation
         return f"installation-{installation}" if installation else f"app-{comment.repo.lower()}"
 
-    def create(self, comment: Comment, body: str) -> Standing:
+    def create(self, comment: Comment, body: str) -> PostedComment:
         return self._write(comment, "POST", f"{_thread(comment)}{_reply(comment)}", body)
 
-    def edit(self, comment: Comment, id: int, body: str) -> Standing:
-        kind = "pulls" if comment.source is Source.REVIEW_COMMENT else "issues"
+    def edit(self, comment: Comment, id: int, body: str) -> PostedComment:
+        kind = "pulls" if comment.source is CommentSource.REVIEW_COMMENT else "issues"
         return self._write(comment, "PATCH", f"/repos/{quote(comment.repo)}/{kind}/comments/{id}", body)
 
-    def find(self, comment: Comment, marker: str) -> Standing | None:
+    def find(self, comment: Comment, marker: str) -> PostedComment | None:
         requester, own, root = self._requester(comment), self.own_id(comment), _root(comment)
         for one in self._listed(requester, f"{_thread(comment)}/comments", comment.created_at):
             author = one.get("user") or {}
             body = str(one.get("body") or "").replace("\r\n", "\n").rstrip()
             here = root is None or one.get("in_reply_to_id") == root
             if here and author.get("id") == own and body.endswith(marker):
-                return Standing(int(one["id"]), str(one["html_url"]), body)
+                return PostedComment(int(one["id"]), str(one["html_url"]), body)
         return None
 
     def own_id(self, comment: Comment) -> int:
-        """Our account's id: as set, else from GitHub. Of an app: its bot user's."""
+        """Return the id of the bot's account, from the settings or from GitHub. An app has a bot user."""
         if self._own_id is None:
             self._own_id = self._once(lambda: self._ask_own_id(comment))
         return self._own_id
@@ -89,8 +89,10 @@ class Github:
         return int(self._read(self._requester(comment), f"/users/{quote(f'{slug}[bot]')}")[1]["id"])
 
     def _requester(self, comment: Comment) -> Requester:
-        """Logged in for this comment. An installation token that is about to expire is replaced here, before a
-        write begins: its failure is then no write of unknown outcome."""
+        """Return a requester that is logged in for this comment.
+
+        An installation token that is about to expire is replaced here. If that fails, no write has begun yet.
+        """
         if self._app is None:
             return self._token
         number = comment.installation or self._settings.installation or self._installation_of(comment.repo)
@@ -105,39 +107,39 @@ class Github:
         return int(self._read(self._app.requester, f"/repos/{quote(repo)}/installation")[1]["id"])
 
     def _listed(self, requester: Requester, path: str, since: str) -> Iterator[dict[str, Any]]:
-        # Nothing of ours is older than what it answers; GitHub counts `since` by the last change.
+        # A note is never older than its comment. GitHub compares `since` with the time of the last change.
         url = f"{path}?per_page={PAGE}" + (f"&since={quote(since)}" if since else "")
         for _ in range(MOST_PAGES):
             headers, found = self._read(requester, url)
             if not isinstance(found, list):
-                raise Away("GitHub's listing is no list")
+                raise Unreachable("GitHub did not answer with a list of comments")
             yield from found
             links = parse_header_links(str(headers.get("link", "")))
             following = next((link["url"] for link in links if link.get("rel") == "next"), None)
             if following is None:
                 return
             url = following
-        raise Away(f"more than {MOST_PAGES} pages of comments")
+        raise Unreachable(f"the thread has more than {MOST_PAGES} pages of comments")
 
     def _read(self, requester: Requester, url: str) -> tuple[Mapping[str, Any], Any]:
         return self._call(requester, "GET", url)
 
-    def _write(self, comment: Comment, verb: str, path: str, body: str) -> Standing:
+    def _write(self, comment: Comment, verb: str, path: str, body: str) -> PostedComment:
         requester = self._requester(comment)
         for _ in range(3):
             headers, found = self._call(requester, verb, path, body)
             if isinstance(found, dict) and "id" in found and "html_url" in found:
-                return Standing(int(found["id"]), str(found["html_url"]), body)
+                return PostedComment(int(found["id"]), str(found["html_url"]), body)
             moved = urlsplit(str(headers.get("location", "")))
             if not moved.path or moved.netloc not in ("", urlsplit(self._settings.api_url).netloc):
                 break
             path = moved.geturl()
-        raise Unknown("GitHub's answer is no comment")
+        raise OutcomeUnknown("GitHub did not answer with a comment")
 
     def _call(
         self, requester: Requester, verb: str, url: str, body: str | None = None
     ) -> tuple[Mapping[str, Any], Any]:
-        """Headers, their names in lower case, and the document."""
+        """Return the headers, with names in lower case, and the document."""
         sent = None if body is None else {"body": body}
         headers, found = self._guarded(
             lambda: requester.requestJsonAndCheck(verb, url, input=sent), write=body is not None
@@ -152,27 +154,27 @@ class Github:
             raise refusal(error.status, error.headers or {}, error.data, write=write) from error
         except requests.RequestException as error:
             if not write or _never_sent(error):
-                raise Away(_why(error)) from error
-            raise Unknown(_why(error)) from error
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:  # no JSON, or sent elsewhere
-            raise (Unknown if write else Away)(_why(error)) from error
+                raise Unreachable(_why(error)) from error
+            raise OutcomeUnknown(_why(error)) from error
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:  # not JSON, or a redirect to another host
+            raise (OutcomeUnknown if write else Unreachable)(_why(error)) from error
 
 
 def refusal(status: int, headers: Mapping[str, Any], data: Any, *, write: bool) -> Exception:
-    """What a status of 400 and above means, as one of the port's exceptions."""
-    told = {str(name).lower(): str(value) for name, value in headers.items()}
+    """Return the exception of the port that a status of 400 or more means."""
+    lower = {str(name).lower(): str(value) for name, value in headers.items()}
     message = str(data.get("message") or "") if isinstance(data, dict) else ""
-    if status == 429 or (status in (403, 422) and _limited(status, told, message)):
-        return _later(told)
+    if status == 429 or (status in (403, 422) and _is_rate_limit(status, lower, message)):
+        return _rate_limited(lower)
     if status >= 500 or status == 408:
-        return (Unknown if write else Away)(f"{status} {message}".strip())
+        return (OutcomeUnknown if write else Unreachable)(f"{status} {message}".strip())
     if status == 401:
-        return Away(f"401 {message}: GitHub does not let us in")
-    return Never(status, message[:200])
+        return Unreachable(f"401 {message}: GitHub does not accept the login")
+    return Refused(status, message[:200])
 
 
-def _limited(status: int, headers: Mapping[str, str], message: str) -> bool:
-    if status == 422:  # how content that comes too fast is refused
+def _is_rate_limit(status: int, headers: Mapping[str, str], message: str) -> bool:
+    if status == 422:  # GitHub refuses content that comes too fast like this
         return "submitted too quickly" in message
     return (
         "retry-after" in headers
@@ -182,18 +184,18 @@ def _limited(status: int, headers: Mapping[str, str], message: str) -> bool:
     )
 
 
-def _later(headers: Mapping[str, str]) -> Later:
+def _rate_limited(headers: Mapping[str, str]) -> RateLimited:
     asked = headers.get("retry-after", "")
     if asked.isdigit():
-        return Later(float(asked), "rate limit")
+        return RateLimited(float(asked), "rate limit")
     reset = headers.get("x-ratelimit-reset", "")
     if headers.get("x-ratelimit-remaining") == "0" and reset.isdigit():
-        # Their clock, not ours; a second more, since the reset is told in whole seconds.
-        return Later(max(0.0, float(reset) - _their_time(headers)) + 1.0, "rate limit")
-    return Later(WITHOUT_A_TIME, "rate limit without a time", told=False)
+        # By GitHub's clock. One second more, because the reset is given in whole seconds.
+        return RateLimited(max(0.0, float(reset) - _github_time(headers)) + 1.0, "rate limit")
+    return RateLimited(DEFAULT_PAUSE, "rate limit without a time", exact=False)
 
 
-def _their_time(headers: Mapping[str, str]) -> float:
+def _github_time(headers: Mapping[str, str]) -> float:
     try:
         return parsedate_to_datetime(headers["date"]).timestamp()
     except (KeyError, ValueError):
@@ -201,7 +203,7 @@ def _their_time(headers: Mapping[str, str]) -> float:
 
 
 def _never_sent(error: requests.RequestException) -> bool:
-    """Whether the connection never came to be, so that nothing can have been done."""
+    """Whether there never was a connection, so that nothing can have been done."""
     cause = error.args[0] if error.args else None
     reason = cause.reason if isinstance(cause, MaxRetryError) else cause
     return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError | ConnectTimeoutError)
@@ -212,13 +214,13 @@ def _why(error: Exception) -> str:
 
 
 def _thread(comment: Comment) -> str:
-    kind = "pulls" if comment.source is Source.REVIEW_COMMENT else "issues"
+    kind = "pulls" if comment.source is CommentSource.REVIEW_COMMENT else "issues"
     return f"/repos/{quote(comment.repo)}/{kind}/{comment.number}"
 
 
 def _root(comment: Comment) -> int | None:
-    """A review comment is answered in its thread, which is named by its first comment; only that takes replies."""
-    return (comment.root or comment.id) if comment.source is Source.REVIEW_COMMENT else None
+    """Return the first comment of a review thread: only that one takes replies. None outside review threads."""
+    return (comment.root or comment.id) if comment.source is CommentSource.REVIEW_COMMENT else None
 
 
 def _reply(comment: Comment) -> str:

@@ -1,83 +1,116 @@
-"""Text that mentions nobody. Pure.
+"""Answers that mention nobody. Pure.
 
-Who takes part in a thread hears of the answer anyway, and an agent that names people must not call them, nor order a
-bot about ("@bot merge"). So no answer mentions anybody: a zero-width space goes between the at sign and the name, which
-stays readable. Code is left as it is, because people copy it and GitHub mentions nobody from it. Where it is not plain
-that something is code (an odd backtick, raw HTML, a block that a list may have ended), it counts as text.
+GitHub notifies everybody in a thread of an answer anyway. An agent that names people must not notify them again, nor
+give orders to other bots ("@bot merge"). So a zero-width space goes between each at sign and the name after it, which
+stays readable. Code, link targets and autolinks are left as they are: people copy them, and GitHub finds no mention
+there. Raw HTML counts as text.
 """
 
 import re
-from typing import Final
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from markdown_it.token import Token
+
+from sessiond_webhook import markdown
 
 ZERO_WIDTH_SPACE: Final = "\u200b"
 LONGEST_FENCE: Final = 80
-_FENCE: Final = re.compile(r"^( {0,3})(`{3,}(?=[^`]*$)|~{3,})")
-_SPAN: Final = re.compile(r"(?<![`\\])(`+)(?!`).*?(?<!`)\1(?!`)")
-_MENTION: Final = re.compile(r"(?<![0-9A-Za-z_])@(?=[0-9A-Za-z])")
-_HTML: Final = re.compile(r"<[A-Za-z/!?]")
-_HTML_WITHOUT_END: Final = re.compile(r"^\s*<(?:!|\?|pre|script|style|textarea)", re.IGNORECASE)
+"""Characters. A longer fence is not closed, so that the text grows by a bounded amount."""
+_FOOTNOTE: Final = "[^"
+_MENTION: Final = re.compile(r"(?<![0-9A-Za-z])(?:@|&(?:#0*64|#[xX]0*40|commat);)(?=[0-9A-Za-z&])")
+
+_Range = tuple[int, int]
 
 
-def quiet(text: str) -> str:
-    """The text without mentions, and with its last code block closed."""
-    done: list[str] = []
-    fence = _Fence()
-    html = doubt = endless = False  # of this paragraph, of this paragraph, of all that follows
-    for line in closed(text.rstrip()).split("\n"):
-        if not fence.open and not line.strip():
-            html = doubt = False
-        if not fence.open and line.lstrip().startswith("<") and _HTML.match(line.lstrip()):
-            html, endless = True, endless or _HTML_WITHOUT_END.match(line) is not None
-        if html or endless:
-            done.append(_silent(line))
-            continue
-        inside = fence.take(line)
-        if inside:
-            done.append(line if fence.sure(line) else _silent(line))
-            continue
-        doubt = doubt or (_HTML.search(line) is not None and "`" in line) or "`" in _SPAN.sub("", line)
-        done.append(_silent(line) if doubt else _outside_spans(line))
-    return "\n".join(done)
+def mute(text: str) -> str:
+    """Return the text without mentions, and with its last code block closed."""
+    text = close_code_block(markdown.unify_line_ends(text).rstrip())
+    lines = text.split("\n")
+    literal = _literal_ranges(text, lines)
+    return "\n".join(_mute_line(line, literal.get(number, ())) for number, line in enumerate(lines))
 
 
-def closed(text: str) -> str:
-    """The text with an end to a code block that is open at its end."""
-    fence = _Fence()
-    for line in text.split("\n"):
-        fence.take(line)
-    return f"{text}\n{fence.open}" if fence.open and len(fence.open) <= LONGEST_FENCE else text
+def close_code_block(text: str) -> str:
+    """Return the text with an end to a code block that is open at its end.
+
+    A code block inside a list or a quote ends with it, so it needs no fence of its own.
+    """
+    tokens, lines = markdown.parse_blocks(text), text.split("\n")
+    if not tokens or tokens[-1].type != "fence" or tokens[-1].level or tokens[-1].map is None:
+        return text
+    fence, (first, after) = tokens[-1].markup, tokens[-1].map
+    last = lines[after - 1].strip(" \t")
+    closed = after - 1 > first and last.startswith(fence) and not last.strip(fence[0])
+    return text if closed or len(fence) > LONGEST_FENCE else f"{text}\n{fence}"
 
 
-class _Fence:
-    """The fenced code block that one is in, line by line (CommonMark 0.31, 4.5)."""
-
-    def __init__(self) -> None:
-        self.open = ""
-        self._indent = 0
-
-    def take(self, line: str) -> bool:
-        """Whether this line belongs to a block, its first and last lines too."""
-        found = _FENCE.match(line)
-        if not self.open:
-            if found is not None:
-                self._indent, self.open = len(found[1]), found[2]
-            return found is not None
-        if found is not None and found[2].startswith(self.open) and line.strip() == found[2]:
-            self.open = ""
-        return True
-
-    def sure(self, line: str) -> bool:
-        """A block in a list ends, without a last line, at one that stands further left."""
-        return not line.strip() or len(line) - len(line.lstrip(" ")) >= self._indent
+def _literal_ranges(text: str, lines: Sequence[str]) -> Mapping[int, Sequence[_Range]]:
+    """Return, for each line, the ranges of columns that stay as they are, in order."""
+    tokens, environment = markdown.parse(text)
+    found: defaultdict[int, list[_Range]] = defaultdict(list)
+    for number in (*_code_lines(tokens, text), *_definition_lines(environment)):
+        found[number] = [(0, len(lines[number]))]
+    columns: defaultdict[int, int] = defaultdict(int)
+    for token in tokens:
+        if token.type == "inline" and token.map is not None:
+            for number, literal in _inline_ranges(token, token.map[0], lines, columns):
+                found[number].append(literal)
+    return found
 
 
-def _outside_spans(line: str) -> str:
-    done, at = [], 0
-    for span in _SPAN.finditer(line):
-        done += [_silent(line[at : span.start()]), span[0]]
-        at = span.end()
-    return "".join([*done, _silent(line[at:])])
+def _code_lines(tokens: Sequence[Token], text: str) -> Iterator[int]:
+    """Yield the lines of code blocks.
+
+    GitHub has footnotes, CommonMark has not. Indented lines below one are text, so with footnotes only fences count.
+    """
+    kinds = ("fence",) if _FOOTNOTE in text else ("fence", "code_block")
+    for token in tokens:
+        if token.type in kinds and token.map is not None:
+            yield from range(*token.map)
 
 
-def _silent(text: str) -> str:
-    return _MENTION.sub(f"@{ZERO_WIDTH_SPACE}", text)
+def _definition_lines(environment: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the lines of link reference definitions, but not of footnotes, which look the same to CommonMark."""
+    for label, definition in environment.get("references", {}).items():
+        if not label.startswith("^"):
+            yield from range(*definition["map"])
+
+
+def _inline_ranges(
+    token: Token, first_line: int, lines: Sequence[str], columns: dict[int, int]
+) -> Iterator[tuple[int, _Range]]:
+    """Yield line and columns of each literal range of an inline token.
+
+    `columns` holds the column at which the search in a line goes on: the cells of a table's row share a line. From a
+    piece that differs from its source on, the line has no literal range.
+    """
+    ranges = deque(child.meta[markdown.SOURCE] for child in token.children or () if markdown.SOURCE in child.meta)
+    offset = 0
+    for number, line in enumerate(token.content.split("\n"), first_line):
+        piece = line.strip(" \t")
+        begin = offset + len(line) - len(line.lstrip(" \t"))
+        end, offset = begin + len(piece), offset + len(line) + 1
+        column = lines[number].find(piece, columns[number])
+        columns[number] = column + len(piece) if column >= 0 else len(lines[number])
+        while ranges and ranges[0][0] < end:
+            first, last = ranges[0]
+            if column >= 0 and last > begin:
+                yield number, (column + max(first, begin) - begin, column + min(last, end) - begin)
+            if last > end:  # it goes on in the next line
+                break
+            ranges.popleft()
+
+
+def _mute_line(line: str, literal: Sequence[_Range]) -> str:
+    done, place = [], 0
+    for begin, end in literal:
+        if begin >= place:
+            done += [_mute_text(line[place:begin]), line[begin:end]]
+            place = end
+    return "".join([*done, _mute_text(line[place:])])
+
+
+def _mute_text(text: str) -> str:
+    return _MENTION.sub(rf"\g<0>{ZERO_WIDTH_SPACE}", text)

@@ -1,7 +1,7 @@
-"""What a demand's note says: our one comment in its thread, edited in place. Pure.
+"""What the bot's one comment for a demand says, its *note*. The poster edits it in place. Pure.
 
-What the agent says mentions nobody (quiet.py), and a marker in it is broken, so that no text of ours claims another
-demand.
+The agent's text mentions nobody (`mute_mentions`). A marker inside that text is broken, so that no answer can pass for
+the note of another demand.
 """
 
 import hashlib
@@ -9,86 +9,97 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from sessiond_webhook.demands.machine import Demand, State
-from sessiond_webhook.poster.mute_mentions import closed, quiet
+from sessiond_webhook.demands.machine import Demand, DemandState
+from sessiond_webhook.poster.mute_mentions import mute
 
 LIMIT: Final = 65_536
-"""Characters of a comment's body that GitHub takes (422 "body is too long" above)."""
-CUT: Final = "\n\n*The answer is longer than a comment may be; the rest was cut off here.*"
+"""Characters. GitHub refuses a longer body with 422 "body is too long"."""
+CUT: Final = "\n\n*This answer is longer than a GitHub comment can be. The rest was cut off.*"
 MARK: Final = "<!-- sessiond:demand:"
-FENCE_ROOM: Final = 84
-"""Room for the line that closes a code block, in the cut text and in the sentence after it."""
 
 REASONS: Final[Mapping[str, str]] = {
-    "deleted": "The comment was deleted, so there is no answer to it.",
-    "withdrawn": "The comment was withdrawn, so there is no answer to it.",
-    "pull-request-closed": "The pull request was closed before this comment was answered.",
-    "closed": "This is closed, so there is no answer to this comment.",
-    "late": "This was closed before the comment came, so there is no answer to it.",
-    "not-allowed": "I only answer comments of people who take part in this repository.",
-    "secret-in-answer": "The answer contained something secret and is withheld. Somebody who runs this can read it.",
-    "timeout": "Answering this comment took too long. A new comment is a new try.",
-    "hold-limit": "Answering this comment took too long. A new comment is a new try.",
-    "turn-failed": "I tried, and found no answer to this comment. A new comment is a new try.",
-    "turn-lost": "The work on this comment was cut off. A new comment is a new try.",
-    "lost-thrice": "The work on this comment was cut off three times. A new comment is a new try.",
-    "edited-too-often": "The comment was edited again and again while I was answering it. A new comment is a new try.",
-    "forced": "Somebody who runs this stopped the work on this comment.",
-    "too-old": "This comment waited too long for its turn. A new comment is a new try.",
-    "agent-broken": "The agent cannot be started at the moment. A new comment later is a new try.",
+    "deleted": "The comment was deleted, so I did not answer it.",
+    "withdrawn": "The comment was withdrawn, so I did not answer it.",
+    "pull-request-closed": "The pull request was closed before I answered this comment.",
+    "closed": "This thread is closed, so I did not answer this comment.",
+    "late": "This thread was closed before the comment arrived, so I did not answer it.",
+    "not-allowed": "I answer only people who take part in this repository.",
+    "secret-in-answer": "The answer contained a secret, so I did not post it. An operator of this service can read it.",
+    "timeout": "The answer took too long. To try again, write a new comment.",
+    "hold-limit": "The answer took too long. To try again, write a new comment.",
+    "turn-failed": "I could not find an answer to this comment. To try again, write a new comment.",
+    "turn-lost": "The work on this comment was interrupted. To try again, write a new comment.",
+    "lost-thrice": "The work on this comment was interrupted three times. To try again, write a new comment.",
+    "edited-too-often": "The comment was edited several times while I answered it. To try again, write a new comment.",
+    "forced": "An operator of this service stopped the work on this comment.",
+    "too-old": "This comment waited too long for its turn. To try again, write a new comment.",
+    "agent-broken": "I cannot start the agent at the moment. To try again, write a new comment later.",
 }
-"""Stable words to a sentence for people. What follows a word after ": " is for logs, never for the thread."""
+"""The sentence for each reason. What follows the reason's name after ": " is for logs, never for the thread."""
 
 
 def marker(key: str) -> str:
-    """The hidden last line of the note of this demand. A hash: a key may hold what ends an HTML comment."""
+    """Return the hidden last line of this demand's note.
+
+    It holds a hash, because a key can contain characters that end an HTML comment.
+    """
     return f"{MARK}{hashlib.sha256(key.encode()).hexdigest()[:32]} -->"
 
 
 def sha(body: str) -> str:
-    """What Note.shown holds of a body."""
+    """Return the SHA-256 of a body, as `Note.shown` holds it."""
     return hashlib.sha256(body.encode()).hexdigest()
 
 
 def wanted(demand: Demand) -> str | None:
-    """The whole body that the note must have now, at most LIMIT characters; None when nothing is to be said."""
-    if demand.state in (State.OPEN, State.ANSWERING):
-        return _marked(demand, seen(demand.place))
-    if demand.state in (State.ANSWERED, State.POSTED):
-        return _marked(demand, quiet((demand.text or "").replace(MARK, MARK.replace(":", " "))))
-    return _marked(demand, sentence(demand.reason or "")) if demand.tell else None
+    """Return the whole body that the note must have now, at most `LIMIT` characters, or None for no note."""
+    if demand.state in (DemandState.OPEN, DemandState.ANSWERING):
+        return _with_marker(demand, seen(demand.place))
+    if demand.state in (DemandState.ANSWERED, DemandState.POSTED):
+        return _with_marker(demand, mute((demand.text or "").replace(MARK, MARK.replace(":", " "))))
+    return _with_marker(demand, sentence(demand.reason or "")) if demand.tell else None
 
 
 def seen(place: int | None) -> str:
-    """What stands there until there is an answer. `place` counts from 1; None when it is not known yet."""
+    """Return the text that stands there until there is an answer.
+
+    `place` is the place in the queue and counts from 1. None means that it is not known yet.
+    """
     if place is None:
-        return "Seen. The answer will stand here."
+        return "Seen. The answer will appear here."
     ahead = place - 1
     before = "It is next." if ahead < 1 else f"{ahead} other{'s' if ahead > 1 else ''} before it."
-    return f"Seen, place {place} in the queue. {before} The answer will stand here."
+    return f"Seen, place {place} in the queue. {before} The answer will appear here."
 
 
 def sentence(reason: str) -> str:
-    """A reason for people. A word that is not known is shown readably."""
-    word = reason.partition(":")[0].strip()
-    if word in REASONS:
-        return REASONS[word]
-    plain = " ".join(re.sub(r"[^0-9A-Za-z]+", " ", word).split())[:80]
-    return f"There is no answer to this comment: {plain or 'the reason is not known'}."
+    """Return the sentence for a reason. An unknown reason is shown in readable form."""
+    name = reason.partition(":")[0].strip()
+    if name in REASONS:
+        return REASONS[name]
+    plain = " ".join(re.sub(r"[^0-9A-Za-z]+", " ", name).split())[:80]
+    return f"I did not answer this comment: {plain or 'the reason is not known'}."
 
 
-def _marked(demand: Demand, text: str) -> str:
+def _with_marker(demand: Demand, text: str) -> str:
     end = f"\n\n{marker(demand.key)}"
     if _length(text) + _length(end) > LIMIT:
-        text = _cut(text, LIMIT - _length(end) - _length(CUT) - FENCE_ROOM) + CUT
+        text = _cut(text, LIMIT - _length(end) - _length(CUT)) + CUT
     return text + end
 
 
 def _length(text: str) -> int:
-    """In UTF-16 units: never less than what GitHub counts, whether it counts those or characters."""
+    """Return the length in UTF-16 units: never less than GitHub counts, whether it counts those or characters."""
     return len(text.encode("utf-16-le")) // 2
 
 
 def _cut(text: str, room: int) -> str:
-    data = text.encode("utf-16-le")[: room * 2]
-    return closed(data.decode("utf-16-le", errors="ignore").rstrip())
+    """Return the beginning of `text`, muted again: a code span that the cut has opened is text now."""
+    kept = room
+    while True:
+        data = text.encode("utf-16-le")[: kept * 2]
+        begin = mute(data.decode("utf-16-le", errors="ignore"))
+        excess = _length(begin) - room
+        if excess <= 0:
+            return begin
+        kept = max(0, kept - max(excess, room // 64))  # at least a part of it, so that hostile text ends soon

@@ -1,7 +1,7 @@
-"""Without GitHub: the comments that would be posted, as readable files. The same port as github.py.
+"""Answers as readable files, for a service without a login at GitHub. Implements `threads.Threads`.
 
-owner/repo/number/key.md            the note of a comment on an issue or pull request, or of a review
-owner/repo/number/root/key.md       of a review comment, in its review thread
+owner/repo/number/key.md         the note of a comment on an issue or pull request, or of a review
+owner/repo/number/root/key.md    the note of a review comment, in its review thread
 """
 
 import hashlib
@@ -12,48 +12,48 @@ from typing import Final
 
 from sessiond_common.private_files import write_durable
 from sessiond_webhook.demands.comment import Comment
-from sessiond_webhook.poster.threads import Away, Never, Standing
+from sessiond_webhook.poster.threads import PostedComment, Refused, Unreachable
 
-_END_OF_HEAD: Final = "\n---\n\n"
+_HEAD_END: Final = "\n---\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Outbox:
-    """Files below `root`. Writing is atomic; a disk that cannot be written raises Away."""
+    """Files below `root`. Writes are atomic. Raises Unreachable for a file that cannot be read or written."""
 
     root: Path
 
     def account(self, comment: Comment) -> str:
         return "outbox"
 
-    def create(self, comment: Comment, body: str) -> Standing:
+    def create(self, comment: Comment, body: str) -> PostedComment:
         return self._write(comment, self._path(comment), body)
 
-    def edit(self, comment: Comment, id: int, body: str) -> Standing:
+    def edit(self, comment: Comment, id: int, body: str) -> PostedComment:
         path = self._path(comment)
         if not path.exists():
-            raise Never(404, "the file is gone")
+            raise Refused(404, "the file does not exist any more")
         return self._write(comment, path, body)
 
-    def find(self, comment: Comment, marker: str) -> Standing | None:
+    def find(self, comment: Comment, marker: str) -> PostedComment | None:
         path = self._path(comment)
         try:
-            body = path.read_text().partition(_END_OF_HEAD)[2].rstrip("\n")
+            body = path.read_text().partition(_HEAD_END)[2].rstrip("\n")
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise Away(str(error)) from error
-        return _standing(path, body) if body.endswith(marker) else None
+            raise Unreachable(str(error)) from error
+        return _posted_comment(path, body) if body.endswith(marker) else None
 
-    def _write(self, comment: Comment, path: Path, body: str) -> Standing:
+    def _write(self, comment: Comment, path: Path, body: str) -> PostedComment:
         head = f"To @{comment.author.login}, {comment.url or comment.thread}\n"
         asked = "".join(f"> {line}\n" for line in comment.body.splitlines())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_durable(path, f"{head}\n{asked}{_END_OF_HEAD}{body}\n")
+            write_durable(path, f"{head}\n{asked}{_HEAD_END}{body}\n")
         except OSError as error:
-            raise Away(str(error)) from error
-        return _standing(path, body)
+            raise Unreachable(str(error)) from error
+        return _posted_comment(path, body)
 
     def _path(self, comment: Comment) -> Path:
         parts = [*comment.repo.split("/"), str(comment.number)]
@@ -62,11 +62,11 @@ class Outbox:
         return self.root.joinpath(*map(_name, parts), f"{_name(comment.key)}.md")
 
 
-def _standing(path: Path, body: str) -> Standing:
-    return Standing(int(hashlib.sha256(path.name.encode()).hexdigest()[:12], 16), path.absolute().as_uri(), body)
+def _posted_comment(path: Path, body: str) -> PostedComment:
+    return PostedComment(int(hashlib.sha256(path.name.encode()).hexdigest()[:12], 16), path.absolute().as_uri(), body)
 
 
 def _name(text: str) -> str:
-    """A name that stays below the root whatever GitHub sent, and stays another's neighbour, not the same."""
+    """Return a file name that cannot leave the root and differs for different texts."""
     plain = re.sub(r"[^0-9A-Za-z._-]", "_", text).lstrip(".")
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,8 +1,8 @@
-"""The poster: brings the notes of a thread up to date, one after another, the earliest comment's first.
+"""The poster: it brings the notes of a thread up to date, one after another, the earliest comment's first.
 
-`run` is the rq job; `python -m sessiond_webhook.poster` takes such jobs. A note is created once: that its creation
-begins is durable before it does, and after an outcome that nobody knows the thread is listed for the note before
-anything else is done, once what may still be on its way has had its time (PostTimes.settle).
+`run` is the rq job; `python -m sessiond_webhook.poster` takes such jobs. A note is created at most once. The poster
+records that it is about to create one. If the outcome is unknown, it waits until GitHub lists what may be on its way
+(`PostTimes.settle`). Then it looks for the note in the thread before it does anything else.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ from sessiond_common.fault_points import hold
 from sessiond_common.jobs.queue import POSTS, Jobs, connect
 from sessiond_common.jobs.worker import fail, serve, stopping
 from sessiond_webhook import job_metrics
-from sessiond_webhook.demands.machine import Demand, Note, State, seconds_between
+from sessiond_webhook.demands.machine import Demand, DemandState, Note, seconds_between
 from sessiond_webhook.demands.outbox_queue import Posts, Wait
 from sessiond_webhook.demands.store import Demands
 from sessiond_webhook.poster import notes
 from sessiond_webhook.poster.github import Github
 from sessiond_webhook.poster.outbox import Outbox
 from sessiond_webhook.poster.settings import PosterSettings, poster_settings
-from sessiond_webhook.poster.thread_lock import Changed, Claim, ClaimLost
-from sessiond_webhook.poster.thread_lock import claim as claimed
-from sessiond_webhook.poster.threads import Away, Later, Never, Standing, Threads, Unknown
+from sessiond_webhook.poster.thread_lock import RecordChanged, ThreadLock, ThreadLockLost, try_acquire
+from sessiond_webhook.poster.threads import OutcomeUnknown, PostedComment, RateLimited, Refused, Threads, Unreachable
 
 log = structlog.get_logger("webhook.poster")
 SECRET: Final = "secret-in-answer"
 GONE: Final = (404, 410)
-LONGEST_UNTOLD: Final = 900.0
+LONGEST_INEXACT_PAUSE: Final = 900.0
+"""The longest pause, in seconds, after a rate limit for which GitHub named no time."""
 FAIR_STEPS: Final = 5
-"""Notes of one thread that are seen to in one go."""
+"""Steps in one thread before the run turns to another."""
 
 
 def run(thread: str) -> None:
-    """The rq job: brings notes up to date. `thread` is what it was made for, and is one of those that it looks at."""
+    """The rq job: bring notes up to date. The job was made for `thread`; it serves the other threads too."""
     settings = poster_settings(os.environ)
     connection = connect(settings.redis_url)
     posts = Posts(Demands(connection, Jobs(connection)))
@@ -54,7 +54,7 @@ def _threads(settings: PosterSettings, posts: Posts) -> Threads:
 
 
 class _Settling(Exception):
-    """What was begun may still be on its way, until `until` (Redis's clock, epoch seconds)."""
+    """A write of unknown outcome may still arrive until `until` (Redis's clock, epoch seconds)."""
 
     def __init__(self, until: float) -> None:
         super().__init__()
@@ -62,184 +62,191 @@ class _Settling(Exception):
 
 
 class Poster:
-    """One run."""
+    """One run of the poster."""
 
     def __init__(self, posts: Posts, threads: Threads, settings: PosterSettings) -> None:
         self._posts, self._threads, self._settings = posts, threads, settings
 
     def run(self) -> None:
-        """One thread after another, the one that was served longest ago first, until none can be served now.
+        """Serve one thread after another, the one that waits longest first, until none can be served now.
 
-        A thread gets a few notes at a time: a flurry in one does not keep the others' answers waiting.
+        Each thread gets a few steps at a time, so that many comments in one do not delay the answers in the others.
         """
-        while (claim := self._next()) is not None:
+        while (lock := self._lock_next()) is not None:
             hold("poster-claimed")
-            with claim.kept():
-                self._all(claim)
+            with lock.held():
+                self._serve(lock)
                 hold("poster-recorded")
 
-    def _next(self) -> Claim | None:
-        """The thread to serve. None: nothing is pending, or other runs have it (they look again), or it must wait."""
+    def _lock_next(self) -> ThreadLock | None:
+        """Lock the next thread to serve.
+
+        Returns None if nothing is pending, if each thread must wait, or if other runs hold the rest. Those look again.
+        """
         if stopping().is_set():
             return None
         for thread in self._posts.threads():
             if not self._posts.pending(thread):
                 self._posts.forget(thread)
             elif not self._too_early(thread):
-                claim = claimed(self._posts, thread, self._settings.times.claim)
-                if claim is not None:
+                lock = try_acquire(self._posts, thread, self._settings.times.claim)
+                if lock is not None:
                     self._posts.served(thread)
-                    return claim
+                    return lock
         return None
 
     def _too_early(self, thread: str) -> bool:
-        """Whether it has to wait still. By then a job is there: the one that was, or a new one."""
+        """Whether the thread must still wait. If so, a job is scheduled for that time."""
         wait = self._posts.wait(thread)
         early = wait.until > self._posts.now()
-        # A scheduler whose clock is ahead of Redis's has spent the job that was there for then.
+        # A scheduler whose clock is ahead of Redis's has started the scheduled job too early.
         if early and not self._posts.awake(thread):
             self._posts.put_off(thread, wait)
         return early
 
-    def _all(self, claim: Claim) -> None:
-        """At most `FAIR_STEPS` steps; what is left is for the next time."""
+    def _serve(self, lock: ThreadLock) -> None:
+        """Do at most `FAIR_STEPS` steps in this thread."""
         for _ in range(FAIR_STEPS):
-            demand = claim.head()
+            demand = lock.head()
             if demand is None:
                 return
             structlog.contextvars.bind_contextvars(
                 session=demand.session, demand=demand.key, ticket=demand.ticket, fence=demand.fence
             )
             if stopping().is_set():
-                self._posts.wake(claim.thread)
+                self._posts.wake(lock.thread)
                 return
             try:
-                self._one(claim, demand)
-            except Changed:
+                self._step(lock, demand)
+            except RecordChanged:
                 continue
-            except ClaimLost:
-                log.warning("another run has the thread", thread=claim.thread)
+            except ThreadLockLost:
+                log.warning("another run holds the lock of this thread now", thread=lock.thread)
                 return
-            except (Later, Away, Unknown, _Settling) as error:
-                self._put_off(claim.thread, demand, error)
+            except (RateLimited, Unreachable, OutcomeUnknown, _Settling) as error:
+                self._put_off(lock.thread, demand, error)
                 return
 
-    def _put_off(self, thread: str, demand: Demand, error: "Later | Away | Unknown | _Settling") -> None:
+    def _put_off(
+        self, thread: str, demand: Demand, error: "RateLimited | Unreachable | OutcomeUnknown | _Settling"
+    ) -> None:
         now, times = self._posts.now(), self._settings.times
         tries = self._posts.wait(thread).tries
         if isinstance(error, _Settling):
             self._posts.put_off(thread, Wait(error.until, tries))
             return
         seconds = min(times.longest, times.backoff * 2 ** min(tries, 20))
-        if isinstance(error, Later):
-            seconds = error.seconds if error.told else min(LONGEST_UNTOLD, error.seconds * 2 ** min(tries, 20))
+        if isinstance(error, RateLimited):
+            seconds = error.seconds if error.exact else min(LONGEST_INEXACT_PAUSE, error.seconds * 2 ** min(tries, 20))
             self._posts.set_limit(self._threads.account(demand.comment), now + seconds)
-        elif isinstance(error, Unknown):
-            # An edit that is still on its way must not land on top of a later one.
+        elif isinstance(error, OutcomeUnknown):
+            # An edit that may still arrive must not overwrite a later one.
             seconds = max(seconds, times.settle)
-        log.warning("put off", thread=thread, why=str(error)[:200], seconds=round(seconds, 1))
+        log.warning("a post is put off", thread=thread, why=str(error)[:200], seconds=round(seconds, 1))
         self._posts.put_off(thread, Wait(now + seconds, tries + 1))
 
     # ---- one note ----------------------------------------------------------------------------
 
-    def _one(self, claim: Claim, demand: Demand) -> None:
-        """One step towards a note that is up to date."""
+    def _step(self, lock: ThreadLock, demand: Demand) -> None:
+        """Do one step towards a note that is up to date."""
         body = notes.wanted(demand)
         if body is None:
-            claim.drop(demand.key)
+            lock.drop(demand.key)
             return
-        if self._secret(claim, demand, body):
+        if self._withhold_secret(lock, demand, body):
             return
         note, sha = demand.note, notes.sha(body)
         if note is not None and note.id is not None and note.shown == sha:
-            self._stands(claim, demand, note)
+            self._record_shown(lock, demand, note)
             return
         left = self._posts.limit(self._threads.account(demand.comment)) - self._posts.now()
         if left > 0:
-            raise Later(left, "rate limit, as told before")
+            raise RateLimited(left, "rate limit, known from before")
         try:
             if note is None:
-                self._create(claim, demand, body)
+                self._create(lock, demand, body)
             elif note.id is None:
-                self._look_for(claim, demand, note, body)
+                self._find_or_create(lock, demand, note, body)
             else:
-                claim.renew()
-                self._shown(claim, demand, self._threads.edit(demand.comment, note.id, body))
-        except Never as error:
-            self._refused(claim, demand, error)
+                lock.renew()
+                self._record_posted(lock, demand, self._threads.edit(demand.comment, note.id, body))
+        except Refused as error:
+            self._give_up(lock, demand, error)
 
-    def _create(self, claim: Claim, demand: Demand, body: str) -> None:
-        claim.begin(demand.key, body)
+    def _create(self, lock: ThreadLock, demand: Demand, body: str) -> None:
+        lock.begin(demand.key, body)
         hold("poster-creation-begun")
-        claim.renew()
+        lock.renew()
         try:
-            standing = self._threads.create(demand.comment, body)
-        except (Later, Away, Never):
-            claim.not_begun(demand.key)
+            posted = self._threads.create(demand.comment, body)
+        except (RateLimited, Unreachable, Refused):
+            lock.not_begun(demand.key)
             raise
         hold("poster-created")
-        self._shown(claim, demand, standing)
+        self._record_posted(lock, demand, posted)
 
-    def _look_for(self, claim: Claim, demand: Demand, note: Note, body: str) -> None:
-        """A creation was begun, and nobody knows what became of it."""
+    def _find_or_create(self, lock: ThreadLock, demand: Demand, note: Note, body: str) -> None:
+        """Look for a note whose creation had an unknown outcome; create it if it is not there."""
         settled = (note.begun or 0.0) + self._settings.times.settle
         if self._posts.now() < settled:
             raise _Settling(settled)
-        standing = self._threads.find(demand.comment, notes.marker(demand.key))
-        log.info("looked for a note", thread=claim.thread, found=standing is not None)
-        if standing is None:
-            self._create(claim, demand, body)
+        posted = self._threads.find(demand.comment, notes.marker(demand.key))
+        log.info("looked for a note", thread=lock.thread, found=posted is not None)
+        if posted is None:
+            self._create(lock, demand, body)
         else:
-            claim.found(demand.key, Note(standing.id, standing.url, notes.sha(standing.body)))
+            lock.found(demand.key, Note(posted.id, posted.url, notes.sha(posted.body)))
 
-    def _shown(self, claim: Claim, demand: Demand, standing: Standing) -> None:
-        after = self._stands(claim, demand, Note(standing.id, standing.url, notes.sha(standing.body)))
-        log.info("posted", thread=claim.thread, state=after.state.value, url=standing.url)
+    def _record_posted(self, lock: ThreadLock, demand: Demand, posted: PostedComment) -> None:
+        after = self._record_shown(lock, demand, Note(posted.id, posted.url, notes.sha(posted.body)))
+        log.info("posted", thread=lock.thread, state=after.state.value, url=posted.url)
 
     @staticmethod
-    def _stands(claim: Claim, demand: Demand, note: Note) -> Demand:
-        after = claim.shown(demand.key, note)
-        answer = demand.state is State.ANSWERED and after.state is State.POSTED
+    def _record_shown(lock: ThreadLock, demand: Demand, note: Note) -> Demand:
+        after = lock.shown(demand.key, note)
+        answer = demand.state is DemandState.ANSWERED and after.state is DemandState.POSTED
         job_metrics.POSTS.add(outcome="answer" if answer else "note")
         if answer:
-            job_metrics.POSTED_SECONDS.observe(seconds_between(after.at, State.OPEN, State.POSTED))
+            job_metrics.POSTED_SECONDS.observe(seconds_between(after.at, DemandState.OPEN, DemandState.POSTED))
         return after
 
-    def _refused(self, claim: Claim, demand: Demand, error: Never) -> None:
-        """GitHub refuses for good. Our comment alone may be gone: then it is created anew."""
+    def _give_up(self, lock: ThreadLock, demand: Demand, error: Refused) -> None:
+        """GitHub refuses for good. If only the note is gone, it is created again."""
         if error.status in GONE and demand.note is not None and demand.note.id is not None:
-            claim.not_begun(demand.key)
+            lock.not_begun(demand.key)
             return
         job_metrics.POSTS.add(outcome="unpostable")
-        log.warning("unpostable", thread=claim.thread, status=error.status)
-        if demand.state is State.ANSWERED:
-            claim.fail(demand.key, f"unpostable: {error}", tell=False)
+        log.warning("unpostable", thread=lock.thread, status=error.status)
+        if demand.state is DemandState.ANSWERED:
+            lock.fail(demand.key, f"unpostable: {error}", tell=False)
         else:
-            claim.drop(demand.key)
+            lock.drop(demand.key)
 
-    def _secret(self, claim: Claim, demand: Demand, body: str) -> bool:
-        """Whether the body must not be posted; an answer's place is taken by that reason."""
-        answer = demand.text if demand.state is State.ANSWERED else None
+    def _withhold_secret(self, lock: ThreadLock, demand: Demand, body: str) -> bool:
+        """Whether the body holds a secret. If so, it is not posted; a reason takes the place of an answer."""
+        answer = demand.text if demand.state is DemandState.ANSWERED else None
         name = self._settings.secrets.found(f"{answer or ''}\n{body}")
         if name is None:
             return False
         job_metrics.POSTS.add(outcome="withheld")
-        log.error("a secret is withheld", thread=claim.thread, found=name)
-        if demand.state is State.ANSWERED:
-            claim.fail(demand.key, SECRET, tell=True)
+        log.error("a text with a secret is not posted", thread=lock.thread, found=name)
+        if demand.state is DemandState.ANSWERED:
+            lock.fail(demand.key, SECRET, tell=True)
         else:
-            claim.drop(demand.key)
+            lock.drop(demand.key)
         return True
 
 
 def main() -> int:
-    """Takes jobs until SIGTERM. Exit status 2 when a setting is not valid."""
+    """Take jobs until SIGTERM. Returns the exit status: 2 if a setting is not valid."""
     try:
         settings = poster_settings(os.environ)
     except SettingsError as error:
         return fail("webhook.poster", error)
     if not settings.github.configured:
-        print(f"webhook.poster: no GITHUB_TOKEN or GITHUB_APP_ID: answers go to {settings.outbox}", file=sys.stderr)
+        print(
+            f"webhook.poster: no GITHUB_TOKEN or GITHUB_APP_ID is set: answers go to {settings.outbox}", file=sys.stderr
+        )
     for name in settings.secrets.unsearched:
-        print(f"webhook.poster: {name} is too short to be searched for in answers", file=sys.stderr)
+        print(f"webhook.poster: {name} is too short: answers are not searched for it", file=sys.stderr)
     return serve(POSTS, settings.redis_url, log_format=settings.log_format, scheduler=True, metrics=settings.metrics)

@@ -1,9 +1,10 @@
-"""Whether a text holds a secret of ours. Pure.
+"""Whether a text holds a secret of this service. Pure.
 
-Every text is searched before it is posted, for every configured secret: as it stands, with blanks, line ends or
-invisible characters inside, url-encoded, as HTML entities, as hexadecimal, and as base64 of any text that holds it.
-Other disguises (a cipher, one letter a sentence) are not found: this is a net below the agent, which never gets the
-secrets in its environment. Values below SHORTEST characters are not searched: too many texts hold them by chance.
+The poster searches every text before it posts it, for every configured secret. It finds a secret as it is, with blanks,
+line ends or invisible characters inside, URL-encoded, as HTML entities, as hexadecimal, and as base64 of any text that
+holds it. It does not find other disguises, such as a cipher. This is a second barrier: the agent never has the secrets
+in its environment. Values with fewer than `SHORTEST` characters are not searched, because many texts hold them by
+chance.
 """
 
 import base64
@@ -18,32 +19,34 @@ SHORTEST: Final = 8
 NAMES: Final = re.compile(
     r"(?:^|_)(?:SECRETS?|TOKEN|KEY|PASSWORD|PASSPHRASE|CREDENTIALS?)(?:_(?:PREVIOUS|OLD|NEXT|[0-9]+))?$"
 )
-"""Variables whose value is a secret; with _FILE behind it, the file's text is."""
-_LINE: Final = 32
-"""From this length each line of a secret of several lines (a private key) counts by itself."""
+"""Names of variables that hold a secret. With _FILE at the end, the variable names a file that holds it."""
+_LONG_LINE: Final = 32
+"""Characters from which each line of a secret with several lines, such as a private key, is searched by itself."""
 _INVISIBLE: Final = re.compile(r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Secrets by the names of their variables; `values` are never shown."""
+    """Secrets by the names of their variables. `repr` shows only the names."""
 
     forms: tuple[tuple[str, frozenset[str]], ...] = ()
     unsearched: tuple[str, ...] = ()
-    """Names of secrets that are set and too short to be searched for."""
+    """Names of secrets that are set but too short to be searched."""
 
     def found(self, text: str) -> str | None:
-        """The name of a secret that the text holds, None when it holds none."""
+        """Return the name of a secret that the text holds, or None."""
         readings = {_plain(one) for one in (text, unquote(text), unquote_plus(text), html.unescape(text))}
         readings |= {one.lower() for one in readings}
-        return next((n for n, forms in self.forms if any(f in r for f in forms for r in readings)), None)
+        return next(
+            (name for name, forms in self.forms if any(form in reading for form in forms for reading in readings)), None
+        )
 
     def __repr__(self) -> str:
         return f"Secrets({', '.join(name for name, _ in self.forms)})"
 
 
 def secrets(named: Iterable[tuple[str, str]]) -> Secrets:
-    """Secrets from (name, value); a value may have several lines."""
+    """Return the secrets of these pairs of name and value. A value may have several lines."""
     forms: dict[str, set[str]] = {}
     short: list[str] = []
     for name, value in named:
@@ -56,7 +59,10 @@ def secrets(named: Iterable[tuple[str, str]]) -> Secrets:
 
 
 def named_secrets(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(name, value) of the variables that hold secrets; several values stand in one, by commas or blanks."""
+    """Return name and value of each variable that holds secrets, whole and, if it is a list, each part.
+
+    Commas or blanks separate the parts.
+    """
     found = [(name, part) for name, value in environ.items() if NAMES.search(name) for part in [value, *_listed(value)]]
     password = urlsplit(environ.get("REDIS_URL", "")).password
     return found + [("REDIS_URL", one) for one in {password, unquote(password)}] if password else found
@@ -68,11 +74,13 @@ def _listed(value: str) -> list[str]:
 
 
 def _parts(value: str) -> list[str]:
-    """What is searched for: the value, and the long lines of one that has several, without a key's first and last."""
+    """Return what is searched: the value, and each long line of it, without the first and last line of a key."""
     text = value.strip().replace("\\n", "\n")
     lines = [line.strip() for line in text.splitlines()]
     parts = (
-        [text, *(line for line in lines if len(line) >= _LINE and "-----" not in line)] if len(lines) > 1 else [text]
+        [text, *(line for line in lines if len(line) >= _LONG_LINE and "-----" not in line)]
+        if len(lines) > 1
+        else [text]
     )
     return [part for part in parts if len(_plain(part)) >= SHORTEST]
 
@@ -85,7 +93,7 @@ def _forms(value: str) -> set[str]:
     data = value.encode()
     forms = {_plain(value), data.hex()}
     for offset in range(3):
-        # The first and last letters hang on what stands beside the secret: they are left out.
+        # The first and last characters depend on the neighbours of the secret, so they are left out.
         whole = base64.b64encode(b"\0" * offset + data).decode().rstrip("=")
         skipped = -(-offset * 8 // 6)
         ends = len(whole) - (1 if (offset + len(data)) % 3 else 0)

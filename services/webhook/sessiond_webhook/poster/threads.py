@@ -1,4 +1,7 @@
-"""The port to where comments and their answers stand: GitHub (github.py), or files without it (outbox.py)."""
+"""The port to the threads in which comments and their answers stand.
+
+`github.Github` implements it for GitHub, `outbox.Outbox` for files.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,35 +10,35 @@ from sessiond_webhook.demands.comment import Comment
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """One of our comments as it stands in a thread."""
+class PostedComment:
+    """One of the bot's comments, as it is in a thread."""
 
     id: int
     url: str
     body: str
 
 
-class Later(Exception):
-    """Nothing was done: a rate limit of this account. Nobody asks again for it before `seconds` have passed.
+class RateLimited(Exception):
+    """Nothing was done: the account has reached a rate limit and must wait `seconds`.
 
-    `told` is False when GitHub named no time; then each further one in a row shall wait longer.
+    `exact` is False if GitHub named no time. Then each further pause in a row must be longer.
     """
 
-    def __init__(self, seconds: float, why: str, *, told: bool = True) -> None:
+    def __init__(self, seconds: float, why: str, *, exact: bool = True) -> None:
         super().__init__(f"{why}, again in {seconds:.0f} s")
-        self.seconds, self.why, self.told = seconds, why, told
+        self.seconds, self.why, self.exact = seconds, why, exact
 
 
-class Away(Exception):
-    """Nothing was done: not reachable, not logged in, or something was read and failed. It may work another time."""
+class Unreachable(Exception):
+    """Nothing was done: no connection, no login, or a read failed. A later try can succeed."""
 
 
-class Unknown(Exception):
-    """A write of which nobody can say whether it was done: no answer, or 5xx."""
+class OutcomeUnknown(Exception):
+    """A write got no answer, or a 5xx. It may have been done or not."""
 
 
-class Never(Exception):
-    """Refused for good: not found, gone, locked, not valid, not allowed. `status` is the HTTP status."""
+class Refused(Exception):
+    """GitHub refuses for good: not found, gone, locked, not valid, not allowed. `status` is the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status} {message}")
@@ -43,23 +46,25 @@ class Never(Exception):
 
 
 class Threads(Protocol):
-    """Writes and finds our comments. Each call takes seconds, and retries nothing by itself.
+    """Writes and finds the bot's comments. A call takes seconds and repeats nothing.
 
-    All raise Later, Away and Never; those that write raise Unknown too.
+    Raises:
+        RateLimited, Unreachable, Refused: every call but `account`.
+        OutcomeUnknown: `create` and `edit`.
     """
 
     def account(self, comment: Comment) -> str:
-        """Whose rate limits count here; a short name without secrets. Asks nobody."""
+        """Return a short name, without secrets, of the account whose rate limits count here. Sends nothing."""
         ...
 
-    def create(self, comment: Comment, body: str) -> Standing:
-        """A new comment in the thread of `comment`."""
+    def create(self, comment: Comment, body: str) -> PostedComment:
+        """Create a comment in the thread of `comment`."""
         ...
 
-    def edit(self, comment: Comment, id: int, body: str) -> Standing:
-        """Our comment `id` in that thread reads otherwise now."""
+    def edit(self, comment: Comment, id: int, body: str) -> PostedComment:
+        """Replace the body of the bot's comment `id` in that thread."""
         ...
 
-    def find(self, comment: Comment, marker: str) -> Standing | None:
-        """Our own account's comment in that thread whose body ends with `marker`; the oldest, or None."""
+    def find(self, comment: Comment, marker: str) -> PostedComment | None:
+        """Return the bot's oldest comment in that thread whose body ends with `marker`, or None."""
         ...

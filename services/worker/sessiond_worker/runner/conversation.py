@@ -7,7 +7,7 @@ from typing import Any, Final
 import structlog
 
 from sessiond.client import AgentEvent, Client, Lease, LeaseLost, ProblemError, TurnResult, Unavailable
-from sessiond.client.patience import Backoff
+from sessiond.client.retry import Backoff
 from sessiond_common.clock import parse_time
 from sessiond_common.fault_points import hold_in
 from sessiond_common.jobs.worker import Stopped, interruptible, stopping

@@ -1,4 +1,4 @@
-"""The scripted agent is held to the same protocol as the real one."""
+"""The scripted agent follows the same protocol as the real one."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from support.servers import SCRIPTED
 
 
 class Pipe:
-    """The agent over plain pipes."""
+    """The scripted agent over plain pipes."""
 
     def __init__(self, tmp_path: Any, *faults: str) -> None:
         command = [*SCRIPTED, *(f"--fault={f}" for f in faults), "--session-id", "s1"]

@@ -1,4 +1,4 @@
-"""`sessionctl verify` as an operator runs it: a session's ledger, a saved one, and what is no ledger."""
+"""`sessionctl verify` as an operator runs it: a session's ledger, a saved ledger, and malformed input."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def verify(*words: str, given: bytes = b"", **env: str) -> Done:
 
 @pytest.fixture
 def here(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> Callable[..., Done]:
-    """The same within this process: here(words…, given=bytes of a file that is read)."""
+    """Run the command within this process: here(words…, given=content of the file to read)."""
 
     def run(*words: str, given: bytes | None = None) -> Done:
         file = tmp_path / "given.jsonl"
@@ -71,10 +71,10 @@ def test_a_sessions_ledger_and_the_same_one_saved(sessiond: Callable[..., Sessio
     assert [(done.returncode, done.stdout, done.stderr) for done in ways] == [(0, closing, b"")] * 3
     first, second = (e for e in entries if e["event"] == "granted")
     second["fence"] = first["fence"]
-    told = verify("--file", "-", given=lines(entries))
+    done = verify("--file", "-", given=lines(entries))
     text = f"{second['id']} fence_grows {first['fence']} follows {first['fence']}\n".encode()
-    assert told.stdout.startswith(text) and told.stdout.endswith(closing)
-    assert (told.returncode, told.stderr) == (1, b"")
+    assert done.stdout.startswith(text) and done.stdout.endswith(closing)
+    assert (done.returncode, done.stderr) == (1, b"")
     as_json = [json.loads(line) for line in verify("--file", "-", "--json", given=lines(entries)).stdout.splitlines()]
     assert (as_json[0]["entry"], as_json[0]["invariant"]) == (second["id"], "fence_grows")
     assert as_json[-1] == {
@@ -87,7 +87,7 @@ WRONG = [{**e, "fence": 7} if e["event"] == "granted" else e for e in HONEST]
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         (lines(HONEST[:9]) + b'{"id": "1-9", "eve\n', b"line 10: "),
         (lines(HONEST[:9]) + b"\xff\xfe\n", b"line 10: "),
@@ -102,13 +102,13 @@ WRONG = [{**e, "fence": 7} if e["event"] == "granted" else e for e in HONEST]
         (lines(HONEST[2:5]), b"none of 3 entries is a snapshot"),
     ],
 )
-def test_what_is_no_ledger_is_one_line_and_exit_2(here: Callable[..., Done], given: bytes, told: bytes) -> None:
+def test_a_malformed_ledger_gives_one_line_and_exit_2(here: Callable[..., Done], given: bytes, expected: bytes) -> None:
     done = here(given=given)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
-    assert told in done.stderr and b"Traceback" not in done.stderr
+    assert expected in done.stderr and b"Traceback" not in done.stderr
 
 
-def test_what_was_found_before_a_broken_line_is_told(here: Callable[..., Done]) -> None:
+def test_violations_before_a_malformed_line_are_printed(here: Callable[..., Done]) -> None:
     done = here(given=lines(WRONG) + b"{\n")
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert b" fence_grows 7 follows 0\n" in done.stdout
@@ -117,26 +117,26 @@ def test_what_was_found_before_a_broken_line_is_told(here: Callable[..., Done]) 
 @pytest.mark.parametrize(
     "words", [(), (SESSION, "--file", "-"), ("noslash",), ("--file", "/none"), ("--file", "/"), (SESSION, "--url", "x")]
 )
-def test_bad_input_is_one_line_and_exit_2(here: Callable[..., Done], words: tuple[str, ...]) -> None:
+def test_bad_input_gives_one_line_and_exit_2(here: Callable[..., Done], words: tuple[str, ...]) -> None:
     done = here(*words)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done
 
 
-def test_nobody_there_is_not_a_broken_rule() -> None:
+def test_an_unreachable_server_is_not_a_violation() -> None:
     done = verify(SESSION, SESSIOND_URL="http://127.0.0.1:1")
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
 
 
-def test_a_violation_is_one_line_whatever_a_ticket_is_called(here: Callable[..., Done]) -> None:
+def test_a_violation_is_one_line_whatever_the_tickets_name(here: Callable[..., Done]) -> None:
     entries = [*HONEST, {**HONEST[-1], "version": HONEST[-1]["version"] + 1, "id": "99-0", "event": "absent"}]
     entries[-1]["ticket"] = "a\nb\x1b[2J"
     done = here(given=lines(entries))
     assert (done.returncode, done.stdout.count(b"\n")) == (1, 2)
-    assert rb"99-0 no_place_lost a\nb\x1b[2J is absent and has no place" in done.stdout
+    assert rb"99-0 no_place_lost a\nb\x1b[2J is absent but has no place" in done.stdout
 
 
-def test_a_long_ledger_is_read_without_keeping_it(tmp_path: Path, figures: Callable[[str], None]) -> None:
-    """The most memory that the command took, over what it takes for an empty ledger."""
+def test_memory_does_not_grow_with_the_length_of_the_ledger(tmp_path: Path, figures: Callable[[str], None]) -> None:
+    """The peak memory of the command is compared with its peak for an empty ledger."""
     queued, grants = (5000, 10_000) if FULL else (500, 4000)
     (tmp_path / "long.jsonl").write_bytes(lines(long_ledger(queued, grants)))
     script = (
@@ -147,8 +147,8 @@ def test_a_long_ledger_is_read_without_keeping_it(tmp_path: Path, figures: Calla
     for path in ("/dev/null", str(tmp_path / "long.jsonl")):
         command = [sys.executable, "-c", script, "verify", "--file", path]
         done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=200, check=True)
-        told, peak = done.stdout.splitlines()
+        counts, peak = done.stdout.splitlines()
         took.append(int(peak) / 1024)
-    figures(f"{told}, {queued} queued: {took[1] - took[0]:.1f} MB over the {took[0]:.0f} MB for an empty ledger")
-    # A place takes half a kB; the entries as objects would take one kB each.
+    figures(f"{counts}, {queued} queued: {took[1] - took[0]:.1f} MB over the {took[0]:.0f} MB for an empty ledger")
+    # A place takes half a kB. Kept entries would take one kB each.
     assert took[1] - took[0] < 2 + queued / 500

@@ -1,4 +1,4 @@
-"""The client against a real sessiond, and what it knows when the service does not answer."""
+"""The client with a real sessiond, and its behaviour when the service does not answer."""
 
 import contextvars
 import signal
@@ -32,7 +32,7 @@ SESSION = "octo/hello"
 Start = Callable[..., Sessiond]
 
 
-def test_it_is_light() -> None:
+def test_the_client_imports_no_server_libraries() -> None:
     code = "import sys, sessiond.client; print([m for m in ('flask','gevent','redis','gunicorn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -65,20 +65,20 @@ def test_an_abandoned_lease_expires_and_the_place_is_kept(sessiond: Start) -> No
     assert [t["key"] for t in client.view(SESSION)["queue"]] == ["k"]
 
 
-def test_the_holder_is_told_at_once_that_its_lease_is_lost_and_why(sessiond: Start) -> None:
+def test_the_holder_learns_at_once_that_its_lease_is_lost_and_why(sessiond: Start) -> None:
     client = sessiond(scripted_env()).client()
-    told: list[str] = []
-    with client.lease(SESSION, key="k", lease_ttl=0.6, on_lost=told.append) as lease:
+    reasons: list[str] = []
+    with client.lease(SESSION, key="k", lease_ttl=0.6, on_lost=reasons.append) as lease:
         client.force_release(SESSION, lease.fence, "the test's")
         assert lease.lost.wait(5)
-        assert (lease.state, lease.lost_reason, told) == ("lost", "forced", ["forced"])
+        assert (lease.state, lease.lost_reason, reasons) == ("lost", "forced", ["forced"])
         with pytest.raises(LeaseLost, match="forced"):
             lease.check()
         with pytest.raises(LeaseLost):
             lease.turn("too late")
 
 
-def test_a_lease_that_cannot_be_renewed_is_suspended_and_held_again(sessiond: Start) -> None:
+def test_a_lease_is_suspended_while_it_cannot_be_renewed(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, lease_ttl=0.9) as lease:
@@ -96,7 +96,7 @@ def test_a_lease_that_cannot_be_renewed_is_suspended_and_held_again(sessiond: St
         eventually(lambda: lease.state == "held", 15)
 
 
-def test_who_was_forked_inside_the_block_gives_nothing_back(sessiond: Start) -> None:
+def test_a_process_forked_inside_the_block_releases_nothing(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     code = f"""
 import os, sys
@@ -110,8 +110,8 @@ with connect({service.url!r}, {service.keys["admin"]!r}).lease({SESSION!r}) as l
     assert done.stdout.strip() == "7 still held"
 
 
-def test_a_lease_that_nobody_knows_any_more_is_lost(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
-    """Redis comes back from before the grant, and so does sessiond: it cannot say why, and the holder must know."""
+def test_a_lease_that_the_service_does_not_know_is_lost(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
+    """Redis and sessiond lose the grant. The service cannot give a reason, but the holder must learn of the loss."""
     service = sessiond(scripted_env())
     with service.client().lease("octo/other"):
         redis_server.copy(tmp_path / "older")
@@ -125,7 +125,7 @@ def test_a_lease_that_nobody_knows_any_more_is_lost(sessiond: Start, redis_serve
         assert (lease.state, lease.lost_reason) == ("lost", "unknown")
 
 
-def test_waiting_has_an_end_and_leaves_no_place(sessiond: Start) -> None:
+def test_a_wait_that_times_out_leaves_no_ticket(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     positions: list[int] = []
@@ -148,7 +148,7 @@ def test_waiting_has_an_end_and_leaves_no_place(sessiond: Start) -> None:
         assert client.view(SESSION)["queue"] == []
 
 
-def test_a_restart_in_the_middle_of_waiting_is_waited_out(sessiond: Start) -> None:
+def test_a_wait_survives_a_restart_of_the_server(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     got = threading.Event()
@@ -168,7 +168,7 @@ def test_a_restart_in_the_middle_of_waiting_is_waited_out(sessiond: Start) -> No
     thread.join()
 
 
-def test_bad_input_and_nobody_there() -> None:
+def test_bad_names_and_an_unreachable_server_raise() -> None:
     with pytest.raises(BadName):
         connect("ftp://x")
     with pytest.raises(BadName), connect("http://127.0.0.1:1").lease("no-slash"):
@@ -185,8 +185,8 @@ def test_a_wrong_key_is_a_problem(sessiond: Start) -> None:
     assert (refused.value.type, refused.value.status) == ("unauthorized", 401)
 
 
-def test_a_block_that_is_left_in_another_context_releases_too(sessiond: Start) -> None:
-    """A generator that holds a lease, closed by a thread pool or a streaming response."""
+def test_a_block_that_ends_in_another_context_releases_too(sessiond: Start) -> None:
+    """A thread pool or a streaming response closes a generator that holds a lease."""
     client = sessiond(scripted_env()).client()
 
     def holding() -> Iterator[None]:
@@ -202,7 +202,7 @@ def test_a_block_that_is_left_in_another_context_releases_too(sessiond: Start) -
     here.run(with_another.__exit__, None, None, None)
 
 
-def test_an_outage_as_the_grant_is_claimed_is_waited_out(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
+def test_confirming_the_grant_survives_an_outage(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
     held = tmp_path / SESSION / "acted.granted.hold"
     held.parent.mkdir(parents=True)
     held.touch()
@@ -227,26 +227,26 @@ def test_an_outage_as_the_grant_is_claimed_is_waited_out(sessiond: Start, redis_
     assert len(fences) == 1 and fences == granted and client.view(SESSION)["queue"] == []
 
 
-def test_a_lease_that_was_given_back_is_not_lost(sessiond: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A renewal was on its way and came behind the release."""
-    client, told = sessiond(scripted_env()).client(), list[str]()
+def test_a_released_lease_is_not_reported_as_lost(sessiond: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal is sent before the release and arrives after it."""
+    client, reasons = sessiond(scripted_env()).client(), list[str]()
     on_its_way, released, renew = threading.Event(), threading.Event(), Lease._renew
 
     def late(self: Lease, transport: Any) -> None:
-        if transport is self._own:
+        if transport is self._renew_transport:
             on_its_way.set()
             released.wait(60)
         renew(self, transport)
 
     monkeypatch.setattr(Lease, "_renew", late)
-    with client.lease(SESSION, lease_ttl=0.3, on_lost=told.append) as lease:
+    with client.lease(SESSION, lease_ttl=0.3, on_lost=reasons.append) as lease:
         assert on_its_way.wait(60)
     released.set()
     lease._thread.join(60)
-    assert (told, lease.lost.is_set()) == ([], False)
+    assert (reasons, lease.lost.is_set()) == ([], False)
 
 
-def test_who_breaks_off_while_it_waits_leaves_no_place(sessiond: Start) -> None:
+def test_an_interrupted_wait_leaves_no_ticket(sessiond: Start) -> None:
     class JobTimeout(BaseException):
         pass
 

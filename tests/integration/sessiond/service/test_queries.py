@@ -1,4 +1,4 @@
-"""Looking at a session that nobody has used yet: an empty view, and nothing changes."""
+"""A query of a session that nobody has used yet shows an empty view and changes nothing."""
 
 import threading
 from collections.abc import Callable

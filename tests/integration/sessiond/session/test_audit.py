@@ -1,4 +1,4 @@
-"""The ledger's reader in a running sessiond: what the ledger tells against the rules is counted, once, and logged."""
+"""The audit in a running sessiond: each entry of the ledger that breaks a rule is counted once and logged."""
 
 import json
 import urllib.request
@@ -14,7 +14,7 @@ SESSION = "octo/hello"
 
 
 def counted(service: Sessiond) -> dict[str, float]:
-    """The counters of the ledger's reader; violations by invariant."""
+    """Return the audit's counters; violations by invariant."""
     with urllib.request.urlopen(f"{service.url}/metrics") as answer:
         families = text_string_to_metric_families(answer.read().decode())
     return {
@@ -27,7 +27,7 @@ def counted(service: Sessiond) -> dict[str, float]:
 
 
 def forge(server: Redis, event: str, **data: Any) -> None:
-    """An entry that no owner wrote."""
+    """Add an entry that no owner wrote."""
     fields: dict[Any, Any] = {"event": event, "epoch": "1", "version": "1", "data": json.dumps(data)}
     with redis.Redis.from_url(server.url) as connection:
         connection.xadd(f"sessiond:{{{SESSION}}}:ledger", fields)
@@ -51,12 +51,12 @@ def test_a_grant_over_a_handler_is_counted_as_inversion_and_misorder(
     forge(redis_server, "back", ticket=worker, score=score)
     client.take(SESSION, kind="handler", priority=0, key="urgent")
     forge(redis_server, "granted", ticket=handler, fence=2**60 + 1, kind="handler", score=1, holder="x")
-    forge(redis_server, "granted", fence=1)  # not even an entry: the reader waits for the next snapshot
+    forge(redis_server, "granted", fence=1)  # not a valid entry: the audit waits for the next snapshot
     client.take(SESSION, kind="handler", key="last")
     eventually(read, 5, "the ledger is read on")
     found = counted(service)
     del found["sessiond_ledger_checked_total"]
     assert (found.pop("sessiond_inversions_total"), found.pop("sessiond_misorders_total")) == (1, 1)
-    # Nobody waits on what is granted there, and who forges steps gives them no version of their own.
+    # No holder waits on the forged grants, and forged entries have no version of their own.
     assert found.keys() >= {"no_worker_while_handler_in_queue", "handler_fifo", "one_holder_per_lease", "single_writer"}
     assert sum(found.values()) == service.log_bytes().count(b"the ledger breaks a rule"), "each is counted once"

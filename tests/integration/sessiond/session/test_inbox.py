@@ -1,4 +1,4 @@
-"""What a caller is told is what is stored, whoever was away meanwhile."""
+"""The answer to a caller matches what is stored, also after an outage or a takeover."""
 
 import contextlib
 import threading
@@ -17,7 +17,7 @@ Start = Callable[..., Sessiond]
 def test_a_turn_without_a_key_is_told_to_ask_again_only_if_it_does_not_run(
     sessiond: Start, redis_server: Redis
 ) -> None:
-    """Redis stands still while it is accepted, and does it when it goes on."""
+    """Redis stops while the turn is accepted, and applies the step when it goes on."""
     service = sessiond(scripted_env())
     scene = Scene(service, SESSION)
     scene.lease("a")
@@ -32,7 +32,7 @@ def test_a_turn_without_a_key_is_told_to_ask_again_only_if_it_does_not_run(
 
 
 class Elsewhere:
-    """One owner that stands still at a point of a step, and another that takes the session over."""
+    """One owner that stops at a point of a step, and another that takes the session over."""
 
     def __init__(self, start: Start, place: Path, point: str) -> None:
         self.point = place / "hooks" / SESSION / point
@@ -48,7 +48,7 @@ class Elsewhere:
         eventually(self.point.with_name(f"{self.point.name}.reached").exists, 20)
 
     def overtaken(self) -> None:
-        """The first one stands still, whole, until the second has the session."""
+        """Stop the whole first instance until the second has the session."""
         self.first.pause()
         eventually(self._taken, 20)
 
@@ -76,7 +76,7 @@ def test_a_reader_whose_turns_end_is_stored_is_told_that_end(sessiond: Start, tm
 
 
 def test_a_reader_whose_turns_end_nobody_knows_asks_the_next_owner(sessiond: Start, redis_server: Redis) -> None:
-    """Redis stands still as the turn ends, and sessiond is stopped meanwhile."""
+    """Redis stops as the turn ends, and sessiond is terminated meanwhile."""
     service = sessiond(scripted_env())
     scene = Scene(service, SESSION)
     scene.lease("a")

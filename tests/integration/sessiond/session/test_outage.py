@@ -1,4 +1,4 @@
-"""Redis restarted, stopped, killed: nobody holds twice, no place is lost, an open turn's result arrives."""
+"""Redis is restarted, stopped or killed: no lock has two holders, no place is lost, an open turn's result arrives."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ class Scene:
             self.granted.append(name)
 
     def end(self) -> list[dict[str, Any]]:
-        """Everybody gets the lock in order; the ledger."""
+        """Let each get the lock in order; return the ledger."""
         self.reader.join(30)
         self.lease.__exit__(None, None, None)
         for waiter in self.waiters:
@@ -88,7 +88,7 @@ def test_redis_killed_and_back(sessiond: Start, redis_server: Redis) -> None:
 
 @pytest.mark.long
 def test_redis_stopped_for_12_seconds(sessiond: Start, redis_server: Redis) -> None:
-    """The result that came while Redis was away is held, committed on its return, then given."""
+    """A result that arrives while Redis is away is kept, committed on its return, then given."""
     scene = Scene(sessiond(scripted_env()), "#tokens 150\n#pace 10ms\n#say through")
     redis_server.pause()
     stopped = threading.Timer(12, redis_server.go_on)
@@ -117,7 +117,7 @@ def test_an_owner_in_doubt_ends_its_agent(sessiond: Start, redis_server: Redis) 
 def test_every_owner_in_doubt_ends_its_agent_before_another_may_own_the_session(
     sessiond: Start, redis_server: Redis
 ) -> None:
-    """With many sessions as with one: nobody waits for another's call to Redis."""
+    """With many sessions as with one: none waits for another's call to Redis."""
     service = sessiond(scripted_env())
     client, names = service.client(), [f"o/{number}" for number in range(6)]
 
@@ -140,10 +140,10 @@ def test_every_owner_in_doubt_ends_its_agent_before_another_may_own_the_session(
 
 
 def test_a_wait_that_ends_as_redis_goes_away_is_answered(sessiond: Start, redis_server: Redis) -> None:
-    """After an owner's restart over a handler's lease even a step that changes nothing is stored."""
+    """After an owner's restart over a handler's lease, even a step that changes nothing is stored."""
     service = sessiond(scripted_env())
     client = service.client()
-    post = partial(client._transport.call, "POST", session=SESSION)
+    post = partial(client.transport.call, "POST", session=SESSION)
     held = client.take(SESSION, key="held")["id"]
     granted = post(f"/tickets/{held}/wait", body={"holder": "holds", "wait": 5}).body
     post("/lease/renew", secret=granted["lease"]["secret"])
@@ -179,14 +179,14 @@ def test_redis_that_lost_everything_is_written_back(sessiond: Start, redis_serve
 
 
 def test_a_place_without_a_key_that_was_taken_in_an_outage_is_given_up(sessiond: Start, redis_server: Redis) -> None:
-    """Its caller was told to ask again and knows no ticket: it would bar the worker for `absence`."""
+    """Its caller was refused and does not know the ticket, which would bar the worker for `absence`."""
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION):
         pass
     redis_server.pause()
     with ThreadPoolExecutor(1) as pool:
-        refused = pool.submit(client._transport.call, "POST", "/tickets", session=SESSION, body={"kind": "handler"})
+        refused = pool.submit(client.transport.call, "POST", "/tickets", session=SESSION, body={"kind": "handler"})
         with pytest.raises(Unavailable, match="redis-away"):
             refused.result(60)
     redis_server.go_on()
@@ -199,13 +199,13 @@ def test_a_place_without_a_key_that_was_taken_in_an_outage_is_given_up(sessiond:
 def test_who_asks_for_a_new_session_in_an_outage_is_answered_in_its_own_time(
     sessiond: Start, redis_server: Redis
 ) -> None:
-    """Not one behind the other: eight would wait for 4 s each."""
+    """They do not wait one after the other, which would take eight callers 4 s each."""
     service, body = sessiond(scripted_env()), {"kind": "handler", "key": "k"}
 
     def ask(_: int) -> float:
         began = time.monotonic()
         with pytest.raises(Unavailable):
-            service.client()._transport.call("POST", "/tickets", session="octo/new", body=body, timeout=100)
+            service.client().transport.call("POST", "/tickets", session="octo/new", body=body, timeout=100)
         return time.monotonic() - began
 
     redis_server.pause()
@@ -224,12 +224,12 @@ def test_redis_gone_as_a_session_is_taken_over_keeps_nobody_waiting(
     service = sessiond(scripted_env() | {"SESSIOND_HOOKS_DIR": str(tmp_path)})
     body = {"kind": "handler", "key": "k"}
     with ThreadPoolExecutor(3) as pool:
-        call = partial(service.client()._transport.call, "POST", "/tickets", session="octo/new", body=body, timeout=100)
+        call = partial(service.client().transport.call, "POST", "/tickets", session="octo/new", body=body, timeout=100)
         asked = [pool.submit(call) for _ in range(3)]
         eventually(hold.with_suffix(".reached").exists, 30)
         redis_server.kill9()
         hold.unlink()
-        for one in asked:  # answered in the outage, which goes on
+        for one in asked:  # answered while the outage goes on
             with pytest.raises(Unavailable):
                 one.result(60)
     redis_server.start()

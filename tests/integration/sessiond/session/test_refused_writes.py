@@ -1,4 +1,4 @@
-"""Redis answers reads and refuses writes: its memory is full, its disk, or its replicas are gone. It is an outage."""
+"""Redis answers reads and refuses writes (memory or disk full, replicas gone): that is an outage."""
 
 import threading
 import time
@@ -59,7 +59,7 @@ def test_it_is_one_outage_and_the_open_turn_goes_on(sessiond: Start, redis_serve
 
 
 def test_an_owner_that_cannot_renew_its_record_ends_its_agent(sessiond: Start, redis_server: Redis) -> None:
-    """Nobody asks for anything meanwhile, and the agent says nothing."""
+    """No caller sends anything meanwhile, and the agent writes nothing."""
     service = sessiond(scripted_env(owner_doubt=1.5, owner_renew=0.5))
     client = service.client()
     with client.lease(SESSION, key="holder") as lease:
@@ -69,6 +69,6 @@ def test_an_owner_that_cannot_renew_its_record_ends_its_agent(sessiond: Start, r
         service.remember()
         (agent,) = [p for p in service.left() if p.pid == pid]
         with refusing(redis_server):
-            # Its holder's next renewal, which would tell too, comes after 10 s.
+            # Its holder's next renewal would also find out, but comes only after 10 s.
             eventually(lambda: not alive(agent), 8, "the agent is ended")
         assert turn.result().outcome == "lost"

@@ -1,4 +1,4 @@
-"""A hang leaves a trace: stacks on SIGUSR1 from every process, and a log line for a long wait."""
+"""A hang can be analyzed: SIGUSR1 writes the stacks of every process, and a long wait is logged."""
 
 import contextlib
 import signal
@@ -43,7 +43,7 @@ def test_a_long_wait_is_logged_with_what_is_ahead_also_by_the_next_owner(session
     def wait(ticket: str) -> None:
         body = {"holder": "h", "wait": 60}
         with contextlib.suppress(Unavailable):  # the service stops
-            client._transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=70)
+            client.transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=70)
 
     with client.lease(SESSION, kind="worker"):
         ticket = client.take(SESSION, kind="worker", key="waits")["id"]

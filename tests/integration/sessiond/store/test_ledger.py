@@ -1,4 +1,4 @@
-"""A ledger recorded from a real run, whole and doctored: each rule that is broken in it is named at its entry."""
+"""A ledger recorded from a real run, complete and altered: the checker names each broken rule at its entry."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ import redis as redis_library
 
 from sessiond.client import Client, Lease
 from sessiond.verify import verify
-from support.lock.doctoring import shares
+from support.lock.alterations import detected
 from support.lock.histories import Entries
 from support.servers import TESTS, Redis, Sessiond, eventually, scripted_env
 from support.size import FULL
@@ -24,25 +24,25 @@ SHORT = {"head_wait": 0.2, "poll_grace": 10.0, "absence": 1.0, "claim_window": 1
 
 def wait(client: Client, ticket: str, holder: str, seconds: float) -> dict[str, Any]:
     body = {"holder": holder, "wait": seconds}
-    return dict(client._transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=60).body)
+    return dict(client.transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body, timeout=60).body)
 
 
 def renew(client: Client, granted: dict[str, Any], method: str = "POST", path: str = "/lease/renew") -> None:
-    client._transport.call(method, path, session=SESSION, secret=granted["lease"]["secret"])
+    client.transport.call(method, path, session=SESSION, secret=granted["lease"]["secret"])
 
 
 class Play:
-    """Everything that a session can go through, in one run."""
+    """One run through everything that can happen in a session."""
 
     def __init__(self, service: Sessiond, server: Redis) -> None:
         self.service, self.server, self.client = service, server, service.client()
         self.worker = self.client.take(SESSION, kind="worker", key="task")["id"]
 
     def turns(self) -> None:
-        """Two turns of one lease, one of them cancelled; background tasks that the lease's end stops."""
+        """Run two turns of one lease, one of them cancelled, and background tasks that the lease's end stops."""
         with self.client.lease(SESSION, key="turns") as lease:
             assert lease.turn("#say one").result().completed
-            self.cut(lease, lambda turn: self.client._transport.call("DELETE", f"/turns/{turn}", session=SESSION))
+            self.cut(lease, lambda turn: self.client.transport.call("DELETE", f"/turns/{turn}", session=SESSION))
             assert lease.turn("#bg 60s\n#say two").result().completed
             eventually(lambda: self.client.view(SESSION)["agent"]["tasks"])
 
@@ -53,7 +53,7 @@ class Play:
         assert turn.result().outcome in ("cancelled", "lost")
 
     def preemption(self) -> None:
-        """Two handlers cut the worker's turn; they are served in order, and the worker goes on."""
+        """Two handlers preempt the worker's turn. They are served in order, then the worker continues."""
         with self.client.lease(SESSION, kind="worker", key="task") as lease:
             taken: list[dict[str, Any]] = []
             self.cut(lease, lambda _: taken.extend(self.client.take(SESSION, key=k) for k in ("A", "B")))
@@ -68,7 +68,7 @@ class Play:
         renew(self.client, granted, "DELETE", "/lease")
 
     def superseding(self) -> None:
-        """While one holds, another holder's wait supersedes a wait that ran its time; then both tickets are served."""
+        """During a lease, another holder supersedes a wait that timed out. Then both tickets are served."""
         a, b = (self.client.take(SESSION, key=key)["id"] for key in ("S", "T"))
         granted = wait(self.client, a, "p", 15)
         renew(self.client, granted)
@@ -78,7 +78,7 @@ class Play:
         self.serve(b, "new")
 
     def passing(self) -> None:
-        """An absent handler is passed over, then lapses; only then the worker has the lock."""
+        """An absent handler is passed over, then lapses. Only then does the worker get the lock."""
         absent, there = (self.client.take(SESSION, key=key)["id"] for key in ("absent", "there"))
         self.serve(there)
         granted = wait(self.client, self.worker, "w", 15)
@@ -101,7 +101,7 @@ class Play:
         self.worker = self.client.take(SESSION, kind="worker", key="task")["id"]
 
     def faults(self) -> None:
-        """An operator restarts the agent and begins a fresh conversation; Redis loses all; the owner is killed."""
+        """An operator restarts the agent and begins a new conversation, Redis loses everything, the owner is killed."""
         self.client.restart_agent(SESSION)
         self.client.new_conversation(SESSION)
         with self.client.lease(SESSION, key="lost") as lease:
@@ -120,7 +120,7 @@ class Play:
         eventually(lambda: self.client.view(SESSION)["turn"] is None, 20)
 
     def refill(self, kept: Entries) -> None:
-        """The stream as a Redis has it that lost its last second only: what was kept, and what came since."""
+        """Rebuild the stream as if Redis had lost only its last second: the kept entries, then the new ones."""
         key, since = f"sessiond:{{{SESSION}}}:ledger", self.entries()
         with redis_library.Redis.from_url(self.server.url) as connection:
             connection.delete(key)
@@ -142,23 +142,23 @@ def record(service: Sessiond, server: Redis) -> Entries:
     return play.entries()
 
 
-# ---- doctors: each returns the id of the entry that now breaks the rule -----------------------
+# ---- alterations: each returns the id of the entry that now breaks the rule -------------------
 
 
 class Found:
-    """An honest ledger, and how to find one's way in it."""
+    """A correct ledger, with searches in it."""
 
     def __init__(self, honest: Entries) -> None:
         self.entries = copy.deepcopy(honest)
 
     def at(self, event: str, **having: Any) -> Iterator[int]:
-        """Where these entries are."""
+        """Yield the positions of these entries."""
         for number, e in enumerate(self.entries):
             if e["event"] == event and all(e.get(k) == v for k, v in having.items()):
                 yield number
 
     def step(self, number: int) -> range:
-        """All entries of this one's step."""
+        """Return the positions of all entries of this entry's step."""
         mine = [n for n, e in enumerate(self.entries) if e["version"] == self.entries[number]["version"]]
         return range(mine[0], mine[-1] + 1)
 
@@ -166,14 +166,14 @@ class Found:
         return set(events) <= {self.entries[n]["event"] for n in step}
 
     def blank(self, *numbers: int) -> None:
-        """These say something else, which is no rule's affair; so no version is missing."""
+        """Replace these entries by ones that no rule depends on, so that no version is missing."""
         for number in numbers:
             self.entries[number] = {
                 **{k: self.entries[number][k] for k in ("id", "at", "epoch", "version")}, "event": "denied",
             }  # fmt: skip
 
     def cut_step(self, number: int) -> str:
-        """The rest of its step is not there; the id of this entry, now the step's last."""
+        """Remove the rest of the entry's step. Return the id of the entry, which is now the step's last."""
         self.blank(*[n for n in self.step(number) if n > number])
         return str(self.entries[self.step(number)[-1]]["id"])
 
@@ -196,13 +196,13 @@ def release_only_by_owner(f: Found) -> str:
 
 
 def no_worker_while_handler_in_queue(f: Found) -> str:
-    """The handler's ticket does not end the worker's lease."""
+    """Let the handler's ticket not end the worker's lease."""
     ended = next(n for n in f.at("ended", reason="preempted") if f.entries[f.step(n)[0]]["event"] == "taken")
     return f.cut_step(f.step(ended)[0])
 
 
 def _other_granted(f: Found, kind: str) -> str:
-    """The one behind it gets what the first of two was granted."""
+    """Grant the second of two tickets in place of the first."""
     keys = {"handler": ("A", "B"), "worker": ("y", "z")}[kind]
     first, second = (f.entries[next(f.at("taken", key=key))] for key in keys)
     granted = next(f.at("granted", ticket=first["ticket"]))
@@ -316,7 +316,7 @@ def nothing_outlives_its_lease(f: Found) -> str:
     return f.id(f.step(interrupt)[-1])
 
 
-DOCTORS: list[Callable[[Found], str]] = [
+ALTERATIONS: list[Callable[[Found], str]] = [
     no_dual_ownership, release_only_by_owner, no_worker_while_handler_in_queue, handler_fifo, worker_fifo, fence_grows,
     one_holder_per_lease, no_grant_while_draining, force_release_frees, every_present_ticket_is_served, no_place_lost,
     lapsed_bars_nobody, supersede_is_one_way, single_writer, one_agent_per_conversation, one_turn_open,
@@ -325,7 +325,7 @@ DOCTORS: list[Callable[[Found], str]] = [
 ]  # fmt: skip
 
 
-def test_a_recorded_ledger_is_clean_and_each_doctored_one_is_not(
+def test_a_recorded_ledger_is_clean_and_each_altered_one_is_not(
     redis_server: Redis, sessiond: Start, tmp_path: Path, matrix: Callable[..., None], figures: Callable[[str], None]
 ) -> None:
     entries = record(sessiond(scripted_env(**SHORT)), redis_server)
@@ -334,22 +334,31 @@ def test_a_recorded_ledger_is_clean_and_each_doctored_one_is_not(
     assert report.violations == [], tmp_path
     kinds = {e["event"] for e in entries}
     assert {"passed-over", "lapsed", "tasks", "superseded", "restored", "force-release", "interrupt"} <= kinds
-    for doctor in DOCTORS:
+    for alter in ALTERATIONS:
         found = Found(entries)
-        where = doctor(found)
-        told = verify(found.entries).violations
+        where = alter(found)
+        found_violations = verify(found.entries).violations
         if FULL:
             event = next(e["event"] for e in found.entries if e["id"] == where)
-            matrix("doctored ledgers", invariant=doctor.__name__, entry=event, text=told[0][2][:100] if told else "")
-        assert (doctor.__name__, where) in [violation[:2] for violation in told], (doctor.__name__, where, told[:3])
+            matrix(
+                "altered ledgers",
+                invariant=alter.__name__,
+                entry=event,
+                text=found_violations[0][2][:100] if found_violations else "",
+            )
+        assert (alter.__name__, where) in [violation[:2] for violation in found_violations], (
+            alter.__name__,
+            where,
+            found_violations[:3],
+        )
     trimmed(entries)
     figures(f"{len(entries)} entries, {report.handoffs} handoffs, {len(kinds)} kinds of entry, nothing wrong")
-    noticed = shares(entries, 60 if FULL else 10, 5)
+    noticed = detected(entries, 60 if FULL else 10, 5)
     figures("noticed: " + ", ".join(f"{name} {n}/{of}" for name, (n, of) in noticed.items()))
 
 
 def trimmed(entries: Entries) -> None:
-    """From any entry on it is clean; and what is doctored behind its first snapshot is still found."""
+    """Check that the ledger is clean from any entry on, and that an alteration after its first snapshot is found."""
     dice = random.Random(1)
     for cut in range(1, len(entries), 1 if FULL else 9):
         rest = entries[cut:]
@@ -357,11 +366,11 @@ def trimmed(entries: Entries) -> None:
         first = next((n for n, e in enumerate(rest) if e["event"] == "snapshot"), len(rest))
         if behind := [n for n, e in enumerate(rest) if e["event"] == "granted" and n > first]:
             at = dice.choice(behind)
-            doctored = [*rest[:at], {**rest[at], "fence": rest[at]["fence"] + 1}, *rest[at + 1 :]]
-            assert ("fence_grows", rest[at]["id"]) in [v[:2] for v in verify(doctored).violations]
+            altered = [*rest[:at], {**rest[at], "fence": rest[at]["fence"] + 1}, *rest[at + 1 :]]
+            assert ("fence_grows", rest[at]["id"]) in [v[:2] for v in verify(altered).violations]
 
 
-def test_every_invariant_has_its_doctor() -> None:
+def test_every_invariant_has_an_alteration() -> None:
     page = (TESTS.parent / "docs" / "concepts" / "invariants.md").read_text()
     listed = page.partition("## Invariants")[2].partition("##")[0]
-    assert {doctor.__name__ for doctor in DOCTORS} == set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", listed))
+    assert {alter.__name__ for alter in ALTERATIONS} == set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", listed))

@@ -1,4 +1,4 @@
-"""Two sessionds on one Redis, and one that comes back after kill -9."""
+"""Two sessionds on one Redis, and one that restarts after kill -9."""
 
 import contextlib
 import signal
@@ -13,13 +13,14 @@ import gevent
 import psutil
 import pytest
 import redis as redis_library
+import urllib3
 
 from sessiond.client import NotOwner, ProblemError, Unavailable
 from sessiond.lock.rules import Times
 from sessiond.session.agent.slots import Slots
 from sessiond.session.loop import Session
 from sessiond.settings import Settings
-from sessiond.store.ownership import Owners
+from sessiond.store.ownership import Instance, OwnershipStore
 from sessiond.store.store import Deposed, Store
 from sessiond.verify import verify
 from support.servers import Redis, Sessiond, eventually, scripted_env
@@ -33,7 +34,7 @@ def test_the_other_answers_421_with_the_owners_url_and_the_client_follows(sessio
     first, second = sessiond(scripted_env(), name="a"), sessiond(scripted_env(), name="b")
     with first.client().lease(SESSION) as lease:
         epoch = first.client().view(SESSION)["epoch"]
-        answer = second.client()._transport._pool.request(
+        answer = urllib3.request(
             "GET", f"{second.url}/v1/sessions/{SESSION}", headers={"Authorization": "Bearer admin-key"}, retries=False
         )
         assert (answer.status, answer.json()["type"], answer.json()["owner_url"]) == (421, "not-owner", first.url)
@@ -50,10 +51,10 @@ def test_a_second_421_is_not_followed(redis_server: Redis, sessiond: Start) -> N
         with redis_library.Redis.from_url(redis_server.url) as redis:
             redis.hset(f"sessiond:{{{SESSION}}}:meta", "url", url)
 
-    named(second.url)  # the record names one that does not own it
+    named(second.url)  # the record names an instance that does not own the session
 
     def refused() -> float:
-        found = second.client()._transport._pool.request("GET", f"{second.url}/metrics", retries=False).data.decode()
+        found = urllib3.request("GET", f"{second.url}/metrics", retries=False).data.decode()
         lines = [line for line in found.splitlines() if "requests_total" in line and 'status="421"' in line]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -77,9 +78,7 @@ def test_a_stopped_owner_is_followed_at_once(sessiond: Start) -> None:
     assert [t["id"] for t in taken_over["queue"]] == [place]
 
 
-def test_an_owner_that_stops_gives_every_session_up_also_while_it_renews_them(
-    sessiond: Start, redis_server: Redis
-) -> None:
+def test_an_owner_that_stops_releases_every_session_even_while_it_renews(sessiond: Start, redis_server: Redis) -> None:
     service = sessiond(scripted_env(owner_renew=0.02))
     names = [f"octo/r{number}" for number in range(60)]
     redis = redis_library.Redis.from_url(redis_server.url, decode_responses=True)
@@ -105,10 +104,10 @@ def test_a_killed_owner_is_followed_after_owner_ttl(sessiond: Start) -> None:
     eventually(lambda: not first.left(), 5, "no process of the killed one is left")
 
 
-def test_nobody_takes_a_session_over_because_redis_forgot_its_owner(
+def test_no_instance_takes_a_session_over_because_redis_lost_its_owner(
     redis_server: Redis, sessiond: Start, tmp_path: Path
 ) -> None:
-    """Redis comes back from when nobody owned it: the owner lives, and writes back what it has."""
+    """Redis returns with data from before the session had an owner. The running owner writes its state back."""
     first = sessiond(scripted_env(), name="a")
     old = Scene(first, SESSION)
     old.take("before")
@@ -136,7 +135,7 @@ def test_nobody_takes_a_session_over_because_redis_forgot_its_owner(
     assert old.wrong == []
 
 
-def test_who_was_overtaken_before_it_read_the_state_ends_nobodys_agent(
+def test_an_owner_deposed_before_it_reads_the_state_ends_no_agent(
     redis_server: Redis, sessiond: Start, tmp_path: Path
 ) -> None:
     times = {"owner_ttl": 2.0, "owner_renew": 0.4, "owner_doubt": 1.5}
@@ -144,7 +143,9 @@ def test_who_was_overtaken_before_it_read_the_state_ends_nobodys_agent(
     settings = Settings(
         redis_url=redis_server.url, state_dir=place, instance="x", host_name=socket.gethostname(), times=Times(**times)
     )  # fmt: skip
-    owned = Owners(redis_server.url, "x", settings.url, place, settings.host_name, 2.0).acquire(SESSION)
+    owned = OwnershipStore(redis_server.url, Instance("x", settings.url, place, settings.host_name), 2.0).acquire(
+        SESSION
+    )
     scene = Scene(sessiond(scripted_env(**times), name="b"), SESSION)
     eventually(lambda: _taken(scene), 20, "it takes the session over: nobody renews")
     scene.lease("a")
@@ -152,17 +153,17 @@ def test_who_was_overtaken_before_it_read_the_state_ends_nobodys_agent(
     scene.started()
     store = Store(redis_server.url, SESSION, "x")
     with pytest.raises(Deposed):
-        Session(SESSION, settings, store, owned.epoch, owned.version, Slots(1)).start(owned.predecessor)
-    gevent.sleep(1.0)  # for whatever it may have begun
+        Session(settings, store, owned, Slots(1)).start()
+    gevent.sleep(1.0)  # time for an action that must not happen
     scene.again(scene.force, scene.view()["holder"]["fence"])
     turn.end()
     assert turn.answer.outcome == "cancelled", turn.answer
 
 
 def _other_than(status: int, service: Sessiond) -> Any:
-    """What this one itself answers, once it is something else."""
-    pool, url = service.client()._transport._pool, f"{service.url}/v1/sessions/{SESSION}"
-    answer = pool.request("GET", url, headers={"Authorization": "Bearer admin-key"}, retries=False)
+    """Return this instance's own answer once its status differs from `status`."""
+    url = f"{service.url}/v1/sessions/{SESSION}"
+    answer = urllib3.request("GET", url, headers={"Authorization": "Bearer admin-key"}, retries=False)
     return None if answer.status == status else answer
 
 
@@ -180,18 +181,18 @@ def _view(service: Sessiond):  # type: ignore[no-untyped-def]
         return None
 
 
-def test_after_kill_9_the_lease_stands_and_the_cut_turn_is_lost(sessiond: Start) -> None:
+def test_after_kill_9_the_lease_is_kept_and_the_open_turn_is_lost(sessiond: Start) -> None:
     service = sessiond(scripted_env())
-    client, told = service.client(), []
+    client, results = service.client(), []
     ready = threading.Event()
 
     def holder() -> None:
         with service.client().lease(SESSION, key="holder") as lease:
             lease.turn("before").result()
             ready.set()
-            told.append(lease.turn("cut\n#tokens 100000\n#pace 10ms").result())
+            results.append(lease.turn("cut\n#tokens 100000\n#pace 10ms").result())
             lease.check()
-            told.append(lease.turn("#history").result())
+            results.append(lease.turn("#history").result())
 
     thread = threading.Thread(target=holder)
     thread.start()
@@ -207,15 +208,15 @@ def test_after_kill_9_the_lease_stands_and_the_cut_turn_is_lost(sessiond: Start)
     assert [t["key"] for t in after["queue"]] == ["next"]
     assert after["agent"]["conversation"]["id"] == before["agent"]["conversation"]["id"]
     thread.join(30)
-    assert [t.outcome for t in told] == ["lost", "completed"]
-    assert '"before"' in told[1].text
+    assert [t.outcome for t in results] == ["lost", "completed"]
+    assert '"before"' in results[1].text
     with client.lease(SESSION, key="next"):
         pass
     assert verify(client.ledger(SESSION)).violations == []
 
 
 def test_a_killed_worker_process_is_replaced_and_owns_again_at_once(sessiond: Start) -> None:
-    """Only gunicorn's worker dies; its master starts another, which proves the first one dead by the file lock."""
+    """Only gunicorn's worker dies. Its master starts another, which proves by the file lock that the first is dead."""
     service = sessiond(scripted_env())
     client = service.client()
     place, epoch = client.take(SESSION, key="k")["id"], client.view(SESSION)["epoch"]
@@ -227,8 +228,8 @@ def test_a_killed_worker_process_is_replaced_and_owns_again_at_once(sessiond: St
     assert [t["id"] for t in after["queue"]] == [place]
 
 
-def test_a_second_writer_is_found_out_and_the_session_taken_anew(sessiond: Start, redis_server: Redis) -> None:
-    """A step that must not be is never guessed at: it is refused, its agent is ended, and the stored state counts."""
+def test_a_second_writer_is_detected_and_the_session_acquired_again(sessiond: Start, redis_server: Redis) -> None:
+    """An impossible step is refused, the session's agent is stopped, and the stored state counts."""
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, key="k") as lease:
@@ -237,18 +238,18 @@ def test_a_second_writer_is_found_out_and_the_session_taken_anew(sessiond: Start
         redis_library.Redis.from_url(redis_server.url).hincrby(f"sessiond:{{{SESSION}}}:meta", "version", 5)
         with pytest.raises((ProblemError, Unavailable)):
             client.take(SESSION, key="refused")
-        # Until it is taken anew, who looks sees the session as it was.
+        # Until the session is acquired again, its view shows the state from before.
         after = eventually(lambda: (now := _view(service)) and now["epoch"] > before["epoch"] and now, 10)
         assert after["holder"]["fence"] == before["holder"]["fence"]
         assert '"before"' in lease.turn("#history").result().text
     assert "refused" not in [t["key"] for t in client.view(SESSION)["queue"]]
     assert "single_writer" in service.log_bytes().decode()
-    # Versions that no owner wrote into the ledger: the checker misses them, and nothing else.
+    # No owner wrote these versions into the ledger: the checker reports them as missing, and nothing else.
     assert [name for name, _, _ in verify(client.ledger(SESSION)).violations] == ["single_writer"]
 
 
-def test_a_session_that_cannot_be_read_costs_no_other_its_owner(sessiond: Start, redis_server: Redis) -> None:
-    """Whoever looks for sessions without an owner also renews the others' records."""
+def test_an_unreadable_session_does_not_affect_other_sessions(sessiond: Start, redis_server: Redis) -> None:
+    """The loop that looks for sessions without an owner also renews the records of owned ones."""
     service = sessiond(scripted_env(owner_renew=0.3))
     client = service.client()
     place = client.take(SESSION, key="k")["id"]
@@ -261,8 +262,8 @@ def test_a_session_that_cannot_be_read_costs_no_other_its_owner(sessiond: Start,
     assert [t["id"] for t in client.view(SESSION)["queue"]] == [place]
 
 
-def test_a_second_sigterm_waits_for_what_the_first_gives_up(sessiond: Start, redis_server: Redis) -> None:
-    """Whoever ends a whole control group tells the worker twice: itself, and by way of the master."""
+def test_a_second_sigterm_waits_until_the_first_has_released_everything(sessiond: Start, redis_server: Redis) -> None:
+    """The end of a control group signals the worker twice: directly, and through the master."""
     service = sessiond(scripted_env("ignore-sigterm"))
     client = service.client()
     with client.lease(SESSION, key="k") as lease:

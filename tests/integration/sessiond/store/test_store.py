@@ -1,4 +1,4 @@
-"""The one script against a real server: each answer, and that nothing runs twice."""
+"""The step script on a real server: each answer, and that no step runs twice."""
 
 import threading
 import time
@@ -12,7 +12,18 @@ from hypothesis import strategies as some
 from sessiond.lock.rules import Kind
 from sessiond.lock.state import Drain, Lease, Lock, Ticket
 from sessiond.store import codec, diff
-from sessiond.store.store import RECENT, RECENT_SIZE, Ahead, Away, Behind, Deposed, NotHead, Outcome, Step, Store
+from sessiond.store.connection import RedisUnavailable
+from sessiond.store.store import (
+    RECENT,
+    RECENT_SIZE,
+    Ahead,
+    Behind,
+    CommitResult,
+    Deposed,
+    NotHead,
+    Store,
+    StoreStep,
+)
 from support.servers import Redis
 
 BASE = "sessiond:{octo/hello}:"
@@ -40,18 +51,20 @@ def store(server: Redis, raw: redis_library.Redis) -> Iterator[Store]:
     made.close()
 
 
-def step(version: int, name: str, *commands: codec.Command, **more: object) -> Step:
-    return Step(10, version, name, list(commands), [("said", {"by": name})], **more)  # type: ignore[arg-type]
+def step(version: int, name: str, *commands: codec.RedisCommand, **more: object) -> StoreStep:
+    return StoreStep(10, version, name, list(commands), [("said", {"by": name})], **more)  # type: ignore[arg-type]
 
 
-def test_a_step_is_applied_and_the_same_id_answers_as_the_first_time(store: Store, raw: redis_library.Redis) -> None:
+def test_a_step_with_a_known_id_is_not_applied_again(store: Store, raw: redis_library.Redis) -> None:
     one = step(0, "s1", ("ZADD", "queue", "5", "a"))
-    assert [store.commit(one), store.commit(one)] == [Outcome.APPLIED, Outcome.REPEATED]
+    assert [store.commit(one), store.commit(one)] == [CommitResult.APPLIED, CommitResult.REPEATED]
     assert raw.xlen(f"{BASE}ledger") == 1
     assert raw.hget(f"{BASE}meta", "version") == "1"
 
 
-def test_what_does_not_fit_is_refused_and_writes_nothing(store: Store, raw: redis_library.Redis) -> None:
+def test_a_step_at_another_epoch_or_version_is_refused_and_writes_nothing(
+    store: Store, raw: redis_library.Redis
+) -> None:
     store.commit(step(0, "s1"))
     with pytest.raises(Ahead):
         store.commit(step(0, "s2", ("ZADD", "queue", "5", "a")))
@@ -66,12 +79,12 @@ def test_what_does_not_fit_is_refused_and_writes_nothing(store: Store, raw: redi
 
 def test_a_reset_step_writes_back_what_redis_lost(store: Store, raw: redis_library.Redis) -> None:
     raw.set(f"{BASE}lease", "stale")
-    assert store.commit(step(41, "s1", ("ZADD", "queue", "5", "a"), reset=True)) is Outcome.APPLIED
+    assert store.commit(step(41, "s1", ("ZADD", "queue", "5", "a"), reset=True)) is CommitResult.APPLIED
     assert raw.hget(f"{BASE}meta", "version") == "42"
     assert raw.get(f"{BASE}lease") is None and raw.zscore(f"{BASE}queue", "a") == 5
 
 
-def test_what_was_remembered_last_is_kept_for_that_up_to_a_size(store: Store) -> None:
+def test_the_latest_records_are_kept_for_a_reset_up_to_a_size(store: Store) -> None:
     for number in range(RECENT + 5):
         store.commit(step(number, f"s{number}", ("SETEX", f"small{number}", "60", "x")))
     assert [suffix for _, suffix, *_ in store.recent_commands()] == [f"small{n}" for n in range(5, RECENT + 5)]
@@ -81,10 +94,10 @@ def test_what_was_remembered_last_is_kept_for_that_up_to_a_size(store: Store) ->
     assert [suffix for _, suffix, *_ in store.recent_commands()] == ["large1", "large2"]
 
 
-def test_a_server_that_forgot_the_script_is_given_it_again(store: Store, raw: redis_library.Redis) -> None:
+def test_a_server_without_the_script_gets_it_again(store: Store, raw: redis_library.Redis) -> None:
     store.commit(step(0, "s1"))
     raw.script_flush()
-    assert store.commit(step(1, "s2")) is Outcome.APPLIED
+    assert store.commit(step(1, "s2")) is CommitResult.APPLIED
 
 
 def test_a_step_whose_answer_was_lost_is_not_applied_twice(
@@ -97,7 +110,7 @@ def test_a_step_whose_answer_was_lost_is_not_applied_twice(
     server.pause()
     timer = threading.Timer(1.0, server.go_on)
     timer.start()
-    with pytest.raises(Away):
+    with pytest.raises(RedisUnavailable):
         store.commit(step(1, "s2", ("ZADD", "queue", "5", "a")))
     timer.join()
     ends = time.monotonic() + 5
@@ -105,9 +118,9 @@ def test_a_step_whose_answer_was_lost_is_not_applied_twice(
         try:
             outcome = store.commit(step(1, "s2", ("ZADD", "queue", "5", "a")))
             break
-        except Away:
+        except RedisUnavailable:
             continue
-    assert outcome in (Outcome.REPEATED, Outcome.APPLIED)
+    assert outcome in (CommitResult.REPEATED, CommitResult.APPLIED)
     assert raw.xlen(f"{BASE}ledger") == 2
 
 
@@ -116,10 +129,10 @@ SCORES = some.dictionaries(some.sampled_from("abcdefgh"), some.integers(1, 50), 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(queue=SCORES, data=some.data())
-def test_only_the_head_is_granted_apart_from_the_named(
+def test_only_the_head_is_granted_apart_from_skipped_tickets(
     server: Redis, queue: dict[str, int], data: some.DataObject
 ) -> None:
-    """The script's check against a plain recount."""
+    """The script's check is compared with a plain recount."""
     raw = redis_library.Redis.from_url(server.url, decode_responses=True)
     raw.flushall()
     raw.hset(f"{BASE}meta", mapping={"epoch": 10, "version": 0, "instance": "me"})
@@ -132,7 +145,7 @@ def test_only_the_head_is_granted_apart_from_the_named(
     commands = [("ZREM", "queue", t) for t in sorted(removed)] + [("ZREM", "queue", ticket)]
     try:
         outcome = store.commit(step(0, "s1", *commands, grant=(ticket, skipped)))
-        assert outcome is Outcome.APPLIED and ahead <= skipped
+        assert outcome is CommitResult.APPLIED and ahead <= skipped
     except NotHead as refused:
         assert refused.head in ahead - skipped
         assert raw.zcard(f"{BASE}queue") == len(queue)
@@ -141,7 +154,7 @@ def test_only_the_head_is_granted_apart_from_the_named(
         raw.close()
 
 
-def test_a_lock_is_loaded_as_it_was_stored_but_for_presence(store: Store) -> None:
+def test_a_lock_loads_as_it_was_stored_without_presence(store: Store) -> None:
     queued = Ticket("tk-1", Kind.HANDLER, 21, "k", "h", frozenset({"g"}), lapsed=True, losses=2)
     leased = Ticket("tk-2", Kind.WORKER, 99, None, "w")
     lock = Lock(7, 12, {"tk-1": queued, "tk-2": leased}, Lease(12, "tk-2", Kind.WORKER, "w", True), None, "tu-1")

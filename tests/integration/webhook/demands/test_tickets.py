@@ -12,9 +12,9 @@ from sessiond_webhook.deliveries import intents
 from sessiond_webhook.deliveries.authorization import People
 from sessiond_webhook.deliveries.mentions import Kind, Trigger
 from sessiond_webhook.demands.comment import Person
-from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import Demands
-from sessiond_webhook.demands.tickets import Breaker, Tickets
+from sessiond_webhook.demands.tickets import CircuitBreaker, Tickets
 from support import payloads
 from support.servers import Redis, Sessiond, scripted_env
 
@@ -97,7 +97,7 @@ def test_a_demand_that_ends_between_its_commit_and_its_ticket_leaves_no_ticket(
     tickets = Tickets(demands, Between(queue.url, queue.keys["handler"], ends))
     assert tickets.take(fresh) is None
     found = demands.get("IC_1")
-    assert found is not None and found.state is State.REFUSED
+    assert found is not None and found.state is DemandState.REFUSED
     assert keys(queue) == [] and demands.withdrawals() == []
 
 
@@ -119,13 +119,13 @@ def test_an_answered_refusal_is_no_outage(demands: Demands, sessiond: Callable[.
     tickets = Tickets(demands, queue.client("worker"))
     for number in range(4):
         assert tickets.take(accepted(demands, f"IC_{number}")) is None
-    assert Tickets(demands, queue.client("handler"), breaker=tickets._breaker).take(accepted(demands, "IC_9"))
+    assert Tickets(demands, queue.client("handler"), breaker=tickets.breaker).take(accepted(demands, "IC_9"))
 
 
 def test_while_sessiond_is_away_it_is_asked_twice_then_once_a_pause(demands: Demands) -> None:
     now = [100.0]
     away = Away()
-    tickets = Tickets(demands, away, breaker=Breaker(2, 5.0, lambda: now[0]))
+    tickets = Tickets(demands, away, breaker=CircuitBreaker(2, 5.0, lambda: now[0]))
     fresh = accepted(demands)
     for later, asked in ((0.0, 1), (0.0, 2), (0.0, 2), (4.9, 2), (0.2, 3), (0.0, 3), (5.1, 4)):
         now[0] += later
@@ -135,13 +135,13 @@ def test_while_sessiond_is_away_it_is_asked_twice_then_once_a_pause(demands: Dem
 
 def test_only_one_tries_while_the_breaker_is_shut() -> None:
     now = [0.0]
-    breaker = Breaker(2, 5.0, lambda: now[0])
-    assert breaker.lets() and breaker.lets()
-    breaker.failed()
-    assert breaker.lets()
-    breaker.failed()
-    assert not breaker.lets()
+    breaker = CircuitBreaker(2, 5.0, lambda: now[0])
+    assert breaker.allows() and breaker.allows()
+    breaker.record_failure()
+    assert breaker.allows()
+    breaker.record_failure()
+    assert not breaker.allows()
     now[0] = 5.0
-    assert breaker.lets() and not breaker.lets()
-    breaker.answered()
-    assert breaker.lets() and breaker.lets()
+    assert breaker.allows() and not breaker.allows()
+    breaker.record_success()
+    assert breaker.allows() and breaker.allows()

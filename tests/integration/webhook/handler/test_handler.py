@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sessiond_common.jobs.queue import Jobs, connect
-from sessiond_webhook.demands.comment import Comment, Person, Source
-from sessiond_webhook.demands.machine import Demand, State
+from sessiond_webhook.demands.comment import Comment, CommentSource, Person
+from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.store import Tasks
 from support.jobprocess import JobProcess
@@ -22,7 +22,8 @@ TIMES = {"lease_ttl": 3.0, "claim_window": 1.0, "head_wait": 0.5, "poll_grace": 
 
 def comment(key: str, body: str = "What is this?", session: str = "octo/hello", number: int = 1) -> Comment:
     return Comment(
-        key=key, source=Source.ISSUE_COMMENT, session=session, repo=session, number=number, is_pull=True, id=hash(key),
+        key=key, source=CommentSource.ISSUE_COMMENT, session=session, repo=session, number=number, is_pull=True,
+        id=hash(key),
         author=Person(7, "User", "mona"), association="MEMBER", body=body, url="", title="A title",
         created_at=AT, updated_at=AT,
     )  # fmt: skip
@@ -54,7 +55,7 @@ class Stage:
         assert found is not None
         return found
 
-    def becomes(self, key: str, *states: State, seconds: float = 30) -> Demand:
+    def becomes(self, key: str, *states: DemandState, seconds: float = 30) -> Demand:
         def look() -> Demand | None:
             found = self.demands.get(key)
             return found if found is not None and found.state in states else None
@@ -74,7 +75,7 @@ def stage(redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path
 def test_a_comment_gets_its_answer_under_one_lease_that_is_released_after_it_is_durable(stage: Stage) -> None:
     handler = stage.handler()
     stage.comes("IC_1", "Say it.\n#say the answer")
-    found = stage.becomes("IC_1", State.ANSWERED)
+    found = stage.becomes("IC_1", DemandState.ANSWERED)
     assert found.text == "the answer" and found.fence and found.runs == 1
     ledger = eventually(
         lambda: (e := stage.service.client().ledger("octo/hello")) and any(x["event"] == "ended" for x in e) and e, 5
@@ -99,11 +100,13 @@ def test_a_flurry_is_answered_in_order_by_three_handlers_and_starves_no_other_se
         stage.comes(f"IC_{number}", f"Say it.\n#delay 200ms\n#tokens 20\n#pace 10ms\n#say answer {number}")
     stage.comes("IC_other", "Say it.\n#say other", session="octo/other")
     handlers = [stage.handler() for _ in range(3)]
-    other = stage.becomes("IC_other", State.ANSWERED)
+    other = stage.becomes("IC_other", DemandState.ANSWERED)
     last = stage.demands.get("IC_7")
-    assert last is not None and last.state in (State.OPEN, State.ANSWERING), "the other session waited behind a flurry"
+    assert last is not None and last.state in (DemandState.OPEN, DemandState.ANSWERING), (
+        "the other session waited behind a flurry"
+    )
     for number in range(8):
-        found = stage.becomes(f"IC_{number}", State.ANSWERED, seconds=60)
+        found = stage.becomes(f"IC_{number}", DemandState.ANSWERED, seconds=60)
         assert found.text == f"answer {number}"
     assert granted(stage) == [f"IC_{number}" for number in range(8)], handlers[0].log()
     assert other.text == "other"
@@ -117,7 +120,7 @@ def test_an_edit_under_the_handlers_hands_is_answered_as_it_reads_now(stage: Sta
     newer = replace(comment("IC_1", "Say it.\n#say the new answer"), updated_at="2026-01-01T00:00:09Z")
     assert stage.demands.edit("delivery-edit", newer).outcome == "edited"
     handler.let_go("handler-answered")
-    found = stage.becomes("IC_1", State.ANSWERED)
+    found = stage.becomes("IC_1", DemandState.ANSWERED)
     assert found.text == "the new answer" and found.revision == 2
     assert granted(stage) == ["IC_1"], "one lease for both"
 
@@ -130,8 +133,8 @@ def test_a_deleted_comment_is_answered_by_nobody_and_frees_the_lease(stage: Stag
     assert stage.demands.delete("delivery-gone", "IC_1").outcome == "withdrawn"
     handler.let_go("handler-answered")
     stage.comes("IC_2", "Say it.\n#say two")
-    stage.becomes("IC_2", State.ANSWERED)
-    found = stage.becomes("IC_1", State.REFUSED)
+    stage.becomes("IC_2", DemandState.ANSWERED)
+    found = stage.becomes("IC_1", DemandState.REFUSED)
     assert found.text is None and found.reason == "deleted"
     ended = [e["reason"] for e in stage.service.client().ledger("octo/hello") if e["event"] == "ended"]
     assert ended[0] == "released", "given back at once, not left to expire"
@@ -145,7 +148,7 @@ def test_a_deleted_comment_is_answered_by_nobody_and_frees_the_lease(stage: Stag
 def test_a_demand_without_an_answer_has_its_reason(stage: Stage, body: str, reason: str) -> None:
     stage.handler()
     stage.comes("IC_1", f"Say it.\n{body}")
-    found = stage.becomes("IC_1", State.FAILED, seconds=40)
+    found = stage.becomes("IC_1", DemandState.FAILED, seconds=40)
     assert found.reason == reason
     assert stage.demands.redis.zrange("webhook:posts:octo/hello#1", 0, -1) == [b"IC_1"], "the person is told"
 
@@ -153,7 +156,7 @@ def test_a_demand_without_an_answer_has_its_reason(stage: Stage, body: str, reas
 def test_a_turn_that_failed_is_asked_again_and_says_so(stage: Stage) -> None:
     stage.handler()
     stage.comes("IC_1", "Say it.\n#error 1\n#history")
-    found = stage.becomes("IC_1", State.ANSWERED)
+    found = stage.becomes("IC_1", DemandState.ANSWERED)
     first, second, third = json.loads(found.text or "")
     assert [t for t in (first, second, third) if "that turn was cut off (failed" in t] == [second]
     assert "Now answer it" in third
@@ -168,9 +171,9 @@ def test_an_operator_who_ends_the_lease_by_force_ends_the_demand(stage: Stage) -
     fence = client.view("octo/hello")["holder"]["fence"]
     client.force_release("octo/hello", fence, "a test")
     handler.let_go("handler-answered")
-    found = stage.becomes("IC_1", State.FAILED, State.ANSWERED)
+    found = stage.becomes("IC_1", DemandState.FAILED, DemandState.ANSWERED)
     # The answer was complete when the lease ended: it may be stored; without it the reason is told.
-    assert found.state is State.ANSWERED or found.reason == "forced"
+    assert found.state is DemandState.ANSWERED or found.reason == "forced"
 
 
 def test_a_handler_that_is_stopped_while_it_waits_leaves_its_place_to_the_next(stage: Stage) -> None:
@@ -181,11 +184,11 @@ def test_a_handler_that_is_stopped_while_it_waits_leaves_its_place_to_the_next(s
         waits = lambda: [t for t in client.view("octo/hello")["queue"] if t["key"] == "IC_1" and t["present"]]  # noqa: E731
         ticket = eventually(waits, 10)[0]["id"]
         assert first.stop() == 0
-        open_again = stage.becomes("IC_1", State.OPEN)
+        open_again = stage.becomes("IC_1", DemandState.OPEN)
         assert open_again.holder is None
         stage.handler()
         assert eventually(waits, 10)[0]["id"] == ticket, "the same ticket"
-    found = stage.becomes("IC_1", State.ANSWERED)
+    found = stage.becomes("IC_1", DemandState.ANSWERED)
     assert found.text == "one" and found.runs == 2
 
 
@@ -196,7 +199,7 @@ def test_a_handler_that_is_stopped_in_a_turn_finishes_it(stage: Stage) -> None:
     eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger("octo/hello")), 15)
     assert handler.stop() == 0
     found = stage.demands.get("IC_1")
-    assert found is not None and found.state is State.ANSWERED, handler.log()
+    assert found is not None and found.state is DemandState.ANSWERED, handler.log()
 
 
 def test_a_promised_task_is_durable_with_the_answer_that_promises_it(stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""From a delivery to a durable demand with its ticket: duplicates, reordering, withdrawals, outages, slow clients."""
+"""Deliveries become durable demands with tickets: duplicates, reordering, withdrawals, outages, slow clients."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import pytest
 
 from sessiond.verify import verify
 from sessiond_common.jobs.queue import DEMANDS, Jobs, connect
-from sessiond_webhook.demands.machine import State
+from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
 from support import payloads
 from support.servers import Caller, Redis, Sessiond, Webhook, eventually, scripted_env
@@ -52,7 +52,11 @@ def test_a_comment_becomes_a_demand_once_with_its_ticket(
     first = service.post("issue_comment", payloads.comment("IC_1"), "one")
     assert said(first) == (202, "accepted") and first.json()["place"] == 1
     found = demands.get("IC_1")
-    assert found is not None and (found.state, found.ticket, found.place) == (State.OPEN, first.json()["ticket"], 1)
+    assert found is not None and (found.state, found.ticket, found.place) == (
+        DemandState.OPEN,
+        first.json()["ticket"],
+        1,
+    )
     tickets = queue.client().view(SESSION)["queue"]
     assert [(t["key"], t["kind"], t["id"]) for t in tickets] == [("IC_1", "handler", found.ticket)]
     assert queued(demands) == 1 and demands.jobs.live(found.job)
@@ -90,7 +94,7 @@ def test_edited_and_deleted_before_the_answer_and_after_it(
     assert said(service.post("issue_comment", payloads.comment(action="deleted"))) == (202, "withdrawn")
     assert [t["key"] for t in queue.client().view(SESSION)["queue"]] == ["IC_2"]
     gone = demands.get("IC_1")
-    assert gone is not None and (gone.state, gone.reason) == (State.REFUSED, "deleted")
+    assert gone is not None and (gone.state, gone.reason) == (DemandState.REFUSED, "deleted")
     assert demands.withdrawals() == []
     assert said(service.post("issue_comment", edited("too late", "2019-05-15T15:20:50Z"))) == (202, "late")
     assert said(service.post("issue_comment", payloads.comment(action="deleted"))) == (202, "late")
@@ -106,17 +110,21 @@ def test_whatever_comes_before_the_comment_itself_is_remembered(webhook: Start, 
     assert said(service.post("issue_comment", payloads.comment("IC_e"))) == (202, "accepted")
     found = demands.get("IC_e")
     assert found is not None and found.comment.body == "newer"
-    # Deleted, then edited, then created: deleted it stays.
+    # Deleted, then edited, then created: the comment stays deleted.
     for action, word in (("deleted", "early"), ("edited", "early"), ("created", "withdrawn")):
         assert said(service.post("issue_comment", payloads.comment("IC_d", action=action))) == (202, word)
     assert demands.get("IC_d") is None
-    # The pull request's closing overtakes a comment from before it; one from after it is only judged by what it says.
+    # The closing arrives before an older comment. For a newer comment the state in its payload counts.
     closing = payloads.load("pull_request.closed")
     assert said(service.post("pull_request", closing)) == (202, "nothing")
     overtaken = service.post("pull_request_review_comment", payloads.review_comment("PRRC_o"))
     assert said(overtaken) == (202, "refused")
     found = demands.get("PRRC_o")
-    assert found is not None and (found.state, found.reason, found.tell) == (State.REFUSED, "pull-request-closed", True)
+    assert found is not None and (found.state, found.reason, found.tell) == (
+        DemandState.REFUSED,
+        "pull-request-closed",
+        True,
+    )
     reopened = payloads.review_comment("PRRC_r", comment__created_at="2019-05-15T16:00:00Z")
     assert said(service.post("pull_request_review_comment", reopened)) == (202, "accepted")
 
@@ -138,7 +146,7 @@ def test_a_closed_pull_request_withdraws_its_own_demands_and_no_others(
     assert said(service.post("pull_request_review_comment", late)) == (202, "refused")
     for key in ("PRRC_1", "PRRC_2", "PRRC_3"):
         found = demands.get(key)
-        assert found is not None and found.state is State.REFUSED and found.tell
+        assert found is not None and found.state is DemandState.REFUSED and found.tell
         assert found.reason == "pull-request-closed"
 
 
@@ -192,7 +200,7 @@ def test_202_while_sessiond_is_down_and_the_sweep_takes_the_ticket_later(
 
 @contextmanager
 def hanging() -> Iterator[tuple[str, list[socket.socket]]]:
-    """A server that takes connections and never answers: its url, and the connections."""
+    """A server that accepts connections and never answers: its URL, and the connections."""
     links: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0), backlog=256) as server:
 
@@ -296,7 +304,7 @@ def test_kill_9_of_a_process(
     eventually(service.alive, 10, "another process in its place")
     assert said(service.post("issue_comment", payloads.comment(), "one")) == (202, again)
     found = demands.get("IC_1")
-    assert found is not None and found.state is State.OPEN and found.ticket is not None and queued(demands) == 1
+    assert found is not None and found.state is DemandState.OPEN and found.ticket is not None and queued(demands) == 1
     assert [t["id"] for t in queue.client().view(SESSION)["queue"]] == [found.ticket]
     matrix("ingress", victim="webhook process", step=when, redelivered=again, demands=1)
 
@@ -337,7 +345,7 @@ def test_kill_9_of_what_it_relies_on(
 
     eventually(whole, 20, lambda: f"{demands.get('IC_1')} {service.log_text()}")
     found = demands.get("IC_1")
-    assert found is not None and found.state is State.OPEN
+    assert found is not None and found.state is DemandState.OPEN
     assert [t["id"] for t in queue.client().view(SESSION)["queue"]] == [found.ticket]
     matrix("ingress", victim=victim, step=when, answered=statuses[0], demands=1)
 
@@ -397,7 +405,7 @@ def test_bytes_in_flight_are_bounded_and_slow_senders_pay_for_what_they_sent_onl
         "X-Hub-Signature-256: sha256=" + "0" * 64 + "\r\n\r\n"
     )
     with ExitStack() as stack:
-        for _ in range(20):  # 400 MB promised, nothing sent
+        for _ in range(20):  # 400 MB declared, nothing sent
             link = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=10))
             link.sendall(head.encode())
         assert said(service.post("issue_comment", payloads.comment())) == (202, "accepted")

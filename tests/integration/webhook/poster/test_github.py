@@ -1,4 +1,4 @@
-"""The adapter against the loopback GitHub: paths, authentication, refusals, listings."""
+"""The GitHub adapter against the loopback GitHub: paths, authentication, refusals, lists."""
 
 import socket
 import subprocess
@@ -12,12 +12,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from sessiond_webhook.demands.comment import Comment, Source
+from sessiond_webhook.demands.comment import Comment, CommentSource
 from sessiond_webhook.poster import notes
 from sessiond_webhook.poster.github import Github as Adapter
 from sessiond_webhook.poster.github import refusal
 from sessiond_webhook.poster.settings import GithubSettings, PostTimes
-from sessiond_webhook.poster.threads import Away, Later, Never, Unknown
+from sessiond_webhook.poster.threads import OutcomeUnknown, RateLimited, Refused, Unreachable
 from support.posting import a_comment
 from support.servers import Github
 
@@ -46,13 +46,13 @@ def with_app(github: Github, key: rsa.RSAPrivateKey, ttl: float = 3600, **more: 
 
 def reviewed(root: int, **more: Any) -> Comment:
     given = {"created_at": "2026-01-01T00:00:00Z", **more}
-    return a_comment(number=2, source=Source.REVIEW_COMMENT, root=root, **given)
+    return a_comment(number=2, source=CommentSource.REVIEW_COMMENT, root=root, **given)
 
 
 def test_each_kind_goes_to_its_path(github: Github) -> None:
     adapter = with_token(github)
     root = github.comment(2, kind="review")
-    for comment in (a_comment(), a_comment(number=2, source=Source.REVIEW), reviewed(root)):
+    for comment in (a_comment(), a_comment(number=2, source=CommentSource.REVIEW), reviewed(root)):
         made = adapter.create(comment, f"seen\n\n{MARK}")
         again = adapter.edit(comment, made.id, f"so\n\n{MARK}")
         assert (again.id, again.url) == (made.id, made.url)
@@ -71,7 +71,7 @@ def test_a_reply_is_not_answered_but_its_thread(github: Github) -> None:
     root = github.comment(2, kind="review")
     reply = github.comment(2, kind="review", in_reply_to_id=root)
     with_token(github).create(reviewed(root, id=reply), "so")
-    with pytest.raises(Never, match="422"):
+    with pytest.raises(Refused, match="422"):
         with_token(github).create(reviewed(reply), "so")
 
 
@@ -108,7 +108,7 @@ def test_our_id_can_be_set(github: Github) -> None:
 
 
 def test_a_wrong_token_is_no_refusal_for_good(github: Github) -> None:
-    with pytest.raises(Away, match="401"):
+    with pytest.raises(Unreachable, match="401"):
         with_token(github, "ghp_wrong").create(a_comment(), "x")
 
 
@@ -141,27 +141,27 @@ def test_an_installation_token_is_replaced_before_it_ends(github: Github, app_ke
 def test_an_app_without_its_token_did_not_write(github: Github, app_key: rsa.RSAPrivateKey) -> None:
     adapter = with_app(github, app_key)
     github.fault("cut", "access_tokens")
-    with pytest.raises(Away):
+    with pytest.raises(Unreachable):
         adapter.create(a_comment(installation=5), "x")
-    with pytest.raises(Never, match="404"):
+    with pytest.raises(Refused, match="404"):
         adapter.create(a_comment(installation=6), "x")
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     stranger = with_app(github, other)
     with_app(github, app_key)
-    with pytest.raises(Away, match="401"):
+    with pytest.raises(Unreachable, match="401"):
         stranger.create(a_comment(installation=5), "x")
     assert github.log() == []
 
 
 OUTCOMES: dict[str, tuple[dict[str, Any], type[Exception]]] = {
-    "primary": ({"mode": "primary", "seconds": 5}, Later),
-    "secondary": ({"mode": "secondary", "seconds": 5}, Later),
-    "secondary, 429": ({"mode": "secondary", "seconds": 5, "status": 429}, Later),
-    "500": ({"mode": "error", "status": 500}, Unknown),
-    "502": ({"mode": "error", "status": 502}, Unknown),
-    "cut": ({"mode": "cut"}, Unknown),
-    "drop": ({"mode": "drop"}, Unknown),
-    "slow": ({"mode": "delay", "seconds": 1.5}, Unknown),
+    "primary": ({"mode": "primary", "seconds": 5}, RateLimited),
+    "secondary": ({"mode": "secondary", "seconds": 5}, RateLimited),
+    "secondary, 429": ({"mode": "secondary", "seconds": 5, "status": 429}, RateLimited),
+    "500": ({"mode": "error", "status": 500}, OutcomeUnknown),
+    "502": ({"mode": "error", "status": 502}, OutcomeUnknown),
+    "cut": ({"mode": "cut"}, OutcomeUnknown),
+    "drop": ({"mode": "drop"}, OutcomeUnknown),
+    "slow": ({"mode": "delay", "seconds": 1.5}, OutcomeUnknown),
 }
 
 
@@ -175,15 +175,15 @@ def test_a_write_that_fails_is_tried_once_and_named(
         with_token(github).create(a_comment(), "x")
     assert time.monotonic() - began < 2, "nothing sleeps in there"
     assert len(github.requests()) == 1
-    if isinstance(failed.value, Later):
+    if isinstance(failed.value, RateLimited):
         assert 4 <= failed.value.seconds <= 7
-        assert failed.value.told
+        assert failed.value.exact
 
 
 @pytest.mark.parametrize("fault", [{"mode": "error"}, {"mode": "drop"}, {"mode": "delay", "seconds": 1.5}])
 def test_a_read_that_fails_did_nothing(github: Github, fault: dict[str, Any]) -> None:
     github.fault(match="GET .*comments", **fault)
-    with pytest.raises(Away):
+    with pytest.raises(Unreachable):
         with_token(github).find(a_comment(), MARK)
     assert len([one for one in github.requests() if "comments" in one["path"]]) == 1
 
@@ -192,23 +192,23 @@ def test_a_write_that_was_never_sent_did_nothing() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        with pytest.raises(Away):
+        with pytest.raises(Unreachable):
             Adapter(GithubSettings(nobody, Github.TOKEN), TIMES).create(a_comment(), "x")
 
 
 def test_what_is_refused_for_good(github: Github) -> None:
     adapter = with_token(github)
     made = adapter.create(a_comment(), "x")
-    with pytest.raises(Never, match="404"):
+    with pytest.raises(Refused, match="404"):
         adapter.create(a_comment(number=404), "x")
-    with pytest.raises(Never, match="404"):
+    with pytest.raises(Refused, match="404"):
         adapter.edit(a_comment(), made.id + 1, "x")
-    with pytest.raises(Never, match="422"):
+    with pytest.raises(Refused, match="422"):
         adapter.create(a_comment(), "x" * 65_537)
-    with pytest.raises(Never, match="403"):
+    with pytest.raises(Refused, match="403"):
         adapter.edit(a_comment(), github.comment(1), "not mine")
     github.thread(1, locked=True)
-    with pytest.raises(Never, match="403 Unable to create comment because issue is locked"):
+    with pytest.raises(Refused, match="403 Unable to create comment because issue is locked"):
         adapter.create(a_comment(), "x")
 
 
@@ -236,21 +236,21 @@ LIMITS: list[tuple[int, dict[str, str], str, float, bool]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "headers", "message", "seconds", "told"), LIMITS)
+@pytest.mark.parametrize(("status", "headers", "message", "seconds", "exact"), LIMITS)
 def test_rate_limits_by_status_headers_and_words(
-    status: int, headers: dict[str, str], message: str, seconds: float, told: bool
+    status: int, headers: dict[str, str], message: str, seconds: float, exact: bool
 ) -> None:
-    """The reset is told by their clock: it is counted from the answer's own date."""
+    """GitHub gives the reset by its own clock, so it counts from the answer's own date."""
     found = refusal(status, headers, {"message": message}, write=True)
-    assert isinstance(found, Later)
-    assert (found.seconds, found.told) == (seconds, told)
+    assert isinstance(found, RateLimited)
+    assert (found.seconds, found.exact) == (seconds, exact)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 451])
 def test_other_refusals_are_for_good(status: int) -> None:
     found = refusal(status, {"x-ratelimit-remaining": "4999"}, {"message": "no"}, write=True)
-    assert isinstance(found, Never) and found.status == status
-    assert isinstance(refusal(status, {}, "<html>", write=True), Never)
+    assert isinstance(found, Refused) and found.status == status
+    assert isinstance(refusal(status, {}, "<html>", write=True), Refused)
 
 
 def test_bad_settings_end_the_poster_with_one_line() -> None:

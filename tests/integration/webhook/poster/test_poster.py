@@ -1,4 +1,4 @@
-"""The poster on a real Redis and the loopback GitHub: what stands where, and in which order."""
+"""The poster on a real Redis and the loopback GitHub: what it posts where, and in which order."""
 
 import re
 import time
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sessiond_common.clock import now_text
-from sessiond_webhook.demands import machine as d
-from sessiond_webhook.demands.comment import Source
-from sessiond_webhook.demands.machine import State
+from sessiond_webhook.demands import machine
+from sessiond_webhook.demands.comment import CommentSource
+from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.outbox_queue import sweep_posts
 from sessiond_webhook.demands.store import posts_key, texts
 from sessiond_webhook.poster import notes
@@ -19,12 +19,12 @@ from support.posting import Bench, Poster, a_comment
 from support.servers import Github, eventually
 
 Posters = Callable[..., Poster]
-KINDS = [Source.ISSUE_COMMENT, Source.REVIEW_COMMENT, Source.REVIEW]
+KINDS = [CommentSource.ISSUE_COMMENT, CommentSource.REVIEW_COMMENT, CommentSource.REVIEW]
 
 
 @pytest.mark.parametrize("source", KINDS)
-def test_seen_and_then_edited_in_place(bench: Bench, github: Github, poster: Posters, source: Source) -> None:
-    root = github.comment(2, kind="review") if source is Source.REVIEW_COMMENT else None
+def test_seen_and_then_edited_in_place(bench: Bench, github: Github, poster: Posters, source: CommentSource) -> None:
+    root = github.comment(2, kind="review") if source is CommentSource.REVIEW_COMMENT else None
     poster(github.env())
     key = bench.ask(a_comment(number=2, source=source, root=root, id=root or 501))
     bench.shown(key)
@@ -66,12 +66,12 @@ def test_a_reason_is_told(bench: Bench, github: Github, poster: Posters, note_fi
     key = bench.ask(a_comment())
     if note_first:
         bench.shown(key)
-    bench.move(key, lambda known: d.failed(known, "lost-thrice: and details for logs", now_text()))
+    bench.move(key, lambda known: machine.failed(known, "lost-thrice: and details for logs", now_text()))
     bench.idle()
     written = github.log()
     assert len({one["id"] for one in written}) == 1
     assert written[-1]["body"].split("\n")[0] == notes.REASONS["lost-thrice"]
-    assert bench.get(key).state is State.FAILED
+    assert bench.get(key).state is DemandState.FAILED
 
 
 def test_a_comment_that_was_deleted_unseen_is_not_spoken_of(bench: Bench, github: Github, poster: Posters) -> None:
@@ -85,7 +85,7 @@ def test_a_comment_that_was_deleted_unseen_is_not_spoken_of(bench: Bench, github
 def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
     bench: Bench, github: Github, poster: Posters
 ) -> None:
-    """The second comment's answer takes the place of its own waiting note; it must not overtake the first's."""
+    """The second comment's answer replaces its own pending note. It must not overtake the first comment's answer."""
     poster(github.env(), name="a")
     poster(github.env(), name="b")
     keys = [bench.ask(a_comment(f"IC_{9 - n}")) for n in range(4)]
@@ -102,7 +102,7 @@ def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
 
 def test_an_answer_does_not_overtake_because_its_seen_note_still_waits(bench: Bench, github: Github) -> None:
     first, second = bench.ask(a_comment("IC_2")), bench.ask(a_comment("IC_1"))
-    bench.demands.redis.zrem(posts_key("Octo/Hello#1"), first)  # seen, and shown
+    bench.demands.redis.zrem(posts_key("Octo/Hello#1"), first)  # its note is up to date
     bench.answer(second)
     bench.answer(first)
     assert texts(bench.demands.redis.zrange(posts_key("Octo/Hello#1"), 0, -1)) == [first, second]
@@ -227,7 +227,7 @@ def test_what_github_refuses_for_good_fails(
     other = bench.ask(a_comment("IC_2", number=2))
     bench.answer(other)
     poster(github.env())
-    (failed,) = bench.until(State.FAILED, key)
+    (failed,) = bench.until(DemandState.FAILED, key)
     assert failed.reason is not None and failed.reason.startswith(f"unpostable: {status} ")
     assert not failed.tell
     bench.posted(other)
@@ -241,7 +241,7 @@ def test_a_seen_note_that_cannot_be_posted_leaves_the_demand_alone(
     poster(github.env())
     key = bench.ask(a_comment())
     bench.idle()
-    assert bench.get(key).state is State.OPEN
+    assert bench.get(key).state is DemandState.OPEN
     github.thread(1, locked=False)
     bench.answer(key)
     bench.posted(key)
@@ -276,7 +276,7 @@ def test_a_secret_is_withheld_and_that_is_told(bench: Bench, github: Github, pos
     key = bench.ask(a_comment())
     bench.answer(key, hidden)
     started = poster({**github.env(), "ANTHROPIC_API_KEY": secret})
-    bench.until(State.FAILED, key)
+    bench.until(DemandState.FAILED, key)
     bench.idle()
     (one,) = github.log()
     assert one["body"].split("\n")[0] == notes.REASONS["secret-in-answer"]
@@ -287,7 +287,7 @@ def test_a_secret_is_withheld_and_that_is_told(bench: Bench, github: Github, pos
 def test_without_a_token_answers_stand_in_the_outbox(bench: Bench, poster: Posters) -> None:
     started = poster()
     assert re.search(r"^webhook.poster: no GITHUB_TOKEN .*answers go to .*outbox$", started.log(), re.MULTILINE)
-    key = bench.ask(a_comment(number=2, source=Source.REVIEW_COMMENT, root=7))
+    key = bench.ask(a_comment(number=2, source=CommentSource.REVIEW_COMMENT, root=7))
     bench.shown(key)
     bench.answer(key, "It is **so**.")
     (demand,) = bench.posted(key)
@@ -299,10 +299,10 @@ def test_without_a_token_answers_stand_in_the_outbox(bench: Bench, poster: Poste
     assert "> What is this?" in text and "It is **so**." in text and "Seen" not in text
 
 
-def test_what_was_staged_while_its_job_found_the_thread_claimed_is_posted(
+def test_what_was_staged_while_its_job_found_the_thread_locked_is_posted(
     bench: Bench, github: Github, poster: Posters
 ) -> None:
-    """The run that has the claim looks again after it gave it up, so that nothing waits for the sweep."""
+    """The run that holds the lock looks again after it has released it, so nothing waits for the sweeper."""
     first, second = poster(github.env(), name="a"), poster(github.env(), name="b")
     for held in (first, second):
         held.hold("poster-recorded")
@@ -312,8 +312,8 @@ def test_what_was_staged_while_its_job_found_the_thread_claimed_is_posted(
     eventually(lambda: not bench.posts.awake("Octo/Hello#1"))
     bench.answer(later)
     eventually(lambda: not bench.posts.awake("Octo/Hello#1"))
-    time.sleep(0.3)  # both jobs have found the claim taken
-    assert bench.get(later).state is State.ANSWERED
+    time.sleep(0.3)  # both jobs have found the thread locked
+    assert bench.get(later).state is DemandState.ANSWERED
     for held in (first, second):
         held.let_go("poster-recorded")
     bench.posted(later)
@@ -332,8 +332,8 @@ def test_sigterm_lets_the_note_be_finished_and_another_poster_go_on(
     eventually(lambda: any(one["method"] == "POST" for one in github.requests()))
     bench.demands.redis.delete("rq:queue:posts")
     assert started.stop() == 0
-    assert bench.get(first).state is State.POSTED
-    assert bench.get(second).state is State.ANSWERED
+    assert bench.get(first).state is DemandState.POSTED
+    assert bench.get(second).state is DemandState.ANSWERED
     poster(github.env(), name="b")
     began = time.monotonic()
     bench.posted(second)
@@ -341,7 +341,7 @@ def test_sigterm_lets_the_note_be_finished_and_another_poster_go_on(
 
 
 def test_sigterm_right_after_the_start_ends_it(poster: Posters) -> None:
-    """rq listens to signals only a moment after it was started; what comes before must not be lost."""
+    """rq handles signals only a moment after its start. An earlier signal must not be lost."""
     for n in range(3):
         started = poster(name=str(n))
         assert started.stop(20) == 0

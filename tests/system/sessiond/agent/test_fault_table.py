@@ -1,4 +1,4 @@
-"""The fault table: one turn, one outcome, the reason in the ledger, and the next holder's first turn works."""
+"""The fault table: each turn has one outcome, the ledger has the reason, and the next holder's first turn works."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,5 +30,5 @@ def test_the_fault_table(sessiond: Start, matrix: Callable[..., None], rows: lis
     with ThreadPoolExecutor(AT_ONCE) as pool:
         scenes = list(pool.map(lambda row: Scene(service, row).play(), rows))
     for scene in scenes:
-        scene.tell(matrix)
+        scene.report(matrix)
     assert {f"{s.row.fault}, {s.row.when}": s.wrong for s in scenes if s.wrong} == {}

@@ -1,4 +1,4 @@
-"""Tens of thousands of lines a second to a reader that does not read: bounded, interruptible, nobody else's affair."""
+"""Tens of thousands of lines a second for a reader that does not read: bounded, interruptible, without side effects."""
 
 import threading
 import time
@@ -15,19 +15,19 @@ from support.size import FULL
 SESSION = "octo/hello"
 MB = 2**20
 SENT, LINES = (64 * MB, 150_000) if FULL else (20 * MB, 60_000)
-"""Enough is one or the other."""
+"""The test ends when either the bytes or the lines were sent."""
 GROWTH = 60 * MB
 TIMES = {"drain_deadline": 120.0, "claim_window": 60.0, "not_taken": 60.0}
 
 
 def resident(service: Sessiond) -> int:
-    """Of sessiond's own processes, without guards and agents."""
+    """Return the resident bytes of sessiond's own processes, without guards and agents."""
     own = [p for p in tree(service.pid) if "sessiond.main" in " ".join(p.cmdline())]
     return sum(p.memory_info().rss for p in own)
 
 
 class Watch:
-    """The highest residence meanwhile."""
+    """Measures the highest resident size over time."""
 
     def __init__(self, service: Sessiond) -> None:
         self.service, self.first, self.most = service, resident(service), 0
@@ -51,9 +51,11 @@ def sent(place: Path) -> int:
 
 
 @pytest.mark.parametrize("size", [64, 900, 2 * MB], ids=["small", "usual", "2 MB"])
-def test_a_torrent_of_lines(sessiond: Callable[..., Sessiond], figures: Callable[[str], None], size: int) -> None:
+def test_a_flood_of_lines_is_bounded_and_interruptible(
+    sessiond: Callable[..., Sessiond], figures: Callable[[str], None], size: int
+) -> None:
     service = sessiond(scripted_env(**TIMES))
-    client, told, gaps = service.client(), [], []
+    client, results, gaps = service.client(), [], []
     with client.lease("octo/other") as lease:
         lease.turn("#say awake").result()
     watch, enough = Watch(service), min(SENT, LINES * size)
@@ -62,10 +64,10 @@ def test_a_torrent_of_lines(sessiond: Callable[..., Sessiond], figures: Callable
     def worker() -> None:
         with service.client().lease(SESSION, kind="worker", key="w") as lease:
             turn = lease.turn(f"#fault torrent={size}")
-            preempted.wait(120)  # nothing is read before
+            preempted.wait(120)  # do not read before
             for event in turn:
                 gaps.extend([event.lost] if isinstance(event, Gap) else [])
-                told.extend([event] if isinstance(event, TurnResult) else [])
+                results.extend([event] if isinstance(event, TurnResult) else [])
 
     thread = threading.Thread(target=worker)
     thread.start()
@@ -84,7 +86,7 @@ def test_a_torrent_of_lines(sessiond: Callable[..., Sessiond], figures: Callable
     thread.join(120)
     entries = client.ledger(SESSION)
     closed = [e for e in entries if e["event"] == "turn-closed"]
-    assert [(t.outcome, t.reason) for t in told] == [("cancelled", "preempted")] and sum(gaps) > 0
+    assert [(t.outcome, t.reason) for t in results] == [("cancelled", "preempted")] and sum(gaps) > 0
     assert [e["outcome"] for e in closed] == ["cancelled", "completed"]
     assert not [e for e in entries if e["event"] in ("recovery", "refused")] and verify(entries).violations == []
     took = closed[0]["ticket_to_interrupt_ms"], closed[0]["interrupt_to_closed_ms"]

@@ -1,7 +1,7 @@
-"""One writer: what a storm of tickets, cancels, model switches and force-releases puts into agents' stdin, by strace.
+"""One writer: strace shows what a load of tickets, cancels, model switches and force-releases writes to agents.
 
-Threads are the kernel's here, and all greenlets share one. That the writing greenlet is the owner loop's shows in the
-order: nothing is written whose step was not committed before, as the owner's own calls to Redis in the same trace tell.
+strace sees kernel threads, and all greenlets share one thread. The order shows that the owner loop's greenlet writes:
+each line follows the commit of its step, which the same trace shows as a call to Redis.
 """
 
 import ast
@@ -37,11 +37,11 @@ MODELS = ("claude-model-a", "claude-model-b", None)
 traced = pytest.mark.skipif(strace.why_not() is not None, reason=strace.why_not() or "")
 
 
-# ---- the storm ---------------------------------------------------------------------------------
+# ---- the load ----------------------------------------------------------------------------------
 
 
 class Storm:
-    """Callers on some sessions, and for each an operator who ends the turns and leases that he finds."""
+    """Callers on several sessions, and for each session an operator that ends random turns and leases."""
 
     ENOUGH: Final = {"turn": 8, "big": 1, "cut": 2, "preempted": 1, "cancel": 1, "force": 1, "restart": 1, "look": 2}
 
@@ -50,15 +50,15 @@ class Storm:
         self._over = threading.Event()
         self._at_work = {session: threading.Event() for session in sessions}
         self.done: Counter[str] = Counter()
-        """What was done: turns completed, big ones among them, others of those cut while they were being written,
-        workers' turns preempted, each of the operator's acts;
-        `look`: every process's open files were looked at, and only the owner and its agent had the agent's stdin."""
+        """Counts: completed turns, big ones among them, big ones cancelled while being written (`cut`), preempted
+        turns, and each of the operator's actions. `look` counts looks at the open files of all processes in which
+        only the owner and its agent had the agent's stdin open."""
 
         self.others: list[Any] = []
-        """Who else had an agent's stdin open when that was looked at last."""
+        """Other processes that had an agent's stdin open at the last look."""
 
     def run(self, seconds: float) -> None:
-        """For so long, and until there was enough of everything."""
+        """Run for `seconds`, and until every count is high enough."""
         doings = [(self._operator, s) for s in self._sessions] + [(self._worker, s) for s in self._sessions]
         doings += [(self._handler, s) for s in self._sessions for _ in range(2)]
         threads = [threading.Thread(target=do, args=(s, random.Random(n))) for n, (do, s) in enumerate(doings)]
@@ -128,15 +128,15 @@ class Storm:
             if view["agent"]["state"] != "in_turn" or view["turn"] in (ended, None):
                 continue
             ended = view["turn"]
-            time.sleep(dice.uniform(0.0, 0.3))  # the random moment is what is tried
+            time.sleep(dice.uniform(0.0, 0.3))  # act at a random moment
             try:
                 if dice.random() < 0.6:
                     next(doing)(client, session, view)
-            except SessiondError:  # it was over by then
+            except SessiondError:  # the turn or lease was over by then
                 continue
 
     def _cancel(self, client: Client, session: str, view: dict[str, Any]) -> None:
-        client._transport.call("DELETE", f"/turns/{view['turn']}", session=session)
+        client.transport.call("DELETE", f"/turns/{view['turn']}", session=session)
         self.done["cancel"] += 1
 
     def _force(self, client: Client, session: str, view: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ class Storm:
         self.done["restart"] += 1
 
     def _look(self, session: str) -> None:
-        """Who has the stdin of the agent that runs now; a guard lets go of it just after the agent's start."""
+        """Check which processes have the present agent's stdin. A guard closes it just after the agent's start."""
         agent = self._service.client().view(session)["agent"]["pid"]
         (worker,) = psutil.Process(self._service.pid).children()
         try:
@@ -171,7 +171,7 @@ class Storm:
 
 
 def holders(target: str) -> list[tuple[int, str]]:
-    """Who on this machine has this pipe open: (pid, reads or writes), writers first."""
+    """Return the processes of this machine that have this pipe open: (pid, reads or writes), writers first."""
     found: list[tuple[int, str]] = []
     for place in Path("/proc").iterdir():
         if not place.name.isdigit():
@@ -187,7 +187,7 @@ def holders(target: str) -> list[tuple[int, str]]:
     return sorted(found, key=lambda one: one[1], reverse=True)
 
 
-# ---- what the trace says ------------------------------------------------------------------------
+# ---- the trace ----------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -195,7 +195,7 @@ class Line:
     """A line that was written to an agent."""
 
     at: int
-    """The trace's place of its first byte."""
+    """The position of its first byte in the trace."""
     pipe: str
     value: dict[str, Any]
 
@@ -205,11 +205,11 @@ class Step:
     """A step that the owner committed."""
 
     at: int
-    """The trace's place at which Redis's answer had come back."""
+    """The position of Redis's answer in the trace."""
     session: str
     ledger: list[tuple[str, dict[str, Any]]]
     turns: list[dict[str, Any]]
-    """The records of turns that it wrote."""
+    """The turn records that it wrote."""
 
 
 @dataclass(slots=True)
@@ -218,16 +218,16 @@ class Pipe:
 
     data: bytearray = field(default_factory=bytearray)
     starts: list[tuple[int, int]] = field(default_factory=list)
-    """(offset in `data`, place in the trace) of each write."""
+    """(offset in `data`, position in the trace) of each write."""
     threads: set[int] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     writes: int = 0
     partial: int = 0
     shown: bool = True
-    """Whether the trace has all that was written."""
+    """Whether the trace shows all written bytes."""
 
     def lines(self, name: str) -> Iterator[Line]:
-        """The lines; one that the agent's end cut off is none."""
+        """Yield the whole lines. A line that the agent's end cut off is left out."""
         whole, offset, at = bytes(self.data), 0, iter([*self.starts, (len(self.data) + 1, 0)])
         place, (after, upcoming) = 0, next(at)
         *texts, self.rest = whole.split(b"\n")
@@ -241,7 +241,7 @@ class Pipe:
 
 
 def stdins(calls: Iterable[Call]) -> dict[str, Pipe]:
-    """Every pipe that begins as an agent's stdin does, with all that anybody wrote into it."""
+    """Return every pipe that begins like an agent's stdin, with all bytes written to it by any thread."""
     pipes: dict[str, Pipe] = defaultdict(Pipe)
     for call in calls:
         if not call.target.startswith("pipe:") or call.name == strace.READS:
@@ -261,7 +261,7 @@ def stdins(calls: Iterable[Call]) -> dict[str, Pipe]:
 
 
 def steps(calls: Iterable[Call], owner: int) -> Iterator[Step]:
-    """The steps that were answered `APPLIED`, from what went over the owner's connections to Redis."""
+    """Yield the steps that Redis answered with `APPLIED`, from the traffic of the owner's connections."""
     asked: dict[tuple[int, str], bytes] = defaultdict(bytes)
     for call in calls:
         connection = (call.fd, call.target.partition("->")[0].rstrip("]"))
@@ -278,7 +278,7 @@ def steps(calls: Iterable[Call], owner: int) -> Iterator[Step]:
 
 
 def redis_words(data: bytes) -> Iterator[bytes]:
-    """The words of one command on the wire."""
+    """Yield the words of one Redis command on the wire."""
     head, _, rest = data.partition(b"\r\n")
     for _ in range(int(head[1:])):
         size, _, rest = rest.partition(b"\r\n")
@@ -287,15 +287,15 @@ def redis_words(data: bytes) -> Iterator[bytes]:
 
 
 class Reader:
-    """Steps and lines of all sessions in their order: each line must have its committed cause."""
+    """Reads the steps and lines of all sessions in order. Each line must have a committed cause."""
 
     def __init__(self) -> None:
         self.open: dict[str, str] = {}
-        """By session, the turn that is open."""
+        """The open turn of each session."""
         self.turns: dict[str, tuple[str, str]] = {}
-        """By uuid, (session, turn) of what was accepted."""
+        """(session, turn) of accepted turns by uuid."""
         self.sessions: dict[str, str] = {}
-        """By pipe."""
+        """The session of each pipe."""
         self.written: set[str] = set()
         self.caused: set[str] = set()
         """Turns with a committed interrupt; sessions with a committed foreign turn."""
@@ -335,16 +335,23 @@ class Reader:
                 )
 
 
-def storm(
-    sessiond: Start, env: dict[str, str], place: Path, sessions: int, seconds: float, big: int, figures: Figures
-) -> None:
-    """A storm on a traced service; then what its ledgers and the trace say."""
-    trace, names = Strace(place / "trace"), [f"octo/s{n}" for n in range(sessions)]
+@dataclass(frozen=True)
+class Size:
+    """How many sessions the load has, for how many seconds it runs, and the size of its big prompts."""
+
+    sessions: int
+    seconds: float
+    big: int
+
+
+def storm(sessiond: Start, env: dict[str, str], place: Path, size: Size, figures: Figures) -> None:
+    """Run the load on a traced service, then check its ledgers and the trace."""
+    trace, names = Strace(place / "trace"), [f"octo/s{n}" for n in range(size.sessions)]
     service = sessiond(env, under=trace.under)
     tracer = psutil.Process(trace.follows(service.pid))
     (owner,) = psutil.Process(service.pid).children()
-    done = Storm(service, names, big)
-    done.run(seconds)
+    done = Storm(service, names, size.big)
+    done.run(size.seconds)
     assert alive(owner), "the same owner all the time"
     happened: Counter[str] = Counter()
     for name in names:
@@ -358,7 +365,7 @@ def storm(
 
 
 def judge(calls: list[Call], owner: int, happened: Counter[str]) -> str:
-    """What the trace of a storm shows, in a line; asserts what must hold."""
+    """Check the trace and return its figures in one line."""
     pipes, reader = stdins(calls), Reader()
     assert {thread for pipe in pipes.values() for thread in pipe.threads} == {owner}, "one thread writes, the owner's"
     assert {name for pipe in pipes.values() for name in pipe.names} == {"write"}
@@ -378,20 +385,21 @@ def judge(calls: list[Call], owner: int, happened: Counter[str]) -> str:
 
 @traced
 def test_one_thread_writes_whole_lines_each_after_its_step(sessiond: Start, tmp_path: Path, figures: Figures) -> None:
-    storm(sessiond, scripted_env(), tmp_path, 3 if FULL else 2, 10.0 if FULL else 3.0, 1_900_000, figures)
+    size = Size(3, 10.0, 1_900_000) if FULL else Size(2, 3.0, 1_900_000)
+    storm(sessiond, scripted_env(), tmp_path, size, figures)
 
 
 @traced
 @pytest.mark.skipif(not FULL, reason="of the full form")
 def test_one_thread_writes_to_the_real_claude(sessiond: Start, model: Model, tmp_path: Path, figures: Figures) -> None:
-    storm(sessiond, claude_env(model), tmp_path, 2, 60.0, 300_000, figures)
+    storm(sessiond, claude_env(model), tmp_path, Size(2, 60.0, 300_000), figures)
 
 
-# ---- one line after the other -------------------------------------------------------------------
+# ---- the order of lines -------------------------------------------------------------------------
 
 
-def test_a_line_waits_for_the_rest_of_the_one_before() -> None:
-    """Also when the pipe has room again: the agent reads a part of the first line, and stands still."""
+def test_a_line_waits_for_the_rest_of_the_previous_line() -> None:
+    """The order also holds when the pipe has room again: the agent reads a part of the first line, then stops."""
     heard: list[bytes] = []
     command, ended = ["sh", "-c", "head -c 20000; kill -STOP $$; exec cat"], Event()
     env = {"PATH": os.environ["PATH"]}
@@ -400,7 +408,7 @@ def test_a_line_waits_for_the_rest_of_the_one_before() -> None:
         long, short = b"x" * 10**6, b"interrupt"
         process.write(long + b"\n")
         agent = psutil.Process(process.guard.agent_pid)
-        # Not gevent's to wait: nothing else may be written meanwhile.
+        # Do not wait with gevent: it must not write anything meanwhile.
         eventually(lambda: agent.status() == psutil.STATUS_STOPPED, 20)
         process.write(short + b"\n")
         agent.resume()
@@ -413,25 +421,25 @@ def test_a_line_waits_for_the_rest_of_the_one_before() -> None:
         assert ended.wait(20)
 
 
-# ---- and in the code ----------------------------------------------------------------------------
+# ---- the code -----------------------------------------------------------------------------------
 
 
-def test_only_the_steps_acts_write_to_the_agent() -> None:
-    """The chain from a committed step to the pipe has no other beginning."""
+def test_only_the_effects_of_a_step_write_to_the_agent() -> None:
+    """Only the effects of a committed step lead to a write into the pipe."""
     found = set()
     package = SERVICES / "sessiond" / "sessiond"
     for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and re.search(
-                r"(link|process|_input)\.write$|_acts\.act$|\bnb_write$|os\.write$", ast.unparse(node.func)
+                r"(link|process|_input)\.write$|_effects\.act$|\bnb_write$|os\.write$", ast.unparse(node.func)
             ):
                 found.add((str(file.relative_to(package)), ast.unparse(node.func)))
     assert found == {
-        ("session/pipeline/steps.py", "self._acts.act"),
-        ("session/pipeline/effects.py", "self._link.write"),
+        ("session/pipeline/runner.py", "self._effects.act"),
+        ("session/pipeline/effects.py", "link.write"),
         ("session/agent/link.py", "self._process.write"),
         ("agent/process/agent_process.py", "self._input.write"),
         ("agent/process/agent_process.py", "os.write"),
         ("agent/process/agent_process.py", "nb_write"),
-        ("agent/process/guard.py", "os.write"),  # its report to the owner
+        ("agent/process/guard.py", "os.write"),  # the guard's report to the owner
     }

@@ -1,4 +1,4 @@
-"""sessionctl, `make up` and `make demo` as a user runs them: real processes, real exit codes."""
+"""sessionctl and `make demo` as a user runs them, with real processes and exit codes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def ctl(service: Sessiond | None, *words: str, **env: str) -> Done:
     return subprocess.run(command, env=full, capture_output=True, text=True, timeout=40)
 
 
-def test_looking_and_asking(sessiond: Start) -> None:
+def test_status_queue_ledger_and_ask(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     asked = ctl(service, "ask", SESSION, "hello\n#say good morning")
     assert (asked.returncode, asked.stdout, asked.stderr) == (0, "good morning\n", "")
@@ -40,7 +40,7 @@ def test_looking_and_asking(sessiond: Start) -> None:
     assert (last["event"], last["outcome"], last["text"]) == ("result", "completed", "x")
 
 
-def test_following_and_forcing(sessiond: Start) -> None:
+def test_ledger_follow_and_force_release(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     command = [sys.executable, "-m", "sessiond_ops.sessionctl", "ledger", SESSION, "--follow", "--json"]
@@ -77,12 +77,12 @@ def test_following_and_forcing(sessiond: Start) -> None:
         ("ledger", "a/b/c", "--json"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...]) -> None:
+def test_bad_input_gives_one_line_and_exit_2(words: tuple[str, ...]) -> None:
     done = ctl(None, *words)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
-def test_nobody_there_is_one_line_and_exit_1() -> None:
+def test_an_unreachable_server_gives_one_line_and_exit_1() -> None:
     done = ctl(None, "status", SESSIOND_URL="http://127.0.0.1:1")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
@@ -104,7 +104,7 @@ def test_sessiond_refuses_bad_settings_in_one_line(env: dict[str, str], tmp_path
 
 
 @pytest.mark.alone
-def test_the_demo_tells_its_story(figures: Callable[[str], None]) -> None:
+def test_the_demo_shows_order_preemption_and_continuation(figures: Callable[[str], None]) -> None:
     env = {**ENV, "PYTHONPATH": str(TESTS)}
     done = subprocess.run(
         [sys.executable, str(TESTS / "system" / "demo.py")], env=env, capture_output=True, text=True, timeout=100

@@ -1,4 +1,4 @@
-"""The wall clock stepped by a day, forth and back, under a service that runs: it is shown, and decides nothing.
+"""The wall clock jumps by a day, forth and back, under a running service: it is shown and decides nothing.
 
 A library of ours (standins/stepped_clock.c, preloaded) steps a process' realtime clock while that runs; its monotonic
 clock stays as it is, as when an operator or NTP steps the machine's.
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler for the 
 HELD, FREE = "octo/held", "octo/free"
 DAY = timedelta(days=1)
 STEPS = (1, -1, 0, -1, 30, 0) if FULL else (1, -1)
-"""Days from the true time; each is a step from the one before."""
+"""Days from the true time; each jump starts from the one before."""
 Start = Callable[..., Sessiond]
 
 
@@ -42,9 +42,9 @@ class Clock:
         self.env = {"LD_PRELOAD": str(library), "STEPPED_CLOCK": str(self._file)}
 
     def step(self, days: int) -> None:
-        """From now on so many days off."""
+        """Set the clock this many days off."""
         self.off = timedelta(days=days)
-        # In place: the processes have the file mapped, and see the eight bytes change as one.
+        # In place: the processes have mapped the file, and see the eight bytes change at once.
         with self._file.open("r+b" if self._file.exists() else "wb") as file:
             file.write(struct.pack("=q", int(self.off.total_seconds())))
 
@@ -67,7 +67,7 @@ def clock(tmp_path: Path, library: Path) -> Clock:
 
 @pytest.fixture
 def stepped_redis(clock: Clock) -> Iterator[Redis]:
-    """A Redis on the stepped clock."""
+    """A Redis on the changed clock."""
     before = dict(os.environ)
     os.environ.update(clock.env)
     try:
@@ -80,7 +80,7 @@ def stepped_redis(clock: Clock) -> Iterator[Redis]:
 
 
 def ask(client: Client, method: str, session: str, path: str, body: object = None, secret: str | None = None) -> Any:
-    return client._transport.call(method, path, session=session, body=body, secret=secret, timeout=70).body
+    return client.transport.call(method, path, session=session, body=body, secret=secret, timeout=70).body
 
 
 def wait(client: Client, session: str, ticket: str, holder: str, seconds: float) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def everything(client: Client, session: str) -> list[dict[str, Any]]:
 
 
 def has_looked(client: Client, redis: Redis, session: str, key: str) -> None:
-    """Since this was called the loop has looked at what is due, and the owner has renewed its record twice."""
+    """Wait until the loop has checked its timers and the owner has renewed its record twice."""
 
     def beat() -> int:
         with redis_library.Redis.from_url(redis.url) as found:
@@ -104,12 +104,12 @@ def has_looked(client: Client, redis: Redis, session: str, key: str) -> None:
 
     begun = beat()
     for _ in range(2):
-        client.take(session, kind="worker", key=key)  # it is there: no step, but a pass of the loop
+        client.take(session, kind="worker", key=key)  # the ticket exists: no step, but one pass of the loop
     eventually(lambda: beat() >= begun + 2)
 
 
 def test_sessionds_wall_clock_decides_nothing(sessiond: Start, redis_server: Redis, clock: Clock, matrix: Row) -> None:
-    """A lease that nobody renews, a ticket that bars the worker, a turn, parked waits: all stand over every step."""
+    """A lease without renewals, a ticket that bars the worker, a turn and waits: all survive every jump."""
     service = sessiond(scripted_env(claim_window=2.0, owner_renew=0.3) | clock.env)
     client = service.client()
     holder, waiting = client.take(HELD, key="holder")["id"], client.take(HELD, key="waiting")["id"]
@@ -123,8 +123,8 @@ def test_sessionds_wall_clock_decides_nothing(sessiond: Start, redis_server: Red
     prompt = {"prompt": "#tokens 300\n#pace 10ms\n#say through"}
 
     def turn() -> None:
-        stream = client._transport.stream("POST", "/turns", session=HELD, body=prompt, secret=lease["secret"])
-        turned.append(Turn(client._transport, HELD, stream, lambda _: None).result())
+        stream = client.transport.stream("POST", "/turns", session=HELD, body=prompt, secret=lease["secret"])
+        turned.append(Turn(client.transport, HELD, stream, lambda _: None).result())
 
     threads = [
         threading.Thread(target=turn),
@@ -155,7 +155,7 @@ def test_sessionds_wall_clock_decides_nothing(sessiond: Start, redis_server: Red
         )
     threads[0].join(60)
     assert [(t.outcome, t.text) for t in turned] == [("completed", "through")]
-    # And what is due still comes, also when the clock is put back while it runs.
+    # Timers still run out, also when the clock is set back meanwhile.
     clock.step(1)
     ask(client, "DELETE", HELD, "/lease", secret=lease["secret"])
     threads[1].join(30)
@@ -169,7 +169,7 @@ def test_sessionds_wall_clock_decides_nothing(sessiond: Start, redis_server: Red
 
 
 def test_redis_wall_clock_decides_nothing(stepped_redis: Redis, tmp_path: Path, clock: Clock, matrix: Row) -> None:
-    """Epoch and fence grow also over a Redis whose clock went back; what it remembers for 30 days stays."""
+    """Epoch and fence also grow over a Redis whose clock went back; what it keeps for 30 days stays."""
     service = Sessiond(stepped_redis.url, tmp_path / "a", scripted_env(owner_renew=0.3, claim_window=2.0))
     try:
         _redis_steps(service, stepped_redis, clock, matrix)
@@ -182,18 +182,18 @@ def _redis_steps(service: Sessiond, redis: Redis, clock: Clock, matrix: Row) -> 
     with client.lease(HELD, key="first") as lease:
         turn = lease.turn("remembered")
         assert turn.result().completed
-    lost = lease._secret
+    lost = lease.secret
     for key in ("b", "c"):
         client.take(HELD, key=key)
     epochs, fences, cursor = [client.view(HELD)["epoch"]], [lease.fence], everything(client, HELD)[-1]["id"]
-    steps = [days for days in STEPS if days < 30]  # a month on, what is kept for a month is gone
+    steps = [days for days in STEPS if days < 30]  # after a month, what is kept for a month is gone
     for number, days in enumerate(steps):
         clock.step(days)
         has_looked(client, redis, HELD, f"worker-{number}")
         with redis_library.Redis.from_url(redis.url) as found:
             assert abs(found.time()[0] - clock.now().timestamp()) < 60
         if number % 2:
-            service.kill9()  # the next epoch begins on the clock that went back
+            service.kill9()  # the next epoch begins on the clock that was set back
             service.start()
         assert [t["key"] for t in client.view(HELD)["queue"]][:2] == ["b", "c"]
         with client.lease(HELD, key=f"urgent-{number}", priority=0) as lease:
@@ -204,7 +204,7 @@ def _redis_steps(service: Sessiond, redis: Redis, clock: Clock, matrix: Row) -> 
         assert [e["fence"] for e in new if e["event"] == "granted"] == [lease.fence], "the cursor holds over the step"
         cursor = new[-1]["id"]
         assert client.turn(HELD, turn.id)["outcome"] == "completed"
-        ask(client, "DELETE", HELD, "/lease", secret=lost)  # released long ago, and still known
+        ask(client, "DELETE", HELD, "/lease", secret=lost)  # released long ago, and still remembered
         matrix(
             "clocks",
             clock="Redis's",

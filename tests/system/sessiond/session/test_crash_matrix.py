@@ -1,4 +1,4 @@
-"""sessiond killed, Redis killed, Redis put back older: at each point of the step that each event makes.
+"""sessiond killed, Redis killed, Redis replaced by an older copy: at each point of the step that each event makes.
 
 Each row is a session of its own; a test plays many at once, so that one crash strikes them all, each at its point.
 """
@@ -46,7 +46,7 @@ class Row:
     scene: Scene
     play: Iterator[None]
     scores: dict[str, int] = field(default_factory=dict)
-    """Of the tickets that lived when it was struck, or when the older copy was taken."""
+    """The tickets that lived at the crash, or when the older copy was taken."""
     left: int = 0
 
     def place(self, hooks: Path, what: str) -> Path:
@@ -54,7 +54,7 @@ class Row:
 
 
 def batches(events: tuple[Event, ...], quick: Sequence[str]) -> list[Any]:
-    """(victim, rows): every event at every point with every victim, or each event once, with the `quick` victims."""
+    """Return (victim, rows): every event at every point with every victim, or once with the `quick` victims."""
     numbered = list(enumerate(events))
     if FULL:
         return [
@@ -70,7 +70,7 @@ def batches(events: tuple[Event, ...], quick: Sequence[str]) -> list[Any]:
 
 
 def at_every_point(events: tuple[Event, ...], quick: str) -> list[Any]:
-    """(victim, rows): every event at every point at once; each event once with the `quick` victim."""
+    """Return (victim, rows): every event at every point at once; each event once with the `quick` victim."""
     if FULL:
         rows = [(event, point) for event in events for point in STEP_POINTS]
         return [pytest.param(victim, rows, id=victim) for victim in VICTIMS]
@@ -78,7 +78,7 @@ def at_every_point(events: tuple[Event, ...], quick: str) -> list[Any]:
 
 
 class Crash:
-    """One crash that strikes every row of a test."""
+    """One crash that hits every row of a test."""
 
     def __init__(self, redis: Redis, start: Start, victim: str, env: dict[str, str], place: Path) -> None:
         self.redis, self.victim, self.place = redis, victim, place
@@ -92,7 +92,7 @@ class Crash:
         return list(self.pool.map(work, rows))
 
     def play(self, chosen: Chosen) -> list[Row]:
-        """Every row up to its point."""
+        """Bring every row to its point."""
         rows = []
         for number, (event, point) in enumerate(chosen):
             scene = Scene(self.service, f"octo/row{number}")
@@ -120,13 +120,13 @@ class Crash:
         row.scores = self.scores(row)
 
     def scores(self, row: Row) -> dict[str, int]:
-        """Every living ticket's score, as Redis has it."""
+        """Return every living ticket's score, as Redis has it."""
         with redis_library.Redis.from_url(self.redis.url, decode_responses=True) as redis:
             found = redis.hgetall(f"sessiond:{{{row.scene.session}}}:tickets")
         return {ticket: json.loads(text)["score"] for ticket, text in found.items()}  # type: ignore[union-attr]
 
     def strike(self) -> None:
-        """The crash, and what an operator's supervisor does after it."""
+        """Make the crash, and do what an operator's supervisor does after it."""
         kills = self.victim in ("sessiond", "both, older")
         if kills:
             self.service.kill9()
@@ -144,7 +144,7 @@ class Crash:
         eventually(self.service.ready, 30)
 
     def recovered(self, row: Row) -> None:
-        """The callers ask again, and no place is lost: what lived has its old score, but for what the event ends."""
+        """Repeat the calls, and check that no place is lost: a ticket has its old score unless the event ends it."""
         s = row.scene
         if self.victim != "both, older":
             assert next(row.play, None) is None
@@ -162,7 +162,7 @@ class Crash:
         ]
 
     def calm(self) -> None:
-        """One agent a conversation; from now on with long deadlines."""
+        """Check that each conversation has one agent; from now on with long times."""
         agents = self.agents()
         assert len(agents) == len(set(agents)), agents
         if self.env != self.calm_env:
@@ -175,7 +175,7 @@ class Crash:
         row.scene.check()
 
     def agents(self) -> list[str]:
-        """The conversation of every agent that runs."""
+        """Return the conversation of every running agent."""
         found = []
         for process in {*tree(self.service.pid), *self.service.left()}:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -200,7 +200,7 @@ def run(crash: Crash, chosen: Chosen, matrix: Callable[..., None]) -> None:
 
 
 def attempt(row: Row, work: Callable[[], None]) -> None:
-    """What goes wrong is the row's: the others go on."""
+    """A failure belongs to its row: the others go on."""
     try:
         if not row.scene.wrong:
             work()
@@ -219,7 +219,7 @@ def test_calls_and_turns(
 def test_deadlines(
     sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Callable[..., None], victim: str, chosen: Chosen
 ) -> None:
-    """Short ones up to the crash, long ones for who comes after it."""
+    """Short times up to the crash, long ones for the next owner."""
     env = scripted_env("ignore-interrupt", **{**LONG, **SHORT})
     run(Crash(redis_server, sessiond, victim, env, tmp_path), chosen, matrix)
 
@@ -228,5 +228,5 @@ def test_deadlines(
 def test_endings(
     sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Callable[..., None], victim: str, chosen: Chosen
 ) -> None:
-    """Of tickets, by time and by losses; short times up to the crash, long ones after it."""
+    """Tickets that end by time or by losses; short times up to the crash, long ones after it."""
     run(Crash(redis_server, sessiond, victim, scripted_env(**{**LONG, **ENDS}), tmp_path), chosen, matrix)

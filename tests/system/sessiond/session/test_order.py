@@ -1,4 +1,4 @@
-"""Handlers first, in order, always: flurries of real processes, judged from the ledger alone."""
+"""Handlers come first and in order: flurries of real processes, checked by the ledger alone."""
 
 import random
 from collections.abc import Callable
@@ -16,7 +16,7 @@ FLURRIES = 70 if FULL else 50
 
 
 def recount(entries: list[dict[str, Any]]) -> tuple[int, int]:
-    """(inversions, misorders) by the plainest reading: every handler here keeps its place until it is granted."""
+    """Return (inversions, misorders), counted simply: every handler here keeps its place until its grant."""
     waiting: dict[str, tuple[int, str]] = {}
     inversions = misorders = 0
     for e in entries:
@@ -56,7 +56,7 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
             handlers[n].do(key=key, priority=priority, delay=dice.uniform(0, 0.06), hold=dice.choice((0, 0.004)))
         for n in range(size):
             handlers[n].hear("done")
-        worker.hear("done")  # cut by the flurry, or at its end; either way it comes again
+        worker.hear("done")  # preempted by the flurry, or done; either way it comes again
         worker.do(kind="worker", key="loop", prompt="#tokens 2000\n#pace 5ms", timeout=60)
         worker.hear("granted")
     entries = everything(client)

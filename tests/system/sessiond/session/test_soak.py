@@ -1,4 +1,4 @@
-"""Handoffs by the thousand: no place lost, nobody overtaken, and nothing in the service or in Redis grows for ever."""
+"""Thousands of handoffs: no place is lost, no ticket is overtaken, nothing in the service or in Redis grows forever."""
 
 import json
 import subprocess
@@ -21,21 +21,21 @@ from support.size import FULL
 
 SESSIONS = tuple(f"octo/soak-{n}" for n in range(4))
 HANDLERS = 15
-"""A session; with its worker 16 wait, 64 in all."""
+"""Handlers of a session. With its worker 16 wait, 64 in all."""
 ROUNDS, GRANTS = (20, 250) if FULL else (3, 50)
 PATIENCE = 500.0
 WORKERS = ROUNDS + 1
-"""Grants to a session's worker: each round cuts one short, the last one is released."""
+"""Grants to a session's worker: each round preempts one, the last one is released."""
 GROWTH = 3.0 if FULL else 2.0
 """MiB that the worker process may grow from a quarter of the handoffs to their end."""
 READS = 2 * len(SESSIONS)
-"""Connections to Redis for what is read at the same time: the ledger for a caller and for the audit, a lost lease."""
+"""Connections to Redis for reads at the same time: the ledger for a caller and for the audit, a lost lease."""
 FIXED = {"meta", "ledger", "agent", "queue", "tickets", "lease", "drain", "open"}
 REMEMBERED = {"past", "ended", "turn", "turnkey"}
 
 
 class Reading:
-    """The ledgers, read as they are written: a trimmed one could not be judged later."""
+    """The ledgers, read while they are written: a trimmed one could not be checked later."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -46,7 +46,7 @@ class Reading:
         self.events: Counter[str] = Counter()
 
     def on(self) -> int:
-        """Reads what is new; how many entries."""
+        """Read what is new. Returns the number of entries."""
         new = 0
         for name, reader in self._readers.items():
             page = self._client.ledger(name, self._after[name])
@@ -65,7 +65,7 @@ class Reading:
 
 
 class Measured:
-    """What the worker process and Redis hold at one moment."""
+    """The sizes of the worker process and of Redis at one moment."""
 
     def __init__(self, worker: psutil.Process, redis: Any) -> None:
         self.rss = worker.memory_info().rss / 2**20
@@ -129,7 +129,7 @@ def test_handoffs_by_the_thousand(
 def soaked(
     service: Sessiond, reading: Reading, measure: Callable[[], Measured], first: int, total: int
 ) -> tuple[dict[str, Any], list[Measured]]:
-    """Lets the crowd run, reads on meanwhile, measures at each quarter of the handoffs; what the crowd told."""
+    """Run the crowd, read the ledgers meanwhile, and measure at each quarter. Returns the crowd's reports."""
     command = [sys.executable, str(TESTS / "support" / "standins" / "crowd.py"), service.url, service.keys["admin"]]
     command += [",".join(SESSIONS), str(HANDLERS), str(ROUNDS), str(GRANTS)]
     points: list[Measured] = []
@@ -138,7 +138,7 @@ def soaked(
         try:
             while crowd.poll() is None and time.monotonic() < ends:
                 reading.on()
-                time.sleep(0.2)  # reading costs the service as well
+                time.sleep(0.2)  # reads cost the service time as well
                 if len(points) < 3 and reading.handoffs - first >= total * (len(points) + 1) / 4:
                     points.append(measure())
         finally:
@@ -151,7 +151,7 @@ def soaked(
 
 
 def judged(redis: Any, leases: int) -> dict[str, int]:
-    """Every key of the sessions is one of a fixed set, or is remembered for a time: how many of each."""
+    """Check that each key of the sessions is of a fixed set or expires. Returns their numbers."""
     found: Counter[str] = Counter()
     forever: list[str] = []
     for raw in redis.scan_iter(match="sessiond:{octo/soak-*", count=5000):

@@ -1,4 +1,4 @@
-"""Crashes as an epoch begins, and a Redis older than the epoch: who owns the session stays its owner."""
+"""Crashes while an epoch begins, and a Redis older than the epoch: the session's owner stays its owner."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Start = Callable[..., Sessiond]
 
 
 class Held:
-    """A service whose loop stands at a point of a step."""
+    """A service whose loop stops at a point of a step."""
 
     def __init__(self, start: Start, place: Path, **times: float) -> None:
         self.hooks = place / "hooks"
@@ -79,7 +79,7 @@ def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
     epoch = old.view()["epoch"]
     old.lease("a")
     assert old.turn("a", "once", "key").completed
-    new.lease("b")  # of which the copy knows nothing
+    new.lease("b")  # which is not in the copy
     redis_server.kill9()
     redis_server.put_back(tmp_path / "older")
     redis_server.start()
@@ -100,7 +100,7 @@ def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
 
 
 def test_what_redis_lost_is_not_denied(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
-    """Nobody makes a step, and no record is renewed: whoever reads finds out that Redis is older."""
+    """No step is made and no record renewed: a read finds out that Redis is older."""
     service = sessiond(scripted_env(owner_renew=60, owner_ttl=90))
     scene = Scene(service, SESSION)
     scene.lease("a")
@@ -137,7 +137,7 @@ def test_max_hold_starts_again_once_and_then_goes_on_over_every_restart(sessiond
     scene.lease("a")
 
     def left() -> float:
-        """Seconds of `max_hold` that the next owner would give, as stored; a renewal is all that goes on."""
+        """Return the stored seconds of `max_hold` that the next owner would give; only renewals go on."""
         scene.renew("a")
         with redis_library.Redis.from_url(redis_server.url) as redis:
             return float(json.loads(redis.get(f"sessiond:{{{SESSION}}}:lease"))["hold_left"])  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_max_hold_starts_again_once_and_then_goes_on_over_every_restart(sessiond
 
 
 def test_a_lease_can_be_renewed_while_other_sessions_are_still_taken_over(sessiond: Start, tmp_path: Path) -> None:
-    """Its time runs from its own epoch on, however many come after it."""
+    """Its time runs from its own epoch on, however many epochs follow."""
     held = Held(sessiond, tmp_path)
     held.scene.lease("a")
     last = Scene(held.service, "octo/last")

@@ -1,4 +1,4 @@
-"""Whatever the agent says and whenever it ends, no step is refused, and the next holder gets the lock."""
+"""Whatever the agent writes and whenever it exits, no step is refused, and the next holder gets the lock."""
 
 import contextlib
 import random
@@ -26,7 +26,7 @@ SEEDS = 900 if FULL else 150
 
 
 class Play:
-    """A session with an agent that says anything at all."""
+    """A session with an agent that writes random messages."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -38,7 +38,7 @@ class Play:
         self.tickets = 0
         self.process = self.spawned = False
         self.left = False
-        """What the last look at the tree said."""
+        """Whether the last look found strays."""
         self.kinds: Counter[str] = Counter()
 
     def step(self, *events: Any) -> None:
@@ -50,7 +50,7 @@ class Play:
             if isinstance(output, st.Launch):
                 self.process, self.spawned = True, False
             if isinstance(output, st.Asked):
-                self.step(st.Answer(output.request))
+                self.step(st.AnswerQuestion(output.request))
 
     def _check(self, plan: Plan) -> None:
         over = [o.turn for o in plan.outputs if isinstance(o, st.TurnOver)]
@@ -78,7 +78,7 @@ class Play:
                 )
             ), "nothing_outlives_its_lease"
 
-    # ---- what happens ------------------------------------------------------------------------
+    # ---- events ------------------------------------------------------------------------------
 
     def any(self) -> None:
         often = [self._line] * 6 + [self._holder, self._process, self._timer] * 2
@@ -93,13 +93,13 @@ class Play:
         return st.Got(protocol.Response(request, True, {}))
 
     def _look(self, request: str) -> None:
-        """Comes with each fence's answer."""
+        """Examine the tree, as happens at each fence's response."""
         if self.agent.requests.get(request) == "fence":
             self.left = self.dice.random() < 0.3
             self.step(st.Looked(self.left))
 
     def _good(self) -> st.Event:
-        """What claude would say about now."""
+        """Return a message that claude could write now."""
         turn, requests = self.agent.turn, sorted(self.agent.requests)
         if requests and self.dice.random() < 0.6:
             return self._answer(self.dice.choice(requests))
@@ -160,7 +160,7 @@ class Play:
             self.step(st.Due(*self.dice.choice(due)))
 
     def _operator(self) -> None:
-        """An operator, the service's own end, another session that wants the slot."""
+        """An operator's action, the service's shutdown, or another session that needs the slot."""
         dice, held = self.dice, self.lock.lease or self.lock.drain
         what = dice.choice(["force", "restart", "sleep", "shutdown", "afresh"])
         self.kinds[what] += 1
@@ -184,7 +184,7 @@ class Play:
             self.wants(dice.choice([Kind.HANDLER, Kind.WORKER]))
         elif lock.turn is None and self.agent.phase is not Phase.BROKEN:
             self.turns += 1
-            turn = st.Turn(f"t{self.turns}", f"u{self.turns}", "p", lock.lease.kind, dice.choice("mn"))
+            turn = st.AgentTurn(f"t{self.turns}", f"u{self.turns}", "p", lock.lease.kind, dice.choice("mn"))
             self.step(ev.AcceptTurn(lock.lease.fence, turn.id), st.Begin(turn))
         elif lock.turn is not None and dice.random() < 0.3:
             self.step(st.Cancel(lock.turn, "cancelled"))
@@ -198,7 +198,7 @@ class Play:
         self.step(ev.Wait(name, f"holder of {name}"))
 
     def ends(self) -> None:
-        """It says no more, and its holder goes: within the deadlines the lock is the next one's."""
+        """Let the agent go silent and its holder release. The next ticket must get the lock within the deadlines."""
         if self.lock.lease is not None:
             self.lock = replace(self.lock, tickets={self.lock.lease.ticket: self.lock.tickets[self.lock.lease.ticket]})
             self.step(ev.Release(self.lock.lease.fence))
@@ -214,7 +214,7 @@ class Play:
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_any_words_at_any_moment(part: int) -> None:
+def test_any_message_in_any_state(part: int) -> None:
     kinds: Counter[str] = Counter()
     for seed in range(part, SEEDS, 3):
         play = Play(seed)

@@ -1,4 +1,4 @@
-"""Lines as JavaScript writes them."""
+"""Parsing of lines as JavaScript writes them."""
 
 import pytest
 
@@ -15,7 +15,7 @@ LINES = {
 
 
 @pytest.mark.parametrize(("written", "read"), LINES.items())
-def test_text_cut_inside_a_surrogate_pair_is_text_still(written: str, read: str) -> None:
+def test_text_cut_inside_a_surrogate_pair_is_still_read(written: str, read: str) -> None:
     line = '{"type":"result","user_message_uuids":["u"],"result":"' + written + '"}'
     message = wire.parse(line.encode()).message
     assert isinstance(message, wire.Result) and message.text == read
@@ -27,7 +27,7 @@ NO_TEXT = b'{"type":"result","user_message_uuids":["u"],"result":"x","terminal_r
 @pytest.mark.parametrize(
     "line", [NO_TEXT, b"", b"\\", b'{"type":"result', b'{"type":"result"\\ud83d}', b'"\\ud83d"', b"[1]"]
 )
-def test_what_is_no_message_is_refused(line: bytes) -> None:
+def test_a_malformed_message_is_refused(line: bytes) -> None:
     with pytest.raises(wire.ProtocolError):
         wire.parse(line)
 
@@ -37,11 +37,11 @@ def nested(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["assistant", "user", "stream_event"])
-def test_what_the_model_nests_too_deeply_to_be_read_is_no_garbage(kind: str) -> None:
+def test_content_nested_too_deeply_is_no_protocol_error(kind: str) -> None:
     assert wire.parse(nested(kind)) == wire.Line(wire.Other(kind), None)
 
 
 @pytest.mark.parametrize("line", [nested("result"), nested("assistant")[:2000]])
-def test_nothing_else_may_be_nested_so(line: bytes) -> None:
+def test_other_messages_may_not_be_nested_too_deeply(line: bytes) -> None:
     with pytest.raises(wire.ProtocolError):
         wire.parse(line)

@@ -1,4 +1,4 @@
-"""What one holder, turn or process may cost the next: nothing but the time until the process is gone."""
+"""One holder, turn or process must not affect the next, apart from the time until the process is gone."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,10 +9,10 @@ from sessiond.agent import protocol as wire
 from sessiond.agent import state as st
 from sessiond.agent.machine import timers
 from sessiond.agent.messages import ODD_ALLOWED
-from sessiond.agent.state import Agent, Phase, Turn
+from sessiond.agent.state import Agent, AgentTurn, Phase
 from sessiond.agent.termination import FAILS_ALLOWED
 from sessiond.lock.rules import Kind, Times
-from support.agent.pure import agent_request, closes, ended, idle, in_turn, run, written
+from support.agent.machine_runs import agent_request, closes, ended, idle, in_turn, run, written
 
 TIMES = Times()
 WHOLE = TIMES.start_deadline
@@ -21,7 +21,7 @@ IDLE = st.Got(wire.StateChanged("idle"))
 
 
 def mine(name: str = "t", kind: Kind = Kind.WORKER, model: str = "m") -> st.Begin:
-    return st.Begin(Turn(name, name, "p", kind, model))
+    return st.Begin(AgentTurn(name, name, "p", kind, model))
 
 
 NEXT = (st.LeaseEnded("preempted"), st.LeaseBegan(), mine("v", Kind.HANDLER))
@@ -35,10 +35,10 @@ def notes(outputs: list[st.Output], event: str) -> list[dict[str, Any]]:
     return [dict(o.data) for o in outputs if isinstance(o, st.Note) and o.event == event]
 
 
-# ---- time to start -------------------------------------------------------------------------------
+# ---- start deadlines -----------------------------------------------------------------------------
 
 
-def test_a_turn_has_one_start_deadline_whatever_becomes_of_the_processes_that_it_starts() -> None:
+def test_a_turn_has_one_start_deadline_over_all_processes_that_it_starts() -> None:
     first, _ = run(Agent("c", leased=True), mine())
     second, _ = run(first, st.Exited(1, "crashed"))
     assert (first.phase, second.phase) == (Phase.STARTING, Phase.STARTING)
@@ -47,19 +47,19 @@ def test_a_turn_has_one_start_deadline_whatever_becomes_of_the_processes_that_it
     assert ("start", "t") in timers(stopping, TIMES)
 
 
-def test_who_is_given_a_process_that_hangs_in_its_start_has_his_whole_time_with_the_next() -> None:
+def test_a_turn_that_inherits_a_hanging_process_gets_the_whole_deadline_with_the_next() -> None:
     starting, _ = run(Agent("c", leased=True), mine(), *NEXT)
     assert starting.phase is Phase.STARTING and timers(starting, TIMES)["inherited", "v"] == WHOLE
     stopping, outputs = run(starting, st.Due("start", "c 0"))
     assert (stopping.phase, ended(outputs)) == (Phase.STOPPING, [])
-    assert ("inherited", "v") not in timers(stopping, TIMES), "it does not run on"
-    assert timers(stopping, TIMES)["gone", "v"] == WHOLE, "and if the process never goes?"
-    assert ended(run(stopping, st.Due("gone", "v"))[1]) == [st.Outcome.FAILED]
+    assert ("inherited", "v") not in timers(stopping, TIMES), "the inherited deadline has ended"
+    assert timers(stopping, TIMES)["gone", "v"] == WHOLE, "the process may never exit"
+    assert ended(run(stopping, st.Due("gone", "v"))[1]) == [st.TurnOutcome.FAILED]
     following, _ = run(stopping, st.Exited(143, ""))
     assert following.phase is Phase.STARTING and timers(following, TIMES)["start", "v"] == WHOLE
 
 
-def test_and_so_has_who_is_given_one_that_crashes_late_in_its_start() -> None:
+def test_a_turn_that_inherits_a_crashing_process_gets_the_whole_deadline_with_the_next() -> None:
     starting, _ = run(Agent("c", leased=True), mine(), *NEXT)
     following, _ = run(starting, st.Exited(1, "crashed"))
     assert following.phase is Phase.STARTING
@@ -69,21 +69,21 @@ def test_and_so_has_who_is_given_one_that_crashes_late_in_its_start() -> None:
 def test_a_turn_that_could_not_start_takes_no_time_from_the_next() -> None:
     starting, _ = run(Agent("c", leased=True), mine(), st.Spawned())
     agent, outputs = run(starting, st.Due("start", "t"))
-    assert (agent.phase, ended(outputs)) == (Phase.STOPPING, [st.Outcome.FAILED])
+    assert (agent.phase, ended(outputs)) == (Phase.STOPPING, [st.TurnOutcome.FAILED])
     agent, outputs = run(agent, mine("v"), st.Due("start", "t"), st.Exited(143, ""))
     assert (agent.phase, ended(outputs)) == (Phase.STARTING, []), "the next turn waits for the next process"
 
 
-def test_of_a_turn_and_the_process_that_it_started_the_turn_runs_out_first() -> None:
+def test_the_deadline_of_a_turn_expires_before_that_of_the_process_it_started() -> None:
     starting, _ = run(Agent("c", leased=True), mine(), st.Spawned())
     assert list(timers(starting, TIMES)) == [("start", "t"), ("start", "c 0")]
 
 
-# ---- what was asked, and is not answered ---------------------------------------------------------
+# ---- requests without a response -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("model", "seconds"), [("m", TIMES.drain_deadline), ("slow", TIMES.start_deadline)])
-def test_a_process_that_no_longer_answers_is_not_used_and_who_waits_gets_another(model: str, seconds: float) -> None:
+def test_a_process_that_does_not_answer_is_replaced_for_the_waiting_turn(model: str, seconds: float) -> None:
     asked, outputs = run(idle(rules=None), mine(model=model))
     assert written(outputs) == ["rules:worker"]
     if model == "slow":
@@ -93,75 +93,75 @@ def test_a_process_that_no_longer_answers_is_not_used_and_who_waits_gets_another
     assert timers(asked, TIMES)["answer", request] == seconds
     assert timers(asked, replace(TIMES, drain_deadline=0.001))["answer", request] >= TIMES.not_taken
     given, _ = run(asked, *NEXT)
-    assert ("answer", request) in timers(given, TIMES), "it runs on, whoever holds now"
+    assert ("answer", request) in timers(given, TIMES), "the deadline continues under the next holder"
     stopping, outputs = run(given, st.Due("answer", request))
     assert notes(outputs, "recovery") == [{"reason": "no-answer"}] and ended(outputs) == []
     starting, outputs = run(stopping, st.Exited(143, ""))
     assert (starting.phase, starting.turn and starting.turn.id, ended(outputs)) == (Phase.STARTING, "v", [])
 
 
-def test_rules_that_were_refused_to_one_turn_fail_no_other() -> None:
+def test_refused_rules_fail_only_the_turn_that_asked() -> None:
     asked, _ = run(idle(rules=None), mine())
-    assert ended(run(asked, answered(asked, ok=False))[1]) == [st.Outcome.FAILED]
+    assert ended(run(asked, answered(asked, ok=False))[1]) == [st.TurnOutcome.FAILED]
     given, _ = run(asked, *NEXT)
     stopping, outputs = run(given, answered(given, ok=False))
     assert (stopping.phase, ended(outputs)) == (Phase.STOPPING, []), "the process is not used any further"
     assert run(stopping, st.Exited(143, ""))[0].turn is not None
 
 
-def test_a_model_that_was_refused_to_one_turn_fails_no_other() -> None:
+def test_a_refused_model_fails_only_the_turn_that_asked() -> None:
     asked, _ = run(idle(), mine(model="bad"))
-    assert ended(run(asked, answered(asked, ok=False))[1]) == [st.Outcome.FAILED]
+    assert ended(run(asked, answered(asked, ok=False))[1]) == [st.TurnOutcome.FAILED]
     given, _ = run(asked, st.LeaseEnded("preempted"), st.LeaseBegan(), mine("v", Kind.HANDLER, "bad"))
     assert ended(run(given, answered(given, ok=False))[1]) == []
 
 
-def test_a_state_that_nobody_knows_is_no_idle() -> None:
-    """Else the lock is granted, and the next turn waits for an idle that nobody owes."""
+def test_an_unknown_state_does_not_count_as_idle() -> None:
+    """Otherwise the lock would be granted, and the next turn would wait for an idle that never comes."""
     agent, outputs = run(idle(leased=False), st.Got(wire.StateChanged("requires_action")))
     assert agent.busy and written(outputs) == ["interrupt"]
     assert ("drain", "busy") in timers(agent, TIMES)
 
 
-# ---- what still runs -----------------------------------------------------------------------------
+# ---- strays --------------------------------------------------------------------------------------
 
 
-def test_a_look_of_before_is_none_at_the_leases_end() -> None:
-    """A fence that closed no turn is used up all the same."""
+def test_an_earlier_look_does_not_count_at_the_leases_end() -> None:
+    """A fence that closed no turn counts only once as well."""
     foreign = st.Got(wire.Result((), "peer", False, "completed", "x"))
     agent, _ = run(idle(), foreign)
     agent, _ = run(agent, st.Looked(True), answered(agent))
     assert agent.strays and not agent.dirty
     over, outputs = run(agent, st.LeaseEnded("released"))
-    assert written(outputs) == ["fence"] and over.busy, "they are looked for again, behind a fence of its own"
+    assert written(outputs) == ["fence"] and over.busy, "strays are looked for again behind a new fence"
     assert st.Busy(False) not in run(over, st.Looked(True), answered(over))[1]
 
 
-def test_a_task_that_ends_is_looked_for_whatever_was_fenced_before() -> None:
+def test_each_ended_task_causes_a_new_fence() -> None:
     agent, _ = run(idle(), st.Got(wire.Tasks(frozenset({"b1", "b2"}))), st.Got(wire.Tasks(frozenset({"b2"}))))
     agent, _ = run(agent, st.Looked(False), answered(agent))
     assert written(run(agent, st.Got(wire.Tasks(frozenset())))[1]) == ["fence"]
 
 
-# ---- what counts against the agent ---------------------------------------------------------------
+# ---- failures ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["garbage", "stdin-full"])
-def test_an_agent_that_never_gets_to_a_prompt_is_not_started_for_ever(what: str) -> None:
+def test_an_agent_that_never_reaches_a_prompt_is_not_restarted_for_ever(what: str) -> None:
     agent, _ = run(Agent("c", leased=True), mine())
     for number in range(1, FAILS_ALLOWED + 1):
         agent, outputs = run(agent, st.Spawned(), st.Fault(what, "?"), st.Exited(143, ""))
-        assert ended(outputs) == ([st.Outcome.FAILED] if number == FAILS_ALLOWED else [])
+        assert ended(outputs) == ([st.TurnOutcome.FAILED] if number == FAILS_ALLOWED else [])
     assert (agent.phase, agent.why) == (Phase.BROKEN, what)
 
 
-def test_what_ends_a_turn_at_work_counts_for_no_crash_loop() -> None:
+def test_a_fault_during_a_turn_does_not_count_as_a_failed_start() -> None:
     agent, outputs = run(in_turn(), st.Fault("garbage", "?"), st.Exited(143, ""))
-    assert (agent.fails, ended(outputs)) == (0, [st.Outcome.LOST])
+    assert (agent.fails, ended(outputs)) == (0, [st.TurnOutcome.LOST])
 
 
 @pytest.mark.parametrize("reason", ["completed", "aborted_tools"])
-def test_an_agent_that_gave_a_result_is_no_crash_loops(reason: str) -> None:
+def test_a_result_resets_the_count_of_failures(reason: str) -> None:
     agent, _ = run(idle(fails=FAILS_ALLOWED - 1), mine())
     result = st.Got(wire.Result(("t",), None, False, reason, "x"))
     over = [st.Got(wire.Lifecycle("t", "started")), result, st.Got(wire.Lifecycle("t", "completed")), IDLE]
@@ -170,8 +170,8 @@ def test_an_agent_that_gave_a_result_is_no_crash_loops(reason: str) -> None:
     assert len(ended(outputs)) == 1 and agent.fails == 0
 
 
-def test_lines_that_nobody_asked_for_have_an_end() -> None:
-    """Each is a step with an entry: without one they would fill the ledger, and everybody waits behind them."""
+def test_unexpected_lines_are_limited() -> None:
+    """Each causes a step with a ledger entry. Without a limit they would fill the ledger and delay all callers."""
     foreign = st.Got(wire.Result((), "peer", False, "completed", "x"))
     agent, _ = run(idle(), *[foreign] * ODD_ALLOWED)
     assert agent.phase is Phase.IDLE
@@ -179,7 +179,7 @@ def test_lines_that_nobody_asked_for_have_an_end() -> None:
     assert (agent.phase, agent.why, len(notes(outputs, "foreign"))) == (Phase.STOPPING, "garbage", 1)
 
 
-def test_they_are_counted_from_one_turns_end_to_the_next() -> None:
+def test_unexpected_lines_are_counted_between_the_ends_of_turns() -> None:
     agent, _ = run(in_turn(), *[st.Got(wire.Response("never asked", True, {}))] * ODD_ALLOWED)
     agent, _ = closes(agent, "u")
     assert agent.odd == 0
@@ -194,7 +194,7 @@ def costs(agent: Agent, uuid: str, total: float) -> tuple[Agent, float | None]:
     return agent, over.cost_usd
 
 
-def test_what_a_turn_of_claudes_own_cost_is_no_holders() -> None:
+def test_the_cost_of_claudes_own_turn_is_charged_to_no_holder() -> None:
     foreign = wire.Result((), "peer", False, "completed", "x", cost_usd=6.0)
     agent, _ = run(idle(cost=1.0), RUNNING, st.Got(foreign), IDLE)
     for _ in range(2):  # the interrupt, the fence
@@ -204,10 +204,10 @@ def test_what_a_turn_of_claudes_own_cost_is_no_holders() -> None:
 
 
 @pytest.mark.parametrize("uuids", [(), ("u",)])
-def test_nor_is_what_comes_behind_a_turns_own_result(uuids: tuple[str, ...]) -> None:
-    """Another's result, or a second one of its own."""
-    told = ((("u",), 1.0), (uuids, 1.5))
-    ours, more = (wire.Result(of, None, False, "completed", "x", cost_usd=usd) for of, usd in told)
+def test_the_cost_of_a_later_result_is_charged_to_no_turn(uuids: tuple[str, ...]) -> None:
+    """The later result belongs to another turn, or is a second one of the same turn."""
+    results = ((("u",), 1.0), (uuids, 1.5))
+    ours, more = (wire.Result(of, None, False, "completed", "x", cost_usd=usd) for of, usd in results)
     agent, _ = run(in_turn(), st.Got(ours), st.Got(more), st.Got(wire.Lifecycle("u", "completed")), IDLE)
     agent, outputs = run(agent, answered(agent))
     assert [o.cost_usd for o in outputs if isinstance(o, st.TurnOver)] == [1.0]
@@ -215,7 +215,7 @@ def test_nor_is_what_comes_behind_a_turns_own_result(uuids: tuple[str, ...]) -> 
     assert costs(agent, "v", 2.0)[1] == 0.5
 
 
-def test_a_total_that_falls_is_nobodys_gain() -> None:
+def test_a_falling_total_counts_as_no_cost() -> None:
     agent, _ = run(idle(cost=2.0), mine("v"))
     agent, usd = costs(agent, "v", 1.0)
     assert (usd, agent.cost) == (0.0, 2.0)

@@ -1,4 +1,4 @@
-"""The rules of the queue as scenarios, on the pure machine: one test a rule of docs/architecture.md."""
+"""The rules of the queue as scenarios on the pure machine: one test for each rule of docs/architecture.md."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ TIMES = Times()
 
 
 class Play:
-    """A lock and what its ledger says; a ticket's name begins with h (handler) or w (worker)."""
+    """A lock and its ledger. A ticket's name begins with h (handler) or w (worker)."""
 
     def __init__(self) -> None:
         self.lock = Lock(fence=100)
@@ -77,12 +77,12 @@ def test_rule_2_an_absent_head_is_waited_for_then_passed_over_and_keeps_its_plac
     play.due("head-wait", "h1")
     assert (play.holder, play.queue) == ("h2", ["h1"])
     play.take("h3").wait("h3").release()
-    assert play.holder == "h3", "passed over once, it is not waited for again"
+    assert play.holder == "h3", "the grant does not wait again for a passed-over ticket"
     play.take("h4").wait("h1", "h4").release()
-    assert play.holder == "h1", "present once more, it has its old place"
+    assert play.holder == "h1", "a ticket that is present again has its old place"
 
 
-def test_rule_2_all_absent_ones_ahead_are_waited_for_at_once() -> None:
+def test_rule_2_all_absent_tickets_ahead_are_waited_for_at_the_same_time() -> None:
     play = Play().take("h1", "h2", "h3").wait("h3")
     assert play.runs("head-wait") == {"h1", "h2"}
     play.due("head-wait", "h2")
@@ -104,7 +104,7 @@ def test_rule_4_a_ticket_preempts_on_arrival_and_a_lapsed_one_on_return() -> Non
     play.due("absence", "h").wait("w")
     assert play.holder == "w"
     play.wait("h")
-    assert play.holder == "h", "it is as on arrival, preemption included"
+    assert play.holder == "h", "a ticket that is waited on again preempts as on arrival"
 
 
 def test_rule_4_handlers_never_preempt_handlers() -> None:
@@ -142,7 +142,7 @@ def test_rule_7_a_lost_lease_puts_its_ticket_back_and_the_third_loss_ends_it() -
     assert play.queue == [] and play.said[-1] == ("ticket-ended", {"ticket": "h", "reason": "lost-thrice"})
 
 
-def test_rule_7_a_preempted_worker_is_not_passed_over_and_its_losses_begin_anew() -> None:
+def test_rule_7_a_preempted_worker_is_not_passed_over_and_its_losses_are_reset() -> None:
     play = Play().take("w").wait("w").lease_due("claim").wait("w").take("h")
     ticket = play.lock.tickets["w"]
     assert (ticket.passed, ticket.losses) == (False, 0)
@@ -155,17 +155,17 @@ def test_rule_7_the_same_key_is_the_same_ticket_and_another_kind_is_refused() ->
         decide(play.lock, ev.Take("x", Kind.WORKER, 30, "h"))
 
 
-def test_rule_8_a_grant_lives_claim_window_a_claimed_lease_lease_ttl_a_handlers_max_hold() -> None:
+def test_rule_8_claim_window_then_lease_ttl_and_max_hold_for_handlers() -> None:
     play = Play().take("h").wait("h")
     assert play.runs("claim") and play.runs("hold") and not play.runs("lease")
-    play.do(ev.Claim(play.lock.fence))
+    play.do(ev.ConfirmGrant(play.lock.fence))
     assert play.runs("lease") and not play.runs("claim")
     play.lease_due("hold")
     assert play.queue == [] and play.said[-1][1]["reason"] == "hold-limit"
     assert not Play().take("w").wait("w").runs("hold")
 
 
-def test_rule_9_the_second_holder_waits_while_the_first_lives_and_has_its_place_when_lost() -> None:
+def test_rule_9_the_second_holder_waits_for_the_first_and_inherits_the_place() -> None:
     play = Play().take("h").wait("h").do(ev.Wait("h", "second"))
     assert play.holder == "h"
     with pytest.raises(ev.Superseded):

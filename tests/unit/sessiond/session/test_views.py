@@ -1,4 +1,4 @@
-"""What a view says of a long queue."""
+"""Views of a long queue."""
 
 from sessiond.lock import events as ev
 from sessiond.lock.machine import decide

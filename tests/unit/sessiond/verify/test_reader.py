@@ -1,4 +1,4 @@
-"""The ledger's checker objects to each doctored ledger by the invariant's name and entry, and to no honest one."""
+"""The checker reports each altered ledger by invariant and entry, and reports nothing about a correct one."""
 
 import random
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sessiond.verify import Reader, Unreadable, verify
-from support.lock.doctoring import shares
+from support.lock.alterations import detected
 from support.lock.histories import Entries, random_history
 from support.lock.ledgers import (
     EMPTY,
@@ -36,14 +36,14 @@ from support.lock.ledgers import (
 from support.servers import TESTS
 from support.size import FULL
 
-Doctored = tuple[str, Steps] | tuple[str, Steps, int]
-"""The invariant, the ledger, and which entry breaks it: the last one, or so many from the end."""
+Altered = tuple[str, Steps] | tuple[str, Steps, int]
+"""The invariant, the ledger, and the entry that breaks it: the last one, or one counted from the end."""
 SEEDS = range(40 if FULL else 8)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_honest_ledger_is_clean_also_from_any_entry_on(seed: int) -> None:
-    """A trimmed ledger begins anywhere, also within a step; it is read from its first snapshot on."""
+def test_a_correct_ledger_is_clean_from_any_entry_on(seed: int) -> None:
+    """A trimmed ledger may begin anywhere, also within a step. It is read from its first snapshot on."""
     entries = random_history(seed, 250)
     report = verify(entries)
     assert report.violations == []
@@ -66,7 +66,7 @@ WORKER: Steps = [
     taken("w", 1, "worker"),
     [present("w"), granted("w", 1, 1, "worker")],
 ]
-DOCTORED: list[Doctored] = [
+ALTERED: list[Altered] = [
     ("no_worker_while_handler_in_queue", [taken("h", 1), taken("w", 2, "worker"), present("w"),
         granted("w", 1, 2, "worker")]),
     ("no_worker_while_handler_in_queue", [*WORKER, taken("h", 2)]),
@@ -150,29 +150,29 @@ DOCTORED: list[Doctored] = [
     ("nothing_outlives_its_lease", [TASKS, taken("a", 1), [present("a"), granted("a", 1, 1)]]),
     ("nothing_outlives_its_lease", [*IN_TURN, [ended("a", 1), over("a")]]),
 ]  # fmt: skip
-NAMES = [f"{name}-{sum(other == name for other, *_ in DOCTORED[:n])}" for n, (name, *_) in enumerate(DOCTORED)]
+NAMES = [f"{name}-{sum(other == name for other, *_ in ALTERED[:n])}" for n, (name, *_) in enumerate(ALTERED)]
 
 
-@pytest.mark.parametrize("doctored", DOCTORED, ids=NAMES)
-def test_a_doctored_ledger_is_objected_to_by_name_and_entry(doctored: Doctored) -> None:
-    name, said, *at = doctored
+@pytest.mark.parametrize("altered", ALTERED, ids=NAMES)
+def test_an_altered_ledger_is_reported_by_invariant_and_entry(altered: Altered) -> None:
+    name, said, *at = altered
     entries = entries_of(*said)
     found = [violation[:2] for violation in verify(entries).violations]
     assert (name, entries[at[0] if at else -1]["id"]) in found, found
     last = [e["id"] for e in entries if e["version"] == entries[-1]["version"]]
-    assert {entry for _, entry in found} <= set(last), "nothing is said against what comes before"
+    assert {entry for _, entry in found} <= set(last), "only the last step has violations"
 
 
-def test_every_invariant_has_a_doctored_ledger() -> None:
-    """Those that docs/concepts/invariants.md lists: 13 of the lock, 8 of the agent."""
+def test_every_invariant_has_an_altered_ledger() -> None:
+    """docs/concepts/invariants.md lists 13 invariants of the lock and 8 of the agent."""
     page = (TESTS.parent / "docs" / "concepts" / "invariants.md").read_text()
     listed = page.partition("## Invariants")[2].partition("##")[0]
-    assert {name for name, *_ in DOCTORED} == set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", listed))
+    assert {name for name, *_ in ALTERED} == set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", listed))
 
 
-@pytest.mark.parametrize("doctored", DOCTORED, ids=NAMES)
-def test_read_in_pieces_it_tells_each_fault_once(doctored: Doctored) -> None:
-    entries, reader, found = entries_of(*doctored[1]), Reader(), []
+@pytest.mark.parametrize("altered", ALTERED, ids=NAMES)
+def test_reading_in_pieces_reports_each_violation_once(altered: Altered) -> None:
+    entries, reader, found = entries_of(*altered[1]), Reader(), []
     for entry in entries:
         reader.read(entry)
         found += reader.take().violations
@@ -182,8 +182,8 @@ def test_read_in_pieces_it_tells_each_fault_once(doctored: Doctored) -> None:
     assert found == verify(entries).violations
 
 
-def test_what_redis_lost_is_no_fault_once_it_is_written_back() -> None:
-    """Two handoffs are missing in the stream, and the snapshot behind `restored` has them."""
+def test_entries_lost_by_redis_are_no_violation_after_a_restore() -> None:
+    """Two handoffs are missing in the stream. The snapshot after `restored` includes them."""
     ticket = {"id": "c", "kind": "handler", "score": score(3, "handler"), "lapsed": False, "holder": "p"}
     lease = {"fence": 3, "ticket": "c", "kind": "handler", "claimed": True}
     entries = entries_of(
@@ -200,12 +200,12 @@ def test_what_redis_lost_is_no_fault_once_it_is_written_back() -> None:
     assert {name for name, _, _ in verify(bare).violations} >= {"single_writer", "no_place_lost", "no_dual_ownership"}
 
 
-# ---- honest ledgers, doctored at random ------------------------------------------------------
+# ---- random alterations of correct ledgers ---------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3 if FULL else 1))
-def test_single_doctorings_of_an_honest_ledger_are_noticed(seed: int, figures: Callable[[str], None]) -> None:
-    found = shares(random_history(100 + seed, 200), 60 if FULL else 15, seed)
+def test_most_single_alterations_of_a_correct_ledger_are_detected(seed: int, figures: Callable[[str], None]) -> None:
+    found = detected(random_history(100 + seed, 200), 60 if FULL else 15, seed)
     figures("noticed: " + ", ".join(f"{name} {n}/{of}" for name, (n, of) in found.items()))
     noticed, tried = (sum(column) for column in zip(*found.values(), strict=True))
     assert noticed > 0.8 * tried
@@ -215,7 +215,7 @@ JUNK = (None, "x", "", -1, 1.5, [], {}, [1], {"id": 1}, True, 2**70, "9" * 40, f
 
 
 @pytest.mark.parametrize("seed", range(4 if FULL else 2))
-def test_whatever_a_field_has_it_is_read_or_refused_in_one_way(seed: int) -> None:
+def test_any_field_value_is_either_read_or_reported_as_unreadable(seed: int) -> None:
     dice, honest = random.Random(seed), random_history(seed, 150)
     refused: Counter[bool] = Counter()
     for _ in range(400 if FULL else 150):
@@ -239,7 +239,7 @@ def test_whatever_a_field_has_it_is_read_or_refused_in_one_way(seed: int) -> Non
 
 
 def work(entries: Entries) -> int:
-    """Lines and calls of Python that reading them takes."""
+    """Return the number of Python lines and calls that reading takes."""
     count = 0
 
     def trace(*_: Any) -> Any:
@@ -261,13 +261,13 @@ def work(entries: Entries) -> int:
 
 
 def cpu(entries: Entries) -> float:
-    """Seconds of CPU that reading them takes."""
+    """Return the CPU seconds that reading takes."""
     begun = time.process_time()
     verify(entries)
     return time.process_time() - begun
 
 
-def test_reading_costs_the_same_an_entry_however_many_are_queued(figures: Callable[[str], None]) -> None:
+def test_the_cost_of_an_entry_does_not_depend_on_the_queue_length(figures: Callable[[str], None]) -> None:
     sizes = [(50, 100), (500, 1000), (5000, 10_000)] if FULL else [(50, 100), (500, 1000)]
     costs, seconds = [], []
     for queued, grants in sizes:
@@ -279,5 +279,5 @@ def test_reading_costs_the_same_an_entry_however_many_are_queued(figures: Callab
             f"{seconds[-1] * 1e6:.0f} us of CPU"
         )
     assert max(costs) < 1.1 * min(costs)
-    # What one line of Python does may grow too: a sort, a copy.
+    # The cost of a single Python line may grow too, such as a sort or a copy.
     assert max(seconds) < 3 * min(seconds)

@@ -1,4 +1,4 @@
-"""The signature, against GitHub's own example."""
+"""Signatures, with GitHub's own example."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Secrets are found, also in simple disguises."""
+"""The scan finds secrets, also in simple disguises."""
 
 import base64
 import html

@@ -1,7 +1,7 @@
-"""The agent as a process: its guard, its pipes, its end. It moves bytes and decides nothing.
+"""The agent as a process: its guard, its pipes, its exit. This module moves bytes and decides nothing.
 
-Cooperative under gevent, patched or not; to be used from the main thread, because gevent hears of ended children
-only there. Callbacks run in this module's greenlets and must not block: hand over to an inbox.
+It cooperates with gevent, patched or not. Use it from the main thread: gevent reports ended children only
+there. Callbacks run in this module's greenlets and must not block; they hand over to an inbox.
 """
 
 import logging
@@ -9,6 +9,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -18,52 +19,61 @@ from gevent.os import nb_read, nb_write
 from gevent.subprocess import Popen
 
 from sessiond.agent.process import guard as guarding
-from sessiond.agent.process.guard_registry import AGAIN, EMPTY_LOOKS, SWEEP_SECONDS, GuardId, guard_alive, sweep
+from sessiond.agent.process.guard_registry import EMPTY_LOOKS, RETRY_SECONDS, SWEEP_SECONDS, GuardId, guard_alive, sweep
 from sessiond.agent.process.pipes import READ_SIZE, Pipes
 from sessiond.agent.process.user import User
 
 log = logging.getLogger(__name__)
 
 LINE_LIMIT = 64 * 2**20
-"""A line that is longer ends the agent: whole answers of some MB are usual, this is none."""
+"""Longest line in bytes. A longer one ends the agent. Whole answers of a few MB in one line are usual."""
 UNWRITTEN_LIMIT = 16 * 2**20
+"""Bytes that may wait for the agent to read its stdin."""
 STDERR_KEPT = 4096
 EOF_SECONDS = 5.0
-"""How long after the guard's end a pipe may stay open; only what left the tree can hold it."""
+"""Seconds that a pipe may stay open after the guard's end. Only a process that left the tree can hold it open."""
 
 
 class InputFull(Exception):
-    """The agent has not read its stdin for so long that `UNWRITTEN_LIMIT` is reached. Nothing was written."""
+    """The agent does not read its stdin, and `UNWRITTEN_LIMIT` is reached. Nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedGuard:
+    """A guard that has reported its agent."""
+
+    popen: "Popen[bytes]"
+    guard: GuardId
+    pipes: Pipes
+    user: User | None
 
 
 class AgentProcess:
-    """A running agent under its guard. Made by `spawn`."""
+    """A running agent under its guard. Create it with `spawn`."""
 
     guard: GuardId
 
     def __init__(
         self,
-        popen: "Popen[bytes]",
-        guard: GuardId,
-        pipes: "Pipes",
+        started: StartedGuard,
         on_lines: Callable[[list[bytes]], None],
         on_exit: Callable[[int | None, str], None],
-        user: User | None = None,
     ) -> None:
-        self.guard = guard
-        self._user = user
-        self._popen = popen
+        pipes = started.pipes
+        self.guard = started.guard
+        self._user = started.user
+        self._popen = started.popen
         self._lifeline: int | None = pipes.lifeline
         self._on_lines = on_lines
         self._on_exit = on_exit
         self._stderr = b""
-        self._last_words = ""
-        self._flowing = Event()
-        self._flowing.set()
+        self._stop_reason = ""
+        self._reading = Event()
+        self._reading.set()
         self._input = _Input(pipes.stdin)
         self._output = gevent.spawn(self._read_output, pipes.stdout)
         self._errors = gevent.spawn(self._read_errors, pipes.stderr)
-        gevent.spawn(self._see_to_the_end)
+        gevent.spawn(self._await_exit)
 
     @classmethod
     def spawn(
@@ -75,13 +85,18 @@ class AgentProcess:
         on_exit: Callable[[int | None, str], None],
         user: User | None = None,
     ) -> Self:
-        """Starts guard and agent; returns once the guard has reported the agent's pid.
+        """Start the guard and the agent. Return once the guard has reported the agent's pid.
 
-        `on_lines` gets what one read brought, whole lines without their line ends, at least one. `on_exit` is called
-        once, when the guard and with it the whole tree is gone and every line was handed over: with the agent's exit
-        code (128 + n after signal n; None if the guard was killed, so that nobody knows) and the last 4 KiB of stderr.
-        `user` is whom the agent runs as, None for our own. Raises SpawnError; then nothing runs and no callback is
-        called.
+        `on_lines` gets the whole lines of one read, at least one, without their line ends.
+
+        `on_exit` is called once, after the guard and the whole tree are gone and every line was delivered. It gets
+        the agent's exit code and the last 4 KiB of its stderr. The code is 128 + n after signal n, and None if the
+        guard was killed, because the code is then unknown.
+
+        `user` is the account of the agent; None is the account of this process.
+
+        Raises:
+            SpawnError: the agent did not start. Nothing runs, and no callback is called.
         """
         pipes = Pipes()
         try:
@@ -92,13 +107,17 @@ class AgentProcess:
             raise
         finally:
             pipes.close_report()
-        return cls(popen, identity, pipes, on_lines, on_exit, user)
+        return cls(StartedGuard(popen, identity, pipes, user), on_lines, on_exit)
 
     def write(self, data: bytes) -> None:
-        """Writes whole lines, behind all that was written before; never blocks.
+        """Write whole lines after everything that was written before. Never block.
 
-        What the pipe does not take at once follows as the agent reads (`unwritten`). After the agent's end it is
-        dropped: `on_exit` tells. Raises InputFull, and ValueError for what does not end its line.
+        Bytes that the pipe does not take at once are written as the agent reads; `unwritten` counts them. Data
+        written after the agent's end is dropped; `on_exit` reports that end.
+
+        Raises:
+            InputFull: too many bytes wait for the agent to read them.
+            ValueError: the data does not end with a line feed.
         """
         if not data.endswith(b"\n"):
             raise ValueError("not a whole line")
@@ -106,35 +125,40 @@ class AgentProcess:
 
     @property
     def unwritten(self) -> int:
-        """Bytes accepted by `write` that are not in the pipe yet."""
+        """Bytes that `write` accepted and that are not in the pipe yet."""
         return self._input.unwritten
 
     @property
     def strays(self) -> bool:
-        """Whether anything but the agent itself lives in its tree."""
+        """Whether any process other than the agent runs in its tree. True if /proc cannot be read now."""
         try:
             return guarding.strays(self.guard.pid, self.guard.agent_pid)
-        except OSError as error:  # no descriptor to be had: nobody is granted before it was looked
-            log.warning("agent %d: its tree cannot be looked at: %s", self.guard.agent_pid, error)
+        except OSError as error:  # no file descriptor is free: grant nothing before the tree was examined
+            log.warning("cannot examine the process tree of agent %d: %s; will retry", self.guard.agent_pid, error)
             return True
 
     def pause(self) -> None:
-        """Stops reading: the agent will block on its stdout once the pipe is full."""
-        self._flowing.clear()
+        """Stop reading. The agent blocks on its stdout once the pipe is full."""
+        self._reading.clear()
 
     def resume(self) -> None:
-        """Goes on reading."""
-        self._flowing.set()
+        """Continue reading."""
+        self._reading.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether reading is paused."""
+        return not self._reading.is_set()
 
     def stop(self) -> None:
-        """Asks the guard to end the tree: SIGTERM, 1 s, SIGKILL. `on_exit` follows. Ends a pause. Idempotent."""
+        """Ask the guard to end the tree: SIGTERM, 1 s, SIGKILL. `on_exit` follows. Ends a pause. Idempotent."""
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
         self.resume()
 
     def kill(self) -> None:
-        """Last resort, for a guard that does not do as asked: SIGKILL to it and all below it."""
+        """Send SIGKILL to the guard and to its whole tree, for a guard that does not end the tree when asked."""
         self.stop()
         if guard_alive(self.guard):
             tree = guarding.descendants(self.guard.pid)
@@ -147,22 +171,22 @@ class AgentProcess:
             while data := nb_read(stdout, READ_SIZE):
                 if batch := lines.feed(data):
                     self._on_lines(batch)
-                # A read that need not wait does not yield; whoever floods would have the hub for himself.
+                # A read with data ready does not yield, so an agent that floods would block the hub.
                 gevent.sleep(0)
-                self._flowing.wait()
+                self._reading.wait()
         except Exception as error:
             self._give_up(f"its output cannot be taken: {error}")
         else:
-            # Usual just before its end; one that lives on could never be heard again.
+            # Usually the agent exits right after this. Stop one that does not: it can report nothing more.
             gevent.spawn_later(EOF_SECONDS, self._give_up, "it closed its stdout")
         finally:
             os.close(stdout)
 
     def _give_up(self, why: str) -> None:
-        """Ends an agent that lives on and is of no use; `on_exit` gives the reason as its last words."""
+        """Stop an agent that cannot be used. `on_exit` gets the reason at the end of the stderr text."""
         if self._lifeline is not None:
-            log.error("agent %d: %s; it is ended", self.guard.agent_pid, why)
-            self._last_words = f"\nsessiond: {why}"
+            log.error("stopping agent %d: %s", self.guard.agent_pid, why)
+            self._stop_reason = f"\nsessiond: {why}"
             self.stop()
 
     def _read_errors(self, stderr: int) -> None:
@@ -173,20 +197,24 @@ class AgentProcess:
         finally:
             os.close(stderr)
 
-    def _see_to_the_end(self) -> None:
+    def _await_exit(self) -> None:
         code = self._popen.wait()
         while not self._swept(EMPTY_LOOKS if code < 0 else 1):
-            log.error("guard %d: what it left is not gone, or cannot be seen", self.guard.pid)
-            gevent.sleep(AGAIN)
+            log.error(
+                "processes of the ended guard %d still run, or /proc cannot be read; retrying in %g s",
+                self.guard.pid,
+                RETRY_SECONDS,
+            )
+            gevent.sleep(RETRY_SECONDS)
         self.stop()
         readers: list[gevent.Greenlet[..., None]] = [self._output, self._errors]
         gevent.joinall(readers, timeout=EOF_SECONDS)
         gevent.killall(readers)
         self._input.close()
-        self._on_exit(code if code >= 0 else None, self._stderr.decode(errors="replace") + self._last_words)
+        self._on_exit(code if code >= 0 else None, self._stderr.decode(errors="replace") + self._stop_reason)
 
     def _swept(self, looks: int) -> bool:
-        """Whether nothing of it is left. Who cannot see (no descriptor is to be had) must look again."""
+        """Return whether no process of the tree is left. False if no file descriptor is free for a look."""
         try:
             return sweep(self.guard, SWEEP_SECONDS, self._user, looks)
         except OSError:
@@ -194,7 +222,7 @@ class AgentProcess:
 
 
 class _Input:
-    """The agent's stdin: takes whole lines at once, writes them as the agent reads."""
+    """The agent's stdin. Accepts whole lines at once and writes them as the agent reads."""
 
     def __init__(self, fd: int) -> None:
         self.unwritten = 0
@@ -210,7 +238,7 @@ class _Input:
         if self.unwritten + len(data) > UNWRITTEN_LIMIT:
             raise InputFull(f"{self.unwritten} bytes wait for the agent to read them")
         done = 0
-        if not self._queue:  # usual: into the pipe in the caller's own step
+        if not self._queue:  # the usual case: write in the caller's own step
             try:
                 done = os.write(self._fd, data)
             except BlockingIOError:
@@ -233,7 +261,7 @@ class _Input:
                     if rest:
                         self._queue.appendleft(rest)
                 self._filled.clear()
-        except OSError:  # the agent is gone, or closed its stdin: its exit will tell
+        except OSError:  # the agent is gone or closed its stdin; its exit is reported
             pass
         finally:
             self._open = False
@@ -247,14 +275,18 @@ class _Input:
 
 
 class _Lines:
-    """Splits a stream at line feeds; the bytes of an unfinished line wait, unjoined, for their end."""
+    """Splits a stream at line feeds. The pieces of an unfinished line are joined once, when it ends."""
 
     def __init__(self) -> None:
         self._begun: list[bytes] = []
         self._size = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes, without line feeds. Raises ValueError beyond `LINE_LIMIT`."""
+        """Return the lines that `data` completes, without line feeds.
+
+        Raises:
+            ValueError: an unfinished line exceeds `LINE_LIMIT`.
+        """
         *lines, rest = data.split(b"\n")
         if lines:
             lines[0] = b"".join((*self._begun, lines[0]))

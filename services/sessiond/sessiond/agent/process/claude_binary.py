@@ -1,7 +1,7 @@
-"""The agent's binary: where it is, how it is started, what of the environment it sees.
+"""The agent's binary: its path, its command line and its environment.
 
-Facts and their source: docs/protocol.md. The binary comes with the pinned wheel `claude-agent-sdk`;
-it is found without importing that package.
+docs/protocol.md has the facts and their sources. The binary comes with the pinned wheel `claude-agent-sdk`.
+It is found without importing that package.
 """
 
 import importlib.util
@@ -14,19 +14,23 @@ from sessiond.agent.permissions import NEVER, OUTSIDE
 
 
 class NoClaude(Exception):
-    """The binary is not installed; the text says in one line what to do."""
+    """The binary is not installed. The text says in one line what to do."""
 
 
 PASSED: Final = (
     "PATH", "LANG", "LC_ALL", "TZ", "TERM", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL",
     "ANTHROPIC_MODEL", "CLAUDE_CODE_OAUTH_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
-    "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "SCRIPTED_FAULTS",
+    "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS",
 )  # fmt: skip
-"""All that the agent sees of the owner's environment: an allow-list."""
+"""The variables of the owner's environment that the agent also gets. It gets no others."""
 
 
 def find_claude() -> Path:
-    """The bundled binary. Raises NoClaude."""
+    """Return the path of the bundled binary.
+
+    Raises:
+        NoClaude: the binary is not installed.
+    """
     spec = importlib.util.find_spec("claude_agent_sdk")
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     path = Path(places[0]) / "_bundled" / "claude" if places else None
@@ -46,9 +50,9 @@ def claude_argv(
     web_fetch_check: bool = True,
     append_system_prompt: str | None = None,
 ) -> list[str]:
-    """The command line of one agent process; `conversation` is begun, or resumed.
+    """Return the command line of an agent process that begins `conversation`, or resumes it.
 
-    `web_fetch_check`: whether claude may ask its vendor about each host before it fetches from there.
+    `web_fetch_check` allows claude to ask its vendor about each host before it fetches from that host.
     """
     settings: dict[str, object] = {"crossSessionInbound": "refuse", "permissions": {"deny": list(OUTSIDE)}}
     if not web_fetch_check:
@@ -67,9 +71,9 @@ def claude_argv(
 def claude_env(
     environ: Mapping[str, str], *, home: Path, config: Path, background_tasks: bool = False
 ) -> dict[str, str]:
-    """The agent's whole environment: `home` is its tools', `config` is claude's own directory.
+    """Return the agent's whole environment. `home` is the home of its tools, `config` is claude's own directory.
 
-    `background_tasks` True takes a protection off; for tests.
+    `background_tasks` removes a protection. Only tests set it.
     """
     env = {name: environ[name] for name in PASSED if name in environ}
     env |= {

@@ -1,21 +1,22 @@
-"""The guard: the small process between owner and agent that ends the agent's whole tree when the owner dies.
+"""The guard: a small process between owner and agent that ends the agent's whole tree when the owner dies.
 
-Run as `python -I -S guard.py LIFELINE REPORT TRACE USER DIRECTORY COMMAND…`; standard library only, so that it
-starts in 20 ms.
+Run as `python -I -S guard.py LIFELINE REPORT TRACE USER DIRECTORY COMMAND…`. It uses the standard library only,
+so that it starts in 20 ms.
 
-- `LIFELINE` is the read end of a pipe whose other end only the owner has: its end-of-file is the owner's death, or
-  its wish to stop. It cannot be missed, unlike a death signal, which follows the thread that spawned.
-- `REPORT` gets one line, `agent PID START_TIME` (the agent's pid, the guard's own start time) or `error TEXT`, and is
-  closed.
-- `TRACE` gets the guard's stack on SIGUSR1: its own stderr is the agent's.
-- `USER` is `UID:GID` for an agent that runs as another user than the guard, `-` for one that does not. The guard
-  itself stays who it is, so that the agent can neither signal nor trace it.
-- `DIRECTORY` is the agent's, which enters it as its own user: the guard may not be let in there, and stays out.
-- The agent has the guard's stdin, stdout, stderr and environment, and `SESSIOND_GUARD` on top, by which
-  what is left of a tree can be found although its guard was killed.
+- `LIFELINE` is the read end of a pipe whose other end only the owner has. End-of-file means that the owner died or
+  wants the agent to stop. The guard cannot miss it, unlike a death signal, which follows the spawning thread.
+- `REPORT` gets one line and is closed: `agent PID START_TIME` (the agent's pid, the guard's own start time) or
+  `error TEXT`.
+- `TRACE` gets the guard's stack on SIGUSR1, because the guard's stderr is the agent's.
+- `USER` is `UID:GID` if the agent runs as another user than the guard, otherwise `-`. The guard keeps its own user,
+  so that the agent can neither signal nor trace it.
+- `DIRECTORY` is the agent's working directory. The agent enters it as its own user. The guard may lack the
+  permission, so it stays out.
+- The agent inherits the guard's stdin, stdout, stderr and environment, plus `SESSIOND_GUARD`. That variable
+  identifies the processes of a tree whose guard was killed.
 
-The guard is child subreaper: whatever double-forks or takes a session of its own still is its descendant. It exits
-only when it has no child left, with the agent's status (128 + n after signal n).
+The guard is a child subreaper: a process that double-forks or starts its own session is still its descendant. The
+guard exits only when it has no child left, with the agent's status (128 + n after signal n).
 """
 
 import contextlib
@@ -30,28 +31,28 @@ import time
 from typing import NamedTuple, NoReturn
 
 MARK = "SESSIOND_GUARD"
-"""The variable in the environment of everything below a guard: `PID-START_TIME` of that guard."""
+"""The environment variable of every process below a guard. Its value is `PID-START_TIME` of the guard."""
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
 KILL_TRIES = 100
-"""Some ms of them between two looks at the whole tree."""
+"""Attempts to kill the guard's children between two looks at the whole tree. They take a few ms."""
 BLIND = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""What says nothing about the process that was looked for."""
+"""Errors that say nothing about the process that was looked for."""
 LOOKS = 10
-"""At a tree that changes from one to the next: enough of them to tell that it does not come to rest."""
+"""After this many looks that each find other processes, the tree counts as having strays."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Process(NamedTuple):
-    """A line of the process table."""
+    """An entry of the process table."""
 
     pid: int
     parent: int
     state: str
     start_time: int
-    """Clock ticks since boot: with the pid and the boot id it names a process for ever."""
+    """Clock ticks since boot. With the pid and the boot id it identifies a process uniquely."""
 
     @property
     def dead(self) -> bool:
@@ -59,7 +60,11 @@ class Process(NamedTuple):
 
 
 def process(pid: int) -> Process | None:
-    """The process `pid` as /proc shows it, None if there is none. Raises OSError when nothing can be seen now."""
+    """Return the process `pid` as /proc shows it, or None if there is none.
+
+    Raises:
+        OSError: /proc cannot be read now.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
@@ -67,19 +72,19 @@ def process(pid: int) -> Process | None:
         if error.errno in BLIND:
             raise
         return None
-    # The name in the second field may hold blanks and brackets: the rest begins after the last bracket.
+    # The name in the second field may contain blanks and brackets: the rest starts after the last bracket.
     fields = stat[stat.rindex(b")") + 2 :].split()
     return Process(pid, int(fields[1]), fields[0].decode(), int(fields[19]))
 
 
 def processes() -> list[Process]:
-    """The process table. Not a snapshot: what forks meanwhile may be missing."""
+    """Return the process table. It is no snapshot: a process that is forked meanwhile may be missing."""
     found = (process(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
     return [one for one in found if one is not None]
 
 
 def descendants(root: int) -> list[Process]:
-    """The living processes below `root`, without itself."""
+    """Return the live descendants of `root`."""
     below: dict[int, list[Process]] = {}
     for one in processes():
         below.setdefault(one.parent, []).append(one)
@@ -90,17 +95,17 @@ def descendants(root: int) -> list[Process]:
 
 
 def strays(guard: int, agent: int) -> bool:
-    """Whether anything but the agent lives below its guard: what its tools started, or left to the guard.
+    """Return whether a process other than the agent runs below its guard: a tool's process, or its orphan.
 
-    No look is a snapshot, and what was listed may have forked and died since. So nothing lives there only when two
-    looks in a row find the same, none of it alive; as long as each finds others, something does.
+    No look is a snapshot: a listed process may have forked and died since. So there are no strays only if two looks
+    in a row find the same pids and none of them is alive.
     """
     before: set[int] | None = None
     for _ in range(LOOKS):
         try:
-            # In this order: what loses its parent between the two goes from the agent to the guard.
+            # The agent first: a process that loses its parent moves from the agent to the guard.
             below = {pid for parent in (agent, guard) for pid in _children(parent) if pid != agent}
-        except FileNotFoundError:  # a kernel that does not tell, or they are gone
+        except FileNotFoundError:  # the kernel does not list children, or the processes are gone
             return any(one.pid != agent for one in descendants(guard))
         if any(one is not None and not one.dead for one in map(process, below)):
             return True
@@ -111,7 +116,7 @@ def strays(guard: int, agent: int) -> bool:
 
 
 def _children(pid: int) -> list[int]:
-    """Without a walk through the whole process table."""
+    """Return the pids of the children, without reading the whole process table."""
     tasks = f"/proc/{pid}/task"
     found: list[int] = []
     for thread in os.listdir(tasks):  # noqa: PTH208
@@ -121,7 +126,7 @@ def _children(pid: int) -> list[int]:
 
 
 def send(targets: list[Process], number: int) -> None:
-    """Signals processes that were just read from /proc; those that are gone by now are skipped."""
+    """Signal processes that were just read from /proc. Skip those that are gone by now."""
     for target in targets:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(target.pid, number)
@@ -141,18 +146,18 @@ class Guard:
         self._asked = False
 
     def run(self, command: list[str]) -> int:
-        """Starts the agent, waits for its end or the owner's, ends the tree. Returns the agent's exit code."""
+        """Start the agent, wait for its end or the owner's, then end the tree. Return the agent's exit code."""
         for inherited in (self._lifeline, self._report, self._trace):
             os.set_inheritable(inherited, False)
         if os.getsid(0) != os.getpid():
             os.setsid()
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        # Nothing below may take rights that the guard has not: it could not be ended (sudo).
+        # No descendant may gain rights that the guard lacks (sudo): the guard could not end it.
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         self._wake = self._watch_signals()
         if not self._start(command):
             return 127
-        self._let_go_of_streams()
+        self._close_streams()
         while not self._asked and self._agent_lives():
             self._wait(None)
         self._end_tree()
@@ -168,7 +173,7 @@ class Guard:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask)
-        for number in (signal.SIGINT, signal.SIGQUIT):  # a terminal's, meant for nobody here
+        for number in (signal.SIGINT, signal.SIGQUIT):  # sent by a terminal, not meant for the guard
             signal.signal(number, signal.SIG_IGN)
         return readable
 
@@ -191,16 +196,16 @@ class Guard:
         os.close(self._report)
         return not error
 
-    def _let_go_of_streams(self) -> None:
-        """With a copy left here, neither side would ever see the other's end-of-file."""
+    def _close_streams(self) -> None:
+        """Drop the guard's copies, otherwise neither side would see the other's end-of-file."""
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         os.close(null)
 
     def _wait(self, seconds: float | None) -> None:
-        """Until a signal, the lifeline's end, or the time is up."""
-        # Not select(): the lifeline keeps the number that it had in the owner, which may be above 1023.
+        """Wait for a signal, for the lifeline's end, or for `seconds`."""
+        # Not select(): the lifeline keeps its number from the owner, which may exceed 1023.
         poll = select.poll()
         for watched in [self._wake] if self._asked else [self._wake, self._lifeline]:
             poll.register(watched, select.POLLIN)
@@ -215,7 +220,7 @@ class Guard:
         return self._agent != 0
 
     def _reap(self) -> bool:
-        """Collects the dead. False once there is no child: then there is no descendant either."""
+        """Reap exited children. Return False once no child is left; then there is no descendant either."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -240,18 +245,19 @@ class Guard:
             self._wait(0.01)
 
     def _send(self, number: int) -> None:
-        with contextlib.suppress(OSError):  # nothing can be seen just now: it will be another time
+        with contextlib.suppress(OSError):  # /proc cannot be read now; the caller tries again
             send(descendants(os.getpid()), number)
 
     def _kill_children(self) -> None:
-        """Without a look at the whole process table, which a tool outruns that forks and exits for ever.
+        """Kill the guard's children without reading the whole process table.
 
-        The one of it that lives soon is a child of the guard's, whose parent has just exited.
+        A tool that forks and exits for ever is faster than such a read. Its live process soon becomes a child of
+        the guard, because its parent exits.
         """
         me = os.getpid()
         for _ in range(KILL_TRIES):
-            with contextlib.suppress(FileNotFoundError):  # a kernel that does not tell
-                for pid in _children(me):  # not reaped yet: nobody else can have the number
+            with contextlib.suppress(FileNotFoundError):  # the kernel does not list children
+                for pid in _children(me):  # not reaped yet, so the pid cannot belong to another process
                     os.kill(pid, signal.SIGKILL)
             if not self._reap():
                 return
@@ -265,16 +271,16 @@ def _prctl(option: int, value: int) -> None:
 def _become(
     command: list[str], environ: dict[str, str], guard: int, failure: int, user: tuple[int, int] | None, directory: str
 ) -> NoReturn:
-    """In the child: turns into the agent, or tells `failure` why not."""
+    """Become the agent, in the child process. On an error, write the reason to `failure`."""
     what = directory
     try:
         if user is not None:
             _change_user(*user)
         os.chdir(directory)
         what = command[0]
-        # After the change of user, which clears it.
+        # Only now: the change of user clears it.
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guard:  # it died before the line above
+        if os.getppid() != guard:  # the guard died before the line above
             os._exit(1)
         for number in (
             signal.SIGCHLD,
@@ -295,12 +301,16 @@ def _become(
 
 
 def _change_user(uid: int, gid: int) -> None:
-    """For good: real, effective and saved, no other group, and with that no capability. Raises OSError."""
+    """Change the real, effective and saved ids for good, and drop all other groups and all capabilities.
+
+    Raises:
+        OSError: the change failed.
+    """
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
-        raise OSError(errno.EPERM, "the user was not changed")
+        raise OSError(errno.EPERM, "cannot change the user")
 
 
 def main() -> NoReturn:

@@ -1,6 +1,7 @@
-"""Guards by name: this owner's, and a predecessor's that must be gone before anybody starts an agent.
+"""Identities of guards, and the end of a guard that a previous owner left.
 
-A predecessor that died took its guard along. One that only stands still did not: whoever owns the session now ends it.
+The guard of a previous owner must be gone before a session's agent starts. A previous owner that died took
+its guard along. One that is only suspended did not, so the present owner ends that guard.
 """
 
 import contextlib
@@ -18,15 +19,15 @@ from sessiond.agent.process.user import User, acting_as
 from sessiond_common.private_files import write_private
 
 SWEEP_SECONDS = 2.0
-AGAIN = 0.5
-"""Seconds between two tries to end what is not gone."""
+RETRY_SECONDS = 0.5
+"""Seconds between two attempts to end processes that are not gone."""
 EMPTY_LOOKS = 2
-"""In a row: the process table is read entry by entry, and what forks and exits meanwhile may be in none."""
+"""Looks in a row that must find nothing. One look can miss a process that forks and exits during it."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuardId:
-    """Names a guard for ever, also over a restart of the machine."""
+    """Identifies a guard uniquely, also across restarts of the machine."""
 
     pid: int
     start_time: int
@@ -36,48 +37,56 @@ class GuardId:
 
 
 class GuardNote:
-    """The living guard's name in a file of this machine: Redis may come back older than it.
+    """A file on this machine with the running guard's identity, because Redis may lose its latest writes.
 
-    Written before the first prompt, removed once the guard is gone.
+    Write it before the first prompt, remove it once the guard is gone.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, guard: GuardId) -> None:
-        """Replaces what stands there. Raises OSError."""
+        """Replace the file's content.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_private(self._path, json.dumps(asdict(guard)))
 
     def read(self) -> GuardId | None:
-        """None if there is none, or none that can be read: a machine that lost its files lost its processes."""
+        """Return the recorded guard, or None if there is no readable file.
+
+        A machine that lost its files also lost its processes.
+        """
         try:
             return GuardId(**json.loads(self._path.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def remove(self, guard: GuardId) -> None:
-        """Unless it names another one by now."""
+        """Remove the file unless it names another guard by now."""
         if self.read() == guard:
             self._path.unlink(missing_ok=True)
 
 
 def boot_id() -> str:
-    """The kernel's name for this boot."""
+    """Return the kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def guard_alive(guard: GuardId) -> bool:
-    """Whether this guard still runs here. False also for another machine's: ask whether the record is of this one."""
+    """Return whether this guard still runs on this machine. The guard of another machine counts as gone."""
     found = guarding.process(guard.pid)
     alive = found is not None and not found.dead and found.start_time == guard.start_time
     return alive and guard.boot_id == boot_id()
 
 
 def end_guard(guard: GuardId, seconds: float, user: User | None = None) -> bool:
-    """Ends this guard (anybody's, not only a child) and all that it guarded: SIGTERM, after `seconds` SIGKILL.
+    """End a guard and its tree: SIGTERM, then SIGKILL after `seconds`. The guard need not be our child.
 
-    Returns whether nothing is left; False means that it may not be signalled, or cannot run (a frozen container).
+    Return whether nothing is left. False means that we may not signal it, or that it cannot run (a frozen
+    container).
     """
     if not _ended(guard, seconds):
         return False
@@ -87,7 +96,7 @@ def end_guard(guard: GuardId, seconds: float, user: User | None = None) -> bool:
 def _ended(guard: GuardId, seconds: float) -> bool:
     try:
         descriptor = os.pidfd_open(guard.pid)
-    except OSError:  # gone by now, or there is no descriptor to be had
+    except OSError:  # gone by now, or no file descriptor is free
         return not guard_alive(guard)
     try:
         return not guard_alive(guard) or any(
@@ -108,17 +117,17 @@ def _ended_by(descriptor: int, number: signal.Signals, seconds: float) -> bool:
 
 
 def sweep(guard: GuardId, seconds: float, user: User | None = None, looks: int = EMPTY_LOOKS) -> bool:
-    """SIGKILL to what carries the mark of a guard that is gone, until nothing does. Returns whether nothing is left.
+    """Send SIGKILL to processes that carry the mark of an ended guard. Return whether none is left.
 
-    A guard leaves nothing behind unless it was killed itself; then its agent dies by a death signal, but not the
-    tools in sessions of their own. Nothing is left when so many `looks` in a row found nothing.
+    A guard leaves nothing behind unless it was killed itself. Then its agent dies by the parent-death signal,
+    but tools in sessions of their own do not. None is left when `looks` looks in a row find nothing.
     """
     if guard.boot_id != boot_id():
         return True
     mark = f"{guarding.MARK}={guard.pid}-{guard.start_time}".encode()
     empty = 0
     for _ in range(max(looks, int(seconds / 0.02))):
-        with acting_as(user):  # another user's environment is not shown to us, its own is
+        with acting_as(user):  # only that user may read the environment of its processes
             left = [one for one in guarding.processes() if not one.dead and mark in _environ(one.pid)]
         empty = 0 if left else empty + 1
         if empty == looks:

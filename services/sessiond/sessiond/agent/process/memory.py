@@ -1,11 +1,11 @@
-"""How much memory a tree of processes has, from /proc; where there is none, nothing."""
+"""Memory of a process tree, read from /proc."""
 
 import os
 from pathlib import Path
 
 
 def tree_bytes(pid: int) -> int:
-    """Resident bytes of the process and all below it; those that are gone meanwhile count nothing."""
+    """Return the resident bytes of the process and its descendants. A process that is gone counts as 0."""
     try:
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         children = [

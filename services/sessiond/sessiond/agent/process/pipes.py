@@ -1,4 +1,4 @@
-"""The pipes between owner, guard and agent, and the guard's start on them."""
+"""The pipes between owner, guard and agent, and the start of the guard."""
 
 import contextlib
 import os
@@ -15,17 +15,17 @@ from sessiond.agent.process.guard_registry import GuardId, boot_id
 from sessiond.agent.process.user import User
 
 READ_SIZE = 64 * 1024
-"""Bytes a read, so also what one batch of lines can hold the hub for."""
+"""Bytes of one read. It also limits how long one batch of lines occupies the hub."""
 REPORT_SECONDS = 10.0
-"""How long a guard may take to report its agent (20-50 ms are usual)."""
+"""Seconds in which a guard must report its agent. It usually takes 20-50 ms."""
 
 
 class SpawnError(Exception):
-    """The agent could not be started; the text is one line that says why."""
+    """The agent could not be started. The text is one line that says why."""
 
 
 def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
-    """A pipe that is closed with the stack: the third of five may be one descriptor too many."""
+    """Create a pipe that the stack closes, in case no file descriptor is free for a later pipe."""
     ends = os.pipe()
     for end in ends:
         undo.callback(os.close, end)
@@ -33,10 +33,13 @@ def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
 
 
 class Pipes:
-    """The four pipes between owner, guard and agent, and the one for the guard's report. Owner's ends by name."""
+    """The four pipes between owner, guard and agent, and the pipe of the guard's report.
+
+    The public fields are the owner's ends.
+    """
 
     def __init__(self) -> None:
-        # Not inheritable, all ten: who is to have an end gets it by name, and nobody else can.
+        # No end is inheritable: each is passed on by number to the process that needs it.
         with contextlib.ExitStack() as undo:
             stdin, stdout, stderr, lifeline, report = [_pipe(undo) for _ in range(5)]
             undo.pop_all()
@@ -49,43 +52,52 @@ class Pipes:
             make_nonblocking(end)
 
     def start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], user: User | None) -> "Popen[bytes]":
-        """Starts the guard and closes the ends that are its."""
+        """Start the guard and close its ends here.
+
+        Raises:
+            SpawnError: the guard did not start.
+        """
         ends = [self._lifeline, self._reported]
-        whom = "-" if user is None else f"{user.uid}:{user.gid}"
+        account = "-" if user is None else f"{user.uid}:{user.gid}"
         try:
             ends.append(os.dup(2))
-            command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), whom, str(cwd), *argv]
+            command = [sys.executable, "-I", "-S", guarding.__file__, *map(str, ends), account, str(cwd), *argv]
             return Popen(
                 command, cwd="/", env=dict(env), stdin=self._stdin, stdout=self._stdout, stderr=self._stderr,
                 pass_fds=ends, close_fds=True, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            raise SpawnError(f"no guard for the agent: {error}") from error
+            raise SpawnError(f"cannot start the agent's guard: {error}") from error
         finally:
             for end in (self._stdin, self._stdout, self._stderr, *ends):
                 os.close(end)
 
     def identify(self, popen: "Popen[bytes]") -> GuardId:
-        """Waits for the guard's report. Raises SpawnError, after the guard is gone."""
+        """Wait for the guard's report.
+
+        Raises:
+            SpawnError: the agent did not start. The guard is gone.
+        """
         report = b""
         with gevent.Timeout(REPORT_SECONDS, False):  # type: ignore[arg-type]
             while data := nb_read(self._report, READ_SIZE):
                 report += data
         word, _, rest = report.decode(errors="replace").strip().partition(" ")
-        if word == "agent":  # and if both are gone by now, all the same: what the agent said is still to be read
+        if word == "agent":  # even if both are gone by now: the agent's output is still to be read
             agent, start_time = map(int, rest.split())
             return GuardId(popen.pid, start_time, boot_id(), agent)
         if word != "error":
             with contextlib.suppress(ProcessLookupError):
                 popen.kill()
         popen.wait()
-        raise SpawnError(f"the agent did not start: {rest or self._last_words()}")
+        raise SpawnError(f"the agent did not start: {rest or self._last_error()}")
 
-    def _last_words(self) -> str:
+    def _last_error(self) -> str:
+        unknown = "its guard gave no reason"
         with contextlib.suppress(BlockingIOError):
             lines = os.read(self.stderr, READ_SIZE).decode(errors="replace").split("\n")
-            return " ".join(lines[-2:]).strip() or "its guard said nothing"
-        return "its guard said nothing"
+            return " ".join(lines[-2:]).strip() or unknown
+        return unknown
 
     def close_report(self) -> None:
         os.close(self._report)

@@ -1,4 +1,4 @@
-"""Whom the agent runs as, when that is somebody else than the service."""
+"""The account that the agent runs as, if it is not the service's own."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An account by its numbers."""
+    """An account, by its numeric ids."""
 
     uid: int
     gid: int
@@ -16,11 +16,11 @@ class User:
 
 @contextmanager
 def acting_as(user: User | None) -> Iterator[None]:
-    """What is in the block is done with this user's rights; None: with our own.
+    """Run the block with this user's rights, or with our own if `user` is None.
 
-    A service that may change users (CAP_SETUID, CAP_SETGID) need not be one that reads everybody's files
-    (CAP_DAC_OVERRIDE, CAP_SYS_PTRACE): it looks at what is the agent's as the agent would, and so meets no more than
-    the agent could. The change is the whole process's: nothing in the block may wait or switch greenlets.
+    A service that may change users (CAP_SETUID, CAP_SETGID) then needs no right to read all files
+    (CAP_DAC_OVERRIDE, CAP_SYS_PTRACE): it reads the agent's files with the agent's own rights. The change
+    applies to the whole process, so the block must not wait or switch greenlets.
     """
     if user is None:
         yield

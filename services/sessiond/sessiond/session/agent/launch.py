@@ -1,9 +1,10 @@
-"""From settings to a running agent: command, environment, working directory."""
+"""Start an agent from the settings: its command, environment and working directory."""
 
 import os
 import stat
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,11 +20,21 @@ from sessiond.settings import Settings
 log = structlog.get_logger("sessiond.launch")
 
 CLAUDE_MD_LIMIT: Final = 64 * 1024
-"""Bytes of it that go in: Linux takes no argument above 128 KiB."""
+"""How many bytes of CLAUDE.md the agent gets. Linux takes no argument above 128 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStart:
+    """Which agent to start: the session's name, its conversation, and whether to resume that."""
+
+    settings: Settings
+    session: str
+    conversation: str
+    resume: bool
 
 
 def workdir(settings: Settings, name: str) -> Path:
-    """The agent's working directory for a session, made if it is not there."""
+    """Return the agent's working directory for a session. Makes it if it is missing."""
     path = (settings.checkouts or settings.state_dir / "work").resolve() / name
     with acting_as(settings.agent_user):
         path.mkdir(parents=True, exist_ok=True)
@@ -31,7 +42,7 @@ def workdir(settings: Settings, name: str) -> Path:
 
 
 def home_dir(settings: Settings) -> Path:
-    """The home of the agent's tools, where the conversations are kept too; outlives every process."""
+    """Return the home of the agent's tools, which also holds the conversations. It outlives every process."""
     path = (settings.state_dir / "claude").resolve()
     with acting_as(settings.agent_user):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -39,9 +50,9 @@ def home_dir(settings: Settings) -> Path:
 
 
 def config_dir(settings: Settings, name: str) -> Path:
-    """claude's own directory for one process of session `name`: a new one, but for the conversations.
+    """Make claude's own directory for one process of a session. Only the conversations in it are kept.
 
-    The worker's Bash may write what it likes there (settings, hooks, guides, skills); it ends with the process.
+    The worker's Bash may write settings, hooks and skills there; they end with the process.
     """
     home = home_dir(settings)
     place, user = home / "config" / name, settings.agent_user
@@ -58,23 +69,24 @@ def config_dir(settings: Settings, name: str) -> Path:
 
 
 def _remove(paths: list[str], user: User | None) -> None:
-    """In a process of its own: what a tool left may be of any size, and a greenlet would wait for the disk."""
+    """Remove files in a process of its own: tools leave files of any size, and a greenlet would wait for the disk."""
     uid, gid, groups = (None, None, None) if user is None else (user.uid, user.gid, [user.gid])
-    removing = Popen(["rm", "-rf", "--", *paths], stderr=DEVNULL, user=uid, group=gid, extra_groups=groups)
-    gevent.spawn(removing.wait)
+    removal = Popen(["rm", "-rf", "--", *paths], stderr=DEVNULL, user=uid, group=gid, extra_groups=groups)
+    gevent.spawn(removal.wait)
 
 
 def conversation_known(settings: Settings, conversation: str) -> bool:
-    """Whether the agent has a transcript of this conversation."""
+    """Return whether the agent has a transcript of this conversation."""
     home = home_dir(settings)
     with acting_as(settings.agent_user):
         return any(home.glob(f"projects/*/{conversation}.json*"))
 
 
 def guide(path: Path, user: User | None) -> str | None:
-    """The text of a `CLAUDE.md` as an argument can hold it, None for one that cannot be had: it must stop no agent.
+    """Return the text of a `CLAUDE.md` as an argument can hold it, or None. An unreadable file stops no agent.
 
-    What is no UTF-8 is left out. A link could lead anywhere, and what it leads to would go to the model: not followed.
+    Bytes that are not UTF-8 are left out. A link is not followed: it could lead to any file, whose text would go to
+    the model.
     """
     with acting_as(user):
         try:
@@ -95,15 +107,16 @@ def _beginning(path: Path) -> bytes | None:
         os.close(file)
 
 
-def command(settings: Settings, cwd: Path, conversation: str, resume: bool) -> list[str]:
-    """The agent's argv: the bundled claude, or `agent_command` with the same flags."""
+def command(start: AgentStart, cwd: Path) -> list[str]:
+    """Return the agent's argv: the bundled claude, or `agent_command`, with the same flags."""
+    settings = start.settings
     text = guide(cwd / "CLAUDE.md", settings.agent_user)
     first = settings.agent_command[0] if settings.agent_command else str(claude_binary.find_claude())
     argv = claude_binary.claude_argv(
         Path(first),
         model=settings.model,
-        conversation=conversation,
-        resume=resume,
+        conversation=start.conversation,
+        resume=start.resume,
         web_fetch_check=settings.web_fetch_check,
         append_system_prompt=text,
     )
@@ -111,20 +124,19 @@ def command(settings: Settings, cwd: Path, conversation: str, resume: bool) -> l
 
 
 def launch(
-    settings: Settings,
-    name: str,
-    conversation: str,
-    resume: bool,
-    on_lines: Callable[[list[bytes]], None],
-    on_exit: Callable[[int | None, str], None],
+    start: AgentStart, on_lines: Callable[[list[bytes]], None], on_exit: Callable[[int | None, str], None]
 ) -> AgentProcess:
-    """Starts the agent of session `name`. Raises pipes.SpawnError or binary.NoClaude, one line each."""
-    cwd = workdir(settings, name)
+    """Start the agent.
+
+    Raises:
+        SpawnError, NoClaude: the agent cannot start; the text is one line.
+    """
+    settings = start.settings
+    cwd = workdir(settings, start.session)
     env = claude_binary.claude_env(
         os.environ,
         home=home_dir(settings),
-        config=config_dir(settings, name),
+        config=config_dir(settings, start.session),
         background_tasks=settings.background_tasks,
     )
-    argv = command(settings, cwd, conversation, resume)
-    return AgentProcess.spawn(argv, cwd, env, on_lines, on_exit, settings.agent_user)
+    return AgentProcess.spawn(command(start, cwd), cwd, env, on_lines, on_exit, settings.agent_user)

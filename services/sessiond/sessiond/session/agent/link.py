@@ -1,10 +1,11 @@
-"""The owner loop's line to its agent's process: starting, writing, ending, and what comes back into the inbox.
+"""The link between an owner loop and its agent's process: it starts, writes to and ends the process.
 
-It decides nothing. Each process has a number, its life; what an earlier life still says is dropped.
+What the process says comes back into the inbox. The link decides nothing. Each process has a number, so that items of
+an earlier process are dropped.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 import gevent
@@ -13,26 +14,18 @@ import structlog
 from sessiond.agent import state as st
 from sessiond.agent.machine import KILLED_AFTER
 from sessiond.agent.process.agent_process import AgentProcess, InputFull
-from sessiond.agent.process.guard_registry import AGAIN, GuardId, GuardNote, end_guard
-from sessiond.session.agent.launch import conversation_known, launch
+from sessiond.agent.process.guard_registry import RETRY_SECONDS, GuardId, GuardNote, end_guard
+from sessiond.session.agent.items import AgentEvent, AgentItem, AgentLines
+from sessiond.session.agent.launch import AgentStart, conversation_known, launch
 from sessiond.session.agent.slots import Sleeper, Slots
 from sessiond.settings import Settings
 
 log = structlog.get_logger("sessiond.agent")
 
 UNREAD_LIMIT: Final = 8 * 2**20
-"""Bytes of lines in the inbox; beyond them the agent is not read, and will wait on its stdout."""
+"""Bytes of lines in the inbox. Beyond that the agent is not read, and blocks on its stdout."""
 LINE_WEIGHT: Final = 2 * 2**10
-"""What a line counts for besides its bytes: callers stand behind it in the inbox, however short it is."""
-
-
-@dataclass(slots=True)
-class FromAgent:
-    """Lines, the start, a fault, or the end of the process of this life. Below 0: of what a predecessor left."""
-
-    life: int
-    lines: list[bytes] | None = None
-    event: st.Event | None = None
+"""What a line counts for besides its bytes: callers wait behind it in the inbox, however short it is."""
 
 
 def _weight(lines: list[bytes]) -> int:
@@ -43,14 +36,17 @@ class AgentLink:
     """One session's agent process, at most one at a time."""
 
     def __init__(
-        self, name: str, settings: Settings, slots: Slots, owner: Sleeper, put: Callable[[FromAgent], None]
+        self, name: str, settings: Settings, slots: Slots, owner: Sleeper, put: Callable[[AgentItem], None]
     ) -> None:
+        """`put` adds an item to the inbox; it must not block."""
         self._name, self._settings, self._slots, self._owner, self._put = name, settings, slots, owner, put
         self._process: AgentProcess | None = None
-        self._life = 0
-        self._condemned = 0
-        self._waits = 0
-        self._why = ""
+        self._number = 0
+        """The present process's number."""
+        self._last_ended = 0
+        """`end` was called for the processes up to this number."""
+        self._predecessor_waits = 0
+        self._end_reason = ""
         self._unread = 0
         self.guard: dict[str, Any] | None = None
         """The living guard, as it is stored; None when the tree is gone."""
@@ -58,56 +54,56 @@ class AgentLink:
 
     @property
     def alive(self) -> bool:
-        """Whether a process of ours runs."""
+        """Whether a process of this session runs."""
         return self._process is not None
 
     def start(self, conversation: str, resume: bool) -> None:
-        """Starts the next life, in its own greenlet; Spawned or Exited follows in the inbox."""
-        self._life += 1
-        self._why = ""
-        gevent.spawn(self._start, self._life, conversation, resume)
+        """Start the next process, in its own greenlet. Spawned or Exited follows in the inbox."""
+        self._number += 1
+        self._end_reason = ""
+        gevent.spawn(self._start, self._number, conversation, resume)
 
-    def _start(self, life: int, conversation: str, resume: bool) -> None:
-        def lines(batch: list[bytes]) -> None:
+    def _start(self, number: int, conversation: str, resume: bool) -> None:
+        def on_lines(batch: list[bytes]) -> None:
             self._unread += _weight(batch)
             if self._unread > UNREAD_LIMIT and self._process is not None:
                 self._process.pause()
-            self._put(FromAgent(life, lines=batch))
+            self._put(AgentLines(number, batch))
 
-        def gone(status: int | None, stderr: str) -> None:
+        def on_exit(status: int | None, stderr: str) -> None:
             self._slots.give(self._owner)
-            self._put(FromAgent(life, event=st.Exited(status, stderr, self._why)))
+            self._put(AgentEvent(number, st.Exited(status, stderr, self._end_reason)))
 
         slot = self._slots.take(self._owner)
-        if slot and self._over(life):
+        if slot and self._ended(number):
             self._slots.give(self._owner)
             slot = False
         if not slot:
-            self._put(FromAgent(life, event=st.Exited(None, "", self._why, tried=False)))
+            self._put(AgentEvent(number, st.Exited(None, "", self._end_reason, tried=False)))
             return
         try:
             known = resume or conversation_known(self._settings, conversation)
-            process = launch(self._settings, self._name, conversation, known, lines, gone)
+            process = launch(AgentStart(self._settings, self._name, conversation, known), on_lines, on_exit)
         except Exception as error:
-            gone(None, str(error))
+            on_exit(None, str(error))
             return
-        if self._over(life):
+        if self._ended(number):
             process.stop()
-        if life == self._life:
+        if number == self._number:
             self._process = process
-            self._put(FromAgent(life, event=st.Spawned()))
+            self._put(AgentEvent(number, st.Spawned()))
 
-    def _over(self, life: int) -> bool:
-        return life != self._life or life <= self._condemned
+    def _ended(self, number: int) -> bool:
+        return number != self._number or number <= self._last_ended
 
     def write(self, data: bytes) -> None:
-        """A whole line to stdin; to a dead process nothing. If too much is unread there, Fault follows in the inbox."""
+        """Write a whole line to stdin; a dead process gets nothing. If too much is unread there, Fault follows."""
         if self._process is None:
             return
         try:
             self._process.write(data)
         except InputFull as error:
-            self._put(FromAgent(self._life, event=st.Fault("stdin-full", str(error))))
+            self._put(AgentEvent(self._number, st.Fault("stdin-full", str(error))))
 
     @property
     def strays(self) -> bool:
@@ -115,82 +111,89 @@ class AgentLink:
         return self._process is not None and self._process.strays
 
     def end(self, why: str = "") -> None:
-        """Ends this life, also one that is only about to start. Exited follows; it says `why` if no step could."""
-        self._condemned = self._life
-        self._why = why
+        """End the present process, also one that is about to start. Exited follows.
+
+        Exited names `why` if no step could record the reason.
+        """
+        self._last_ended = self._number
+        self._end_reason = why
         self._slots.forgo(self._owner)
         if self._process is not None:
             self._process.stop()
 
     def kill(self) -> None:
-        """Last resort, when `end` did not help."""
+        """Kill the process that did not react to `end`."""
         if self._process is not None:
             self._process.kill()
 
     def disown(self) -> None:
-        """Ends this life and hears no more of it."""
+        """End the present process and drop all that it still says."""
         self.end()
-        self._life += 1
+        self._number += 1
         self._process = None
 
-    def accepts(self, item: FromAgent) -> bool:
-        """Takes an item out of the inbox: keeps the accounts, says whether it is of the present life."""
-        if item.lines is not None:
+    def accepts(self, item: AgentItem) -> bool:
+        """Account for an item that left the inbox. Returns whether it comes from the present process."""
+        if isinstance(item, AgentLines):
             self._unread -= _weight(item.lines)
-        if item.life not in (self._life, -self._waits):  # only the last wait for predecessors counts
+        # Of several waits for predecessors only the last one counts.
+        if item.process not in (self._number, -self._predecessor_waits):
             return False
-        if isinstance(item.event, st.Spawned) and self._process is not None:
-            self._known(self._process.guard)
-        elif isinstance(item.event, st.Exited):
-            self._gone()
+        if isinstance(item, AgentEvent):
+            if isinstance(item.event, st.Spawned) and self._process is not None:
+                self._record_guard(self._process.guard)
+            elif isinstance(item.event, st.Exited):
+                self._forget_guard()
         return True
 
-    def _known(self, guard: GuardId) -> None:
+    def _record_guard(self, guard: GuardId) -> None:
         try:
             self._note.write(guard)
         except OSError as error:  # a full disk: the step that follows stores it in Redis
             log.warning("the guard is not noted on this machine", session=self._name, error=str(error))
         self.guard = asdict(guard)
 
-    def _gone(self) -> None:
+    def _forget_guard(self) -> None:
         if self.guard is not None:
             try:
                 self._note.remove(GuardId(**self.guard))
-            except OSError as error:  # it names one that is gone: whoever reads it finds that out
+            except OSError as error:  # the note names a dead guard, which its reader finds out
                 log.warning("the guard's note stays on this machine", session=self._name, error=str(error))
         self._process, self.guard = None, None
 
-    def flow(self) -> None:
-        """Reads on, once the inbox is emptier."""
+    def resume_reading(self) -> None:
+        """Read the agent again if the inbox is empty enough."""
         if self._process is not None and self._unread < UNREAD_LIMIT // 2:
             self._process.resume()
 
+    # ---- what a predecessor left -------------------------------------------------------------
+
     def predecessors(self, recorded: dict[str, Any] | None) -> list[GuardId]:
-        """The guards that may still live: the one that Redis knows of, and the one that this machine does."""
+        """Return the guards that may still live: the one in Redis's record, and the one noted on this machine."""
         found = [GuardId(**recorded)] if recorded is not None else []
         noted = self._note.read()
         return found if noted is None or noted in found else [*found, noted]
 
     def found(self, guards: list[GuardId]) -> None:
-        """These may still live; the last of them is recorded further on."""
+        """Keep the last of these guards in the record, because they may still live."""
         self.guard = asdict(guards[-1]) if guards else None
 
     def await_predecessors(self, guards: list[GuardId]) -> None:
-        """Ends these guards. An Exited follows once they are gone: nobody starts an agent before."""
-        self._waits += 1
-        gevent.spawn(self._await_predecessors, guards, -self._waits)
+        """End these guards. Exited follows once they are gone; no agent starts before that."""
+        self._predecessor_waits += 1
+        gevent.spawn(self._await_predecessors, guards, -self._predecessor_waits)
 
-    def _await_predecessors(self, guards: list[GuardId], life: int) -> None:
+    def _await_predecessors(self, guards: list[GuardId], number: int) -> None:
         for identity in guards:
-            while not self._ended(identity):
+            while not self._end_guard(identity):
                 log.warning("the predecessor's guard still runs", session=self._name, guard=identity.pid)
-                gevent.sleep(AGAIN)
-        self._put(FromAgent(life, event=st.Exited(None)))
+                gevent.sleep(RETRY_SECONDS)
+        self._put(AgentEvent(number, st.Exited(None)))
 
-    def _ended(self, guard: GuardId) -> bool:
+    def _end_guard(self, guard: GuardId) -> bool:
         try:
             return end_guard(guard, KILLED_AFTER, self._settings.agent_user)
         except Exception:
-            # Whoever waits for this must go on waiting: nothing may start beside what cannot be seen.
+            # Keep waiting: no agent may start beside one that cannot be seen.
             log.exception("the predecessor's guard cannot be ended", session=self._name, guard=guard.pid)
             return False

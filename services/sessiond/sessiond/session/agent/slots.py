@@ -8,63 +8,63 @@ from gevent.event import Event
 
 
 class Sleeper(Protocol):
-    """Whoever holds a slot and may be asked to give it up."""
+    """The owner of a slot, which may be asked to free it."""
 
     def may_sleep(self) -> float | None:
-        """Seconds for which it has been idle; None while it is needed."""
+        """Return the seconds for which its agent has been idle; None while the agent is needed."""
 
     def sleep_now(self) -> None:
-        """Asks it to end its agent. Never blocks."""
+        """Ask it to end its agent. Never blocks."""
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting:
-    who: Sleeper
-    told: Event = field(default_factory=Event)
+class _SlotWait:
+    owner: Sleeper
+    over: Event = field(default_factory=Event)
     given: bool = False
 
 
 class Slots:
-    """First come, first served. A waiting session puts the longest idle agent to sleep."""
+    """A fixed number of slots, first come, first served. A waiting session puts the longest idle agent to sleep."""
 
     def __init__(self, size: int) -> None:
         self._free = size
-        self._holders: list[Sleeper] = []
-        self._waiting: deque[_Waiting] = deque()
+        self._owners: list[Sleeper] = []
+        self._waits: deque[_SlotWait] = deque()
 
-    def take(self, who: Sleeper) -> bool:
-        """Blocks its greenlet until `who` has a slot, then True; False once it was told to `forgo`."""
+    def take(self, owner: Sleeper) -> bool:
+        """Block this greenlet until `owner` has a slot. Returns False if `forgo` ended the wait."""
         if self._free > 0:
             self._free -= 1
-            self._holders.append(who)
+            self._owners.append(owner)
             return True
-        waiting = _Waiting(who)
-        self._waiting.append(waiting)
+        wait = _SlotWait(owner)
+        self._waits.append(wait)
         self._make_room()
-        while not waiting.told.wait(0.5):
+        while not wait.over.wait(0.5):
             self._make_room()
-        return waiting.given
+        return wait.given
 
-    def forgo(self, who: Sleeper) -> None:
-        """`who` waits for a slot no longer; if it does not wait, nothing happens."""
-        for waiting in [w for w in self._waiting if w.who is who]:
-            self._waiting.remove(waiting)
-            waiting.told.set()
+    def forgo(self, owner: Sleeper) -> None:
+        """End the owner's wait for a slot, if it waits."""
+        for wait in [w for w in self._waits if w.owner is owner]:
+            self._waits.remove(wait)
+            wait.over.set()
 
-    def give(self, who: Sleeper) -> None:
-        """`who` needs its slot no longer; without one, nothing happens."""
-        if who not in self._holders:
+    def give(self, owner: Sleeper) -> None:
+        """Free the owner's slot, if it has one, and give it to the first session that waits."""
+        if owner not in self._owners:
             return
-        self._holders.remove(who)
-        if self._waiting:
-            first = self._waiting.popleft()
-            self._holders.append(first.who)
+        self._owners.remove(owner)
+        if self._waits:
+            first = self._waits.popleft()
+            self._owners.append(first.owner)
             first.given = True
-            first.told.set()
+            first.over.set()
         else:
             self._free += 1
 
     def _make_room(self) -> None:
-        idle = [(seconds, i) for i, h in enumerate(self._holders) if (seconds := h.may_sleep()) is not None]
+        idle = [(seconds, i) for i, o in enumerate(self._owners) if (seconds := o.may_sleep()) is not None]
         if idle:
-            self._holders[max(idle)[1]].sleep_now()
+            self._owners[max(idle)[1]].sleep_now()

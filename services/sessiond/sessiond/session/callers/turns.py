@@ -1,12 +1,13 @@
-"""The records of a session's turns: the open one, and what became of those before.
+"""The turns of a session: the open one and its reader, and the stored records of all of them.
 
-Changes are staged while a step is made and published once it is committed, so that a step that is
-dropped leaves no trace. Results are told to a holder only after they are stored.
+A step stages its changes and publishes them once it is committed, so that a dropped step leaves no trace. A holder
+gets a result only after it is stored.
 """
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -14,200 +15,218 @@ import orjson
 from sessiond.agent import state as st
 from sessiond.lock.events import Entry
 from sessiond.problems import away
-from sessiond.session import views
-from sessiond.session.callers.waiters import TurnStream
+from sessiond.session.callers.turn_record import TurnRecord, TurnState, decode_turn
+from sessiond.session.callers.turn_stream import TurnStream
 from sessiond.store import codec
-from sessiond.store.connection import Away
+from sessiond.store.connection import RedisUnavailable
 from sessiond.store.store import Behind, Store
-from sessiond_common.clock import now_text
 
 
 def digest(text: str) -> str:
-    """SHA-256 in hex."""
+    """Return the SHA-256 of a text, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def key_suffix(key: str) -> str:
-    """Where a turn's key is remembered; hashed, because keys are any text."""
+    """Return the Redis key suffix under which a turn's key is stored. Keys are any text, so they are hashed."""
     return f"turnkey:{digest(key)}"
 
 
-class TurnBook:
-    """One session's turns. Used by the owner loop only, but for `read`, `find` and `find_key`.
+class InterruptTimes:
+    """When the open turn was interrupted, and why: the figures of a preemption."""
 
-    `doubt` is called when Redis gives no answer that counts.
-    """
+    def __init__(self) -> None:
+        self._cause: float | None = None
+        self._written_at: float | None = None
+        self._acked_at: float | None = None
+        self._ack_after_result = False
+
+    def written(self, cause: float) -> None:
+        """Record that the turn's first interrupt was written now; its cause came in at `cause`."""
+        if self._written_at is None:
+            self._written_at, self._cause = time.monotonic(), cause
+
+    def acked(self, after_result: bool) -> None:
+        """Record that the agent acknowledged the interrupt now, before or after the turn's result."""
+        if self._written_at is not None and self._acked_at is None:
+            self._acked_at, self._ack_after_result = time.monotonic(), after_result
+
+    def until_closed(self) -> dict[str, Any]:
+        """Return the figures of a turn that closes now, in milliseconds; nothing for one without an interrupt."""
+        if self._written_at is None:
+            return {}
+        times = {"interrupt_to_closed_ms": (time.monotonic() - self._written_at) * 1000}
+        if self._acked_at is not None:
+            times["interrupt_to_ack_ms"] = (self._acked_at - self._written_at) * 1000
+        if self._cause is not None:
+            times["ticket_to_interrupt_ms"] = (self._written_at - self._cause) * 1000
+        found: dict[str, Any] = {name: round(ms, 2) for name, ms in times.items()}
+        return found if self._acked_at is None else {**found, "ack_after_result": self._ack_after_result}
+
+
+class Turns:
+    """One session's turns. Only the owner loop uses it, but for `read`, `find` and `find_key`."""
 
     def __init__(self, store: Store, doubt: Callable[[], None]) -> None:
+        """`doubt` is called when Redis does not answer or lost writes."""
         self._store, self._doubt = store, doubt
-        self.open: dict[str, Any] | None = None
+        self.open: TurnRecord | None = None
         self.stream: TurnStream | None = None
-        self._staged: list[dict[str, Any]] = []
-        self._riddle = False
-        self._opening: TurnStream | None = None
-        self._cause: float | None = None
-        self._interrupt_at: float | None = None
-        self._ack_at: float | None = None
-        self._ack_late = False
+        self.interrupt = InterruptTimes()
+        self._staged: list[TurnRecord] = []
+        self._staged_stream: TurnStream | None = None
+        self._outcome_unknown = False
 
     # ---- reading -----------------------------------------------------------------------------
 
     def read(self, suffix: str) -> dict[str, Any] | None:
-        """A stored JSON object. Raises Problem redis-away."""
+        """Return a stored JSON object.
+
+        Raises:
+            Problem: `redis-away`.
+        """
         text = self._get(suffix)
         return orjson.loads(text) if text else None
 
     def _get(self, suffix: str) -> str | None:
         try:
             return self._store.get(suffix)
-        except (Away, Behind) as error:
+        except (RedisUnavailable, Behind) as error:
             self._doubt()
             raise away() from error
 
-    def find(self, turn: str) -> dict[str, Any] | None:
-        """A turn's record by its id. One that is open in a Redis that lost its end, and here no more, is lost."""
-        lives = turn in self._living()
+    def find(self, turn: str) -> TurnRecord | None:
+        """Return a turn's record by its id.
+
+        A turn that is stored as open, and that this owner knows to be over, lost its end together with Redis's last
+        writes: it is returned as lost.
+
+        Raises:
+            Problem: `redis-away`.
+        """
+        open_before = self._is_open(turn)
+        found = self._record(turn)
+        if found is None or found.closed or open_before or self._is_open(turn):
+            return found
+        found = self._record(turn)  # the turn may have begun and ended during the first read
+        if found is None or found.closed:
+            return found
+        return replace(found, state=TurnState.CLOSED, outcome=st.TurnOutcome.LOST, text="", reason="restored")
+
+    def _record(self, turn: str) -> TurnRecord | None:
         found = self.read(f"turn:{turn}")
-        if found is None or found["state"] == "closed" or lives or turn in self._living():
-            return found
-        found = self.read(f"turn:{turn}")  # it may have begun and ended while it was read
-        if found is None or found["state"] == "closed":
-            return found
-        return {**found, "state": "closed", "outcome": "lost", "text": "", "reason": "restored"}
+        return decode_turn(found) if found is not None else None
 
-    def _living(self) -> set[str]:
-        return {turn["id"] for turn in (*self._staged, *([self.open] if self.open else []))}
+    def _is_open(self, turn: str) -> bool:
+        return any(record.id == turn for record in (*self._staged, *([self.open] if self.open else [])))
 
-    def find_key(self, key: str) -> dict[str, Any] | None:
-        """The record of the last attempt under this key."""
+    def find_key(self, key: str) -> TurnRecord | None:
+        """Return the record of the last attempt under this key.
+
+        Raises:
+            Problem: `redis-away`.
+        """
         turn = self._get(key_suffix(key))
         return self.find(turn) if turn else None
 
     # ---- staging -----------------------------------------------------------------------------
 
-    def load(self, stored: dict[str, Any] | None) -> None:
-        """The open turn that an owner finds. Who reads it here is told its end; another turn's reader is, now."""
+    def load(self, stored: Mapping[str, Any] | None) -> None:
+        """Take over the open turn that is stored. Its reader stays; the reader of another turn is answered `lost`."""
         self.unstage()
-        if self.stream is not None and (stored is None or stored["id"] != self.stream.turn):
+        record = decode_turn(stored) if stored is not None else None
+        if self.stream is not None and (record is None or record.id != self.stream.turn):
             self.abandon("refused-step")
-        self.open = stored
+        self.open = record
 
     @property
-    def current(self) -> dict[str, Any] | None:
-        """The open turn, as the step in the making leaves it."""
+    def current(self) -> TurnRecord | None:
+        """The open turn, as the step in progress leaves it."""
         return self._staged[-1] if self._staged else self.open
 
-    @property
-    def opening(self) -> TurnStream:
-        """The stream of the turn just accepted."""
-        if self._opening is None:
-            raise ValueError("no turn is being accepted")
-        return self._opening
-
-    def accept(self, turn: dict[str, Any]) -> list[codec.Command]:
-        """Stages a new turn."""
+    def accept(self, turn: TurnRecord) -> tuple[TurnStream, list[codec.RedisCommand]]:
+        """Stage a new turn. Returns its stream, and the commands that store it."""
         self._staged.append(turn)
-        self._opening = TurnStream(turn["id"])
-        commands = [codec.keep(f"turn:{turn['id']}", turn)]
-        if turn["key"] is not None:
-            commands.append(("SETEX", key_suffix(turn["key"]), str(codec.KEPT), turn["id"]))
-        return commands
+        self._staged_stream = TurnStream(turn.id)
+        commands = [_store(turn)]
+        if turn.key is not None:
+            commands.append(("SETEX", key_suffix(turn.key), str(codec.KEPT), turn.id))
+        return self._staged_stream, commands
 
-    def started(self, ledger: list[Entry]) -> list[codec.Command]:
-        """Stages the open turn's start."""
-        now = self.current
-        if now is None:
+    def start(self, ledger: list[Entry]) -> list[codec.RedisCommand]:
+        """Stage the open turn's start and add its ledger entry. Returns the commands that store it."""
+        if self.current is None:
             return []
-        turn = {**now, "state": "started", "started_at": now_text()}
+        turn = self.current.started()
         self._staged.append(turn)
-        ledger.append(("turn-started", {"turn": turn["id"]}))
-        return [codec.keep(f"turn:{turn['id']}", turn), codec.put("open", {**turn, "turn": turn["id"]})]
+        ledger.append(("turn-started", {"turn": turn.id}))
+        return [_store(turn), codec.put("open", turn.stored())]
 
-    def over(self, end: st.TurnOver, ledger: list[Entry], conversation: dict[str, Any]) -> list[codec.Command]:
-        """Stages the open turn's end."""
+    def end(self, end: st.TurnOver, ledger: list[Entry], conversation: Mapping[str, Any]) -> list[codec.RedisCommand]:
+        """Stage the open turn's end and add its ledger entry. Returns the commands that store it."""
         now = self.current
-        if now is None or now["id"] != end.turn:
+        if now is None or now.id != end.turn:
             return []
-        turn = {
-            **now, "state": "closed", "outcome": end.outcome.value, "text": end.text, "reason": end.reason,
-            "usage": dict(end.usage), "cost_usd": end.cost_usd, "conversation": conversation,
-            "closed_at": now_text(),
-        }  # fmt: skip
+        turn = now.ended(end, conversation)
         self._staged.append(turn)
         entry: Entry = (
             "turn-closed",
             {
-                "turn": turn["id"],
-                "fence": turn["fence"],
-                "kind": turn["kind"],
-                "outcome": turn["outcome"],
+                "turn": turn.id,
+                "fence": turn.fence,
+                "kind": turn.kind.value,
+                "outcome": end.outcome.value,
                 "reason": end.reason,
                 "text_chars": len(end.text.strip()),
-                **self._times(),
+                **self.interrupt.until_closed(),
             },
         )
         # The ledger reads in the order of causes: closed, then drained, then the next grant.
         at = next((i for i, (event, _) in enumerate(ledger) if event == "drained"), len(ledger))
         ledger.insert(at, entry)
-        return [codec.keep(f"turn:{turn['id']}", turn)]
-
-    def _times(self) -> dict[str, Any]:
-        if self._interrupt_at is None:
-            return {}
-        times = {"interrupt_to_closed_ms": (time.monotonic() - self._interrupt_at) * 1000}
-        if self._ack_at is not None:
-            times["interrupt_to_ack_ms"] = (self._ack_at - self._interrupt_at) * 1000
-        if self._cause is not None:
-            times["ticket_to_interrupt_ms"] = (self._interrupt_at - self._cause) * 1000
-        found: dict[str, Any] = {name: round(ms, 2) for name, ms in times.items()}
-        return found if self._ack_at is None else {**found, "ack_after_result": self._ack_late}
+        return [_store(turn)]
 
     def unstage(self, unknown: bool = False) -> None:
-        """The step was dropped; or it is `unknown` whether it was, and nobody here will know any more."""
-        self._riddle = unknown and any(turn["state"] == "closed" for turn in self._staged)
-        self._staged, self._opening = [], None
+        """Drop what is staged. `unknown`: nobody knows whether the step was committed."""
+        self._outcome_unknown = unknown and any(turn.closed for turn in self._staged)
+        self._staged, self._staged_stream = [], None
 
     def publish(self) -> None:
-        """The step is committed: its records are true, its result is told."""
+        """Take over what is staged, because its step is committed, and give the reader the result."""
         staged, self._staged = self._staged, []
-        if self._opening is not None:
-            self.stream, self._opening = self._opening, None
-            self._interrupt_at = self._ack_at = self._cause = None
+        if self._staged_stream is not None:
+            self.stream, self._staged_stream = self._staged_stream, None
+            self.interrupt = InterruptTimes()
         for turn in staged:
             self.open = turn
-            if turn["state"] == "closed":
+            if turn.closed:
                 self.open = None
                 if self.stream is not None:
-                    self.stream.finish(views.result_event(turn))
+                    self.stream.finish(turn.result())
                     self.stream = None
 
-    # ---- while it runs -----------------------------------------------------------------------
+    # ---- the reader --------------------------------------------------------------------------
 
     def feed(self, line: dict[str, Any] | None, size: int) -> None:
-        """One of the agent's own lines, of so many bytes, for the open turn's reader; None for one to be missed."""
+        """Give one of the agent's own lines, of `size` bytes, to the open turn's reader; None counts as lost."""
         if self.stream is not None:
             self.stream.feed(line, size)
 
-    def interrupted(self, cause: float) -> None:
-        """The first interrupt of the open turn was written just now; its cause came at `cause`."""
-        if self._interrupt_at is None:
-            self._interrupt_at, self._cause = time.monotonic(), cause
-
-    def acked(self, after_result: bool) -> None:
-        """The interrupt was acknowledged just now, before or after the turn's result."""
-        if self._interrupt_at is not None and self._ack_at is None:
-            self._ack_at, self._ack_late = time.monotonic(), after_result
-
     def abandon(self, reason: str) -> None:
-        """The loop ends: a reader is told that its turn is lost (the next owner records it).
+        """Answer the reader, because the loop ends: its turn is lost, and the next owner records that.
 
-        One whose end is committed is told that end; one of which it is not known must ask the next owner.
+        If the turn's end is committed, the reader gets that end. If that is unknown, its stream ends without a
+        result, and it must ask the next owner.
         """
-        ended = [turn for turn in self._staged if turn["state"] == "closed"]
-        if self.stream is not None and self._riddle:
+        ended = [turn for turn in self._staged if turn.closed]
+        if self.stream is not None and self._outcome_unknown:
             self.stream.cut()
         elif self.stream is not None and ended:
-            self.stream.finish(views.result_event(ended[-1]))
+            self.stream.finish(ended[-1].result())
         elif self.stream is not None and self.open is not None:
-            self.stream.finish({"turn": self.open["id"], "outcome": "lost", "text": "", "reason": reason})
+            self.stream.finish({"turn": self.open.id, "outcome": "lost", "text": "", "reason": reason})
         self.stream = None
+
+
+def _store(turn: TurnRecord) -> codec.RedisCommand:
+    return codec.keep(f"turn:{turn.id}", turn.stored())

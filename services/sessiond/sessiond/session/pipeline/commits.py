@@ -1,8 +1,8 @@
-"""Committing steps: one at a time, each once, whatever Redis does meanwhile."""
+"""The commit stage: one step at a time reaches Redis, each once, whatever Redis does meanwhile."""
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import gevent
@@ -10,8 +10,10 @@ import structlog
 
 from sessiond import metrics
 from sessiond.lock.events import Entry, InvariantBroken
-from sessiond.store.codec import Command
-from sessiond.store.store import Ahead, Away, Behind, NotHead, Step, Store
+from sessiond.session.pipeline.step import Step
+from sessiond.store.codec import RedisCommand
+from sessiond.store.connection import RedisUnavailable
+from sessiond.store.store import Ahead, Behind, NotHead, Store, StoreStep
 
 log = structlog.get_logger("sessiond.commits")
 
@@ -20,66 +22,66 @@ LONGEST_PAUSE: Final = 1.0
 
 
 class NotApplied(Exception):
-    """Redis was away and is back; the step surely was not applied."""
+    """Redis was away and is back, and the step was certainly not applied."""
 
 
 class Commits:
-    """One epoch's steps on one session."""
+    """The steps of one session in one epoch."""
 
     def __init__(
-        self, store: Store, epoch: int, version: int, restore: Callable[[], tuple[list[Command], list[Entry]]]
-    ):
+        self, store: Store, epoch: int, version: int, restore: Callable[[], tuple[list[RedisCommand], list[Entry]]]
+    ) -> None:
+        """`restore` returns the commands and ledger entries that write the owner's whole state."""
         self._store, self._restore = store, restore
         self.epoch, self.version = epoch, version
-        self._mending: Step | None = None
-        """A step that writes everything back, of which is not known whether it was applied."""
-        self.sure_at = time.monotonic()
-        """Until `owner_ttl` after this moment nobody else can own the session."""
+        self._restoring: StoreStep | None = None
+        """A step that writes everything back, and of which it is unknown whether it was applied."""
+        self._confirmed_at = time.monotonic()
 
-    @property
-    def session(self) -> str:
-        """The session's name."""
-        return self._store.name
+    def confirm(self, asked: float) -> None:
+        """Record that a call sent at `asked` found the session ours and moved its beat.
 
-    def sure(self, asked: float) -> None:
-        """A call that was sent at `asked` found the session ours and moved its beat. An answer may be old when read."""
-        self.sure_at = max(self.sure_at, asked)
-
-    @property
-    def unsure(self) -> float:
-        """Seconds since `sure_at`."""
-        return time.monotonic() - self.sure_at
-
-    def push(
-        self,
-        commands: list[Command],
-        ledger: Sequence[Entry],
-        grant: tuple[str, frozenset[str]] | None,
-        outage: Callable[[], None],
-    ) -> bool:
-        """Commits one step. Returns False when it is applied; True when it is, and Redis was away meanwhile.
-
-        `outage` is called while Redis is away and returns when it is back. Raises NotApplied after one, InvariantBroken
-        for a grant that is not the head's or a second writer, store.Deposed, and what `outage` raises.
+        The moment of the question counts: an answer may be old when it is read. Until `owner_ttl` after that moment no
+        other instance can own the session.
         """
-        step = Step(self.epoch, self.version, uuid.uuid4().hex, commands, list(ledger), grant)
+        self._confirmed_at = max(self._confirmed_at, asked)
+
+    @property
+    def unconfirmed(self) -> float:
+        """Seconds since the moment at which the ownership was last confirmed."""
+        return time.monotonic() - self._confirmed_at
+
+    def push(self, step: Step, on_outage: Callable[[], None]) -> bool:
+        """Commit a step. Returns whether Redis was away meanwhile.
+
+        `on_outage` is called while Redis is away and returns when it is back.
+
+        Raises:
+            NotApplied: Redis was away, and the step was not applied.
+            InvariantBroken: the grant is not the head's, or a second writer changed the session.
+            Deposed: another instance owns the session.
+            Exception: whatever `on_outage` raises.
+        """
+        sent = StoreStep(
+            self.epoch, self.version, uuid.uuid4().hex, step.commands, list(step.plan.ledger), step.grant
+        )  # fmt: skip
         was_away, began = False, time.monotonic()
         while True:
             try:
                 if not was_away:
-                    self._apply(step)
-                elif self._store.read_meta().step == step.step_id:
-                    self._store.confirm(step)
+                    self._apply(sent)
+                elif self._store.read_meta().step == sent.step_id:
+                    self._store.confirm(sent)
                 else:
                     raise NotApplied
-            except Away:
+            except RedisUnavailable:
                 was_away = True
-                outage()
+                on_outage()
             else:
-                self._done(began)
+                self._applied(began)
                 return was_away
 
-    def _apply(self, step: Step) -> None:
+    def _apply(self, step: StoreStep) -> None:
         began = time.monotonic()
         try:
             self._store.commit(step)
@@ -88,44 +90,44 @@ class Commits:
         except NotHead as error:
             raise InvariantBroken("handler_fifo", repr(error)) from error
         except Behind:
-            self._mend()
+            self._write_back()
             step.version = self.version
             self._store.commit(step)
         metrics.STEP.observe(time.monotonic() - began)
 
-    def _done(self, began: float) -> None:
+    def _applied(self, asked: float) -> None:
         self.version += 1
-        self.sure(began)
+        self.confirm(asked)
 
-    def _mend(self) -> None:
-        """If Redis lost writes, the owner's whole state is written before anything else. Raises Away."""
-        meta, asked = self._store.read_meta(), self.sure_at
-        if self._mending is None or meta.step != self._mending.step_id:
+    def _write_back(self) -> None:
+        """If Redis lost writes, write the owner's whole state before anything else. Raises RedisUnavailable."""
+        meta, asked = self._store.read_meta(), self._confirmed_at
+        if self._restoring is None or meta.step != self._restoring.step_id:
             if (meta.epoch, meta.version) >= (self.epoch, self.version):
                 return
             commands, ledger = self._restore()
-            log.error("Redis lost writes; written back", session=self.session, version=self.version)
+            log.error("Redis lost writes; written back", session=self._store.name, version=self.version)
             ledger.insert(0, ("restored", {"found": meta.version}))
-            self._mending = Step(self.epoch, self.version, uuid.uuid4().hex, commands, ledger, None, reset=True)
+            self._restoring = StoreStep(self.epoch, self.version, uuid.uuid4().hex, commands, ledger, None, reset=True)
             asked = time.monotonic()
-            self._store.commit(self._mending)
-        self._mending = None
-        self._done(asked)
+            self._store.commit(self._restoring)
+        self._restoring = None
+        self._applied(asked)
 
     def reachable(self) -> bool:
-        """Whether Redis takes steps, over the connection that carries them; what it lost is written back."""
+        """Return whether Redis takes steps, over the connection that carries them. Writes back what Redis lost."""
         try:
-            self._mend()
+            self._write_back()
             self._store.writable()
-        except Away:
+        except RedisUnavailable:
             return False
         return True
 
-    def wait(self, meanwhile: Callable[[], None]) -> None:
-        """Returns when Redis is back; calls `meanwhile` again and again."""
+    def retries(self) -> Iterator[None]:
+        """Yield before each try to reach Redis, and end when it is back."""
         pause = FIRST_PAUSE
         while True:
-            meanwhile()
+            yield
             gevent.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
             if self.reachable():

@@ -1,70 +1,64 @@
-"""What is done once a step is committed: lines to the agent, answers to callers. It decides nothing."""
+"""The act stage: what is done once a step is committed: lines to the agent, answers to callers. It decides nothing."""
 
-import time
 from typing import Any
 
 from sessiond.agent import state as st
 from sessiond.lock import events as ev
 from sessiond.problems import ended, superseded
-from sessiond.session.agent.link import AgentLink
-from sessiond.session.callers.turns import TurnBook
-from sessiond.session.callers.waiters import Desk
-from sessiond.session.pipeline.plan import Plan
-from sessiond.session.pipeline.step_log import Telling
-from sessiond.session.pipeline.step_reports import Observer
-from sessiond.session.state import LeaseTime, Standing, conversation_of
+from sessiond.session.context import SessionContext
+from sessiond.session.pipeline.step import Step
+from sessiond.session.state import conversation_of
 
 
-class Acts:
-    """One session's."""
+class Effects:
+    """The effects of one session's steps."""
 
-    def __init__(
-        self, standing: Standing, link: AgentLink, turns: TurnBook, desk: Desk, lease_time: LeaseTime,
-        observer: Observer, telling: Telling,
-    ) -> None:  # fmt: skip
-        self._standing, self._link, self._turns, self._desk = standing, link, turns, desk
-        self._lease_time, self._observer, self._telling = lease_time, observer, telling
-        self.cause = time.monotonic()
-        """When what the present step answers to came in."""
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
 
-    def act(self, plan: Plan) -> None:
-        """Writes first, tells next: an interrupt waits for nobody."""
-        for output in plan.outputs:
-            match output:
-                case st.Write(what=what, data=data):
-                    self._write(what, data)
-                case st.Launch(resume=resume):
-                    self._link.start(plan.agent.conversation, resume)
-                case st.Kill(hard=hard):
-                    self._link.kill() if hard else self._link.end()
-                case st.Acked():
-                    turn = plan.agent.turn
-                    self._turns.acked(turn is not None and turn.result is not None)
-        for effect in plan.effects:
-            match effect:
-                case ev.Granted(ticket=ticket):
-                    self._desk.tell(ticket, self._granted(ticket))
-                case ev.TicketOver(ticket=ticket, reason=reason):
-                    self._standing.taken.pop(ticket, None)
-                    self._desk.refuse(ticket, ended(reason.value))
-                case ev.Displaced(ticket=ticket):
-                    self._desk.refuse(ticket, superseded())
-        self._turns.publish()
-        self._observer.step(plan, self.cause)
-        self._telling.step(plan)
+    def act(self, step: Step) -> None:
+        """Register the step's waiter, write to the agent, then answer callers: an interrupt is never late."""
+        if step.waiter is not None:
+            self._context.ticket_waits.register(step.waiter)
+        for output in step.plan.outputs:
+            self._drive_agent(step, output)
+        for effect in step.plan.effects:
+            self._answer(effect)
+        self._context.turns.publish()
 
-    def _write(self, what: str, data: bytes) -> None:
-        turn = self._standing.agent.turn
-        if what == "interrupt" and turn is not None and turn.written:  # else it is for a turn of claude's own
-            self._turns.interrupted(self.cause)
-        self._link.write(data)
+    def _drive_agent(self, step: Step, output: st.Output) -> None:
+        link, agent = self._context.link, step.plan.agent
+        match output:
+            case st.Write(what=what, data=data):
+                # Without a written turn the interrupt is for a turn that claude began by itself.
+                if what == "interrupt" and agent.turn is not None and agent.turn.written:
+                    self._context.turns.interrupt.written(step.cause)
+                link.write(data)
+            case st.Launch(resume=resume):
+                link.start(agent.conversation, resume)
+            case st.Kill(hard=hard):
+                link.kill() if hard else link.end()
+            case st.Acked():
+                self._context.turns.interrupt.acked(agent.turn is not None and agent.turn.result is not None)
+
+    def _answer(self, effect: ev.Effect) -> None:
+        waiters = self._context.waiters
+        match effect:
+            case ev.Granted(ticket=ticket):
+                waiters.reply(ticket, self._granted(ticket))
+            case ev.TicketOver(ticket=ticket, reason=reason):
+                self._context.state.taken.pop(ticket, None)
+                waiters.refuse(ticket, ended(reason.value))
+            case ev.Displaced(ticket=ticket):
+                waiters.refuse(ticket, superseded())
 
     def _granted(self, ticket: str) -> dict[str, Any]:
-        lease, extras = self._standing.lock.lease, self._standing.extras
+        state = self._context.state
+        lease, extras = state.lock.lease, state.lease_extras
         if lease is None or extras is None or lease.ticket != ticket:
             raise ev.InvariantBroken("one_holder_per_lease", f"{ticket} was granted and has no lease")
         body = {
-            "fence": lease.fence, "secret": extras.secret, "expires_at": self._lease_time.expires_at(),
-            "conversation": conversation_of(self._standing.agent),
+            "fence": lease.fence, "secret": extras.secret, "expires_at": self._context.lease_time.expires_at(),
+            "conversation": conversation_of(state.agent),
         }  # fmt: skip
         return {"state": "granted", "lease": body}

@@ -1,8 +1,7 @@
-"""What a step writes into Redis: the plan of a step as commands. It decides nothing."""
+"""The persist stage: what a step writes into Redis, as commands. It decides nothing."""
 
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sessiond.agent import state as st
@@ -10,119 +9,114 @@ from sessiond.lock import events as ev
 from sessiond.lock.rules import Kind
 from sessiond.lock.state import Lock
 from sessiond.session import views
-from sessiond.session.callers.turns import TurnBook
+from sessiond.session.context import SessionContext
 from sessiond.session.pipeline.plan import Plan
-from sessiond.session.state import LeaseTime, Standing, conversation_of
+from sessiond.session.pipeline.step import Step
+from sessiond.session.state import conversation_of
 from sessiond.settings import Settings
 from sessiond.store import codec, diff
-from sessiond.store.store import Store
 from sessiond_common.clock import now_text
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What one step writes. `extras` are the living lease's after it; `grant` is (ticket, those skipped)."""
+class Persistence:
+    """Turns the plans of one session into commands."""
 
-    commands: list[codec.Command]
-    extras: codec.LeaseExtras | None
-    grant: tuple[str, frozenset[str]] | None
-
-
-class Writes:
-    """Turns plans into commands, for one session."""
-
-    def __init__(
-        self, standing: Standing, turns: TurnBook, store: Store, lease_time: LeaseTime, max_hold: float,
-        guard: Callable[[], dict[str, Any] | None], claim: Sequence[codec.Command],
-    ) -> None:  # fmt: skip
-        self._standing, self._turns, self._store = standing, turns, store
-        self._lease_time, self._max_hold, self._guard = lease_time, max_hold, guard
-        self._claim = claim
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
         self._stored_agent: dict[str, Any] | None = None
 
-    def of(self, plan: Plan) -> Written:
-        """What `plan` writes; stages the records of its turns and adds their entries to its ledger."""
-        old, extras = self._standing.lock, self._standing.extras
-        granted = _granted_now(old, plan)
-        if granted is not None:
-            extras = self._fresh_lease(plan)
-        commands = [*self._ends(plan), *self._turn_commands(plan)]
-        lease, left = plan.lock.lease, self._lease_time.hold_left()
-        # After a restart `max_hold` runs for the last time: the next owner must know how far it is.
-        kept = lease is not None and lease == old.lease and lease.restarts > 0
-        if granted is None and extras is not None and left is not None and (kept or lease != old.lease):
+    def prepare(self, step: Step) -> None:
+        """Set the step's commands, its grant and the lease's extras.
+
+        This also stages the records of the step's turns and adds their ledger entries.
+        """
+        plan, state = step.plan, self._context.state
+        granted = _new_grant(state.lock, plan)
+        extras = state.lease_extras if granted is None else self._extras_of_new_lease(plan)
+        step.commands += [*self._ended(plan), *self._turn_commands(plan)]
+        lease, left = plan.lock.lease, self._context.lease_time.hold_left()
+        # After a restart `max_hold` runs for the last time, so the next owner must know how far it is.
+        restarted = lease is not None and lease == state.lock.lease and lease.restarts > 0
+        changed = restarted or lease != state.lock.lease
+        if granted is None and extras is not None and left is not None and changed:
             extras = replace(extras, hold_left=float(round(left)))
-        commands += diff.diff(old, plan.lock, self._extras(extras))
-        if kept and extras != self._standing.extras:
-            commands += diff.lease(None, lease, extras)
+        step.commands += diff.diff(state.lock, plan.lock, self._diff_extras(plan, extras))
+        if restarted and extras != state.lease_extras:
+            step.commands += diff.lease(None, lease, extras)
         agent = self._agent(plan.agent)
         if agent != self._stored_agent:
-            commands.append(codec.put("agent", agent))
-        grant = (granted.ticket, granted.skipped) if granted is not None else None
-        return Written(commands, extras if plan.lock.lease is not None else None, grant)
+            step.commands.append(codec.put("agent", agent))
+        step.grant = (granted.ticket, granted.skipped) if granted is not None else None
+        step.lease_extras = extras if lease is not None else None
 
     def committed(self, plan: Plan) -> None:
-        """What `of` gave for this plan is in Redis."""
+        """Remember the agent's record as stored, because the step is in Redis."""
         self._stored_agent = self._agent(plan.agent)
 
-    def everything(self) -> tuple[list[codec.Command], list[ev.Entry]]:
-        """The whole state and the owner's record, for a Redis that lost some of it."""
-        now = self._standing
-        extras = codec.Extras(lease=now.extras, turn=self._turns.open or {}, taken=now.taken)
-        commands = [*self._claim, *diff.full(now.lock, extras, self._agent(now.agent))]
-        return commands + self._store.recent_commands(), [("snapshot", views.snapshot(now.lock))]
+    def everything(self) -> tuple[list[codec.RedisCommand], list[ev.Entry]]:
+        """Return the whole state and the owner's record, for a Redis that lost some of it."""
+        context, state = self._context, self._context.state
+        turn = context.turns.open.stored() if context.turns.open else {}
+        extras = codec.Extras(lease=state.lease_extras, turn=turn, taken=state.taken)
+        commands = [*owner_record(context.settings), *diff.full(state.lock, extras, self._agent(state.agent))]
+        return commands + context.store.recent_commands(), [("snapshot", views.snapshot(state.lock))]
 
-    def _fresh_lease(self, plan: Plan) -> codec.LeaseExtras:
+    def _extras_of_new_lease(self, plan: Plan) -> codec.LeaseExtras:
         worker = plan.lock.lease is not None and plan.lock.lease.kind is Kind.WORKER
-        return codec.LeaseExtras(secrets.token_urlsafe(24), None if worker else self._max_hold, now_text())
+        max_hold = None if worker else self._context.settings.times.max_hold
+        return codec.LeaseExtras(secrets.token_urlsafe(24), max_hold, now_text())
 
-    def _ends(self, plan: Plan) -> list[codec.Command]:
-        commands: list[codec.Command] = []
+    def _ended(self, plan: Plan) -> list[codec.RedisCommand]:
+        """Return what is remembered of the leases and tickets that end."""
+        commands: list[codec.RedisCommand] = []
+        extras = self._context.state.lease_extras
         for effect in plan.effects:
             match effect:
-                case ev.LeaseOver(fence=fence, ticket=ticket, holder=holder, reason=reason) if self._standing.extras:
+                case ev.LeaseOver(fence=fence, ticket=ticket, holder=holder, reason=reason) if extras:
                     past = {"fence": fence, "ticket": ticket, "holder": holder, "reason": reason.value}
-                    commands.append(codec.keep(codec.past_suffix(self._standing.extras.secret), past))
+                    commands.append(codec.keep(codec.past_suffix(extras.secret), past))
                 case ev.TicketOver(ticket=ticket, reason=reason):
                     commands.append(codec.keep(f"ended:{ticket}", {"reason": reason.value}))
         return commands
 
-    def _turn_commands(self, plan: Plan) -> list[codec.Command]:
-        commands: list[codec.Command] = []
-        conversation, told = conversation_of(plan.agent), False
+    def _turn_commands(self, plan: Plan) -> list[codec.RedisCommand]:
+        turns, commands = self._context.turns, list[codec.RedisCommand]()
+        conversation, ended = conversation_of(plan.agent), False
         for output in plan.outputs:
             match output:
                 case st.TurnStarted():
-                    commands += self._turns.started(plan.ledger)
+                    commands += turns.start(plan.ledger)
                 case st.TurnOver():
-                    commands += self._turns.over(output, plan.ledger, conversation)
-                    told = True
-                case st.Gone() if not told and self._turns.open is not None and plan.lock.turn is None:
-                    why = self._standing.agent.why or "reaped"
-                    lost = st.TurnOver(self._turns.open["id"], st.Outcome.LOST, reason=why)
-                    commands += self._turns.over(lost, plan.ledger, conversation)
+                    commands += turns.end(output, plan.ledger, conversation)
+                    ended = True
+                case st.Gone() if not ended and turns.open is not None and plan.lock.turn is None:
+                    why = self._context.state.agent.why or "reaped"
+                    lost = st.TurnOver(turns.open.id, st.TurnOutcome.LOST, reason=why)
+                    commands += turns.end(lost, plan.ledger, conversation)
         return commands
 
-    def _extras(self, lease: codec.LeaseExtras | None) -> codec.Extras:
-        return codec.Extras(lease=lease, turn=self._turns.current or {}, taken=self._standing.taken)
+    def _diff_extras(self, plan: Plan, lease: codec.LeaseExtras | None) -> codec.Extras:
+        state, turn = self._context.state, self._context.turns.current
+        opens = turn is not None and plan.lock.turn != state.lock.turn
+        return codec.Extras(lease=lease, turn=turn.stored() if turn is not None and opens else {}, taken=state.taken)
 
     def _agent(self, agent: st.Agent) -> dict[str, Any]:
         return {
             "conversation": agent.conversation, "generation": agent.generation, "known": agent.known,
-            "guard": self._guard(),
+            "guard": self._context.link.guard,
         }  # fmt: skip
 
 
-def _granted_now(old: Lock, plan: Plan) -> ev.Granted | None:
-    """The grant of this step; an answer that is only repeated is none."""
+def _new_grant(old: Lock, plan: Plan) -> ev.Granted | None:
+    """Return the grant that this step makes; a repeated answer to an earlier grant is none."""
     lease = plan.lock.lease
     if lease is None or (old.lease is not None and old.lease.fence == lease.fence):
         return None
     return plan.grant
 
 
-def claim_of(settings: Settings) -> list[codec.Command]:
-    """The owner record as ACQUIRE writes it, for a step that writes back what Redis lost."""
+def owner_record(settings: Settings) -> list[codec.RedisCommand]:
+    """Return the owner record as ACQUIRE writes it, for a step that writes back what Redis lost."""
     state_dir = str(settings.state_dir.resolve())
     fields = {"instance": settings.instance, "url": settings.url, "state_dir": state_dir, "host": settings.host_name}
     return [("HSET", "meta", name, value) for name, value in fields.items()]

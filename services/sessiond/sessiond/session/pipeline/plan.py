@@ -1,24 +1,25 @@
-"""The two machines as one: what an event does to lock and agent together. Pure.
+"""The decision of a step: what events do to the lock and the agent together. Pure.
 
-Each machine knows only itself. Here the lease's end becomes the agent's cancel, the agent's closing
-becomes the lock's, and so on until both are quiet; the owner loop commits the sum as one step.
+Each machine knows only itself. Here the lease's end becomes the agent's cancel, the agent's closing becomes the lock's,
+and so on until neither has an event left. The owner loop commits the sum as one step.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from sessiond.agent import machine as agent_machine
 from sessiond.agent import state as st
 from sessiond.agent.state import Agent
 from sessiond.lock import events as ev
 from sessiond.lock import machine as lock_machine
+from sessiond.lock.rules import Presence
 from sessiond.lock.state import Lock
 
 
 @dataclass(slots=True)
 class Plan:
-    """One step of a session: both states after it, the ledger, and what to do once it is committed."""
+    """The states of both machines after a step, its ledger entries, and what to do once it is committed."""
 
     lock: Lock
     agent: Agent
@@ -28,22 +29,23 @@ class Plan:
 
     @property
     def grant(self) -> ev.Granted | None:
-        """The grant of this step, a repeated answer aside."""
-        fresh = [e for e in self.effects if isinstance(e, ev.Granted)]
-        return fresh[-1] if fresh else None
+        """The last grant among the effects, which may repeat an earlier answer."""
+        grants = [e for e in self.effects if isinstance(e, ev.Granted)]
+        return grants[-1] if grants else None
 
 
 def compose(lock: Lock, agent: Agent, events: Sequence[ev.Event | st.Event]) -> Plan:
-    """Runs `events` and all that follows from them.
+    """Apply `events`, and all that follows from them.
 
-    Raises what the machines raise: events.Refused and rules.QueueFull (nothing happened),
-    events.InvariantBroken and ValueError (a state that must not be).
+    Raises:
+        Refused, QueueFull: the events are not allowed now; nothing happened.
+        InvariantBroken, ValueError: the state after them must not be.
     """
     plan = Plan(lock, agent)
     queue = deque(events)
     while queue:
         event = queue.popleft()
-        if isinstance(event, _LOCK_EVENTS):
+        if isinstance(event, ev.Event):
             step = lock_machine.decide(plan.lock, event)
             plan.lock = step.lock
             plan.ledger += step.ledger
@@ -57,10 +59,16 @@ def compose(lock: Lock, agent: Agent, events: Sequence[ev.Event | st.Event]) -> 
     return plan
 
 
-_LOCK_EVENTS = (
-    ev.Take, ev.Wait, ev.WaitOver, ev.HangUp, ev.Claim, ev.Release, ev.GiveUp, ev.Withdraw, ev.ForceRelease,
-    ev.AcceptTurn, ev.TurnClosed, ev.TasksChanged, ev.Reaped, ev.Due,
-)  # fmt: skip
+def forget_presence(lock: Lock, agent: Agent, waits: Callable[[str], bool]) -> Plan:
+    """Return the step after an outage of Redis: no ticket is present or passed over any more.
+
+    `waits` says whether a waiter is registered on a ticket. Such a ticket stays as it is; the others' waiters were
+    refused.
+    """
+    absent = [t for t in lock.tickets.values() if (t.present or t.passed) and not waits(t.id)]
+    tickets = {t.id: replace(t, presence=Presence.ABSENT, passed=False) for t in absent}
+    after = replace(lock, tickets={**lock.tickets, **tickets}) if tickets else lock
+    return Plan(after, agent, [("absent", {"ticket": t.id}) for t in absent])
 
 
 def _for_agent(effects: Sequence[ev.Effect]) -> list[st.Event]:

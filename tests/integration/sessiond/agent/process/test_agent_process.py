@@ -1,4 +1,4 @@
-"""A tool that never stands still: each of its processes lives for less than a millisecond, and is deaf to SIGTERM."""
+"""A tool that forks for ever: each of its processes runs for less than a millisecond and ignores SIGTERM."""
 
 import fcntl
 import sys
@@ -21,4 +21,4 @@ def test_a_tool_that_forks_for_ever_ends_with_its_agent(tmp_path: Path) -> None:
         while not ends:
             gevent.sleep(0.01)
     with lock.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it lives
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError means that the tool still runs

@@ -1,4 +1,4 @@
-"""Guards by name: what stands in a record may be anybody's number by now. And what is seen of a tree."""
+"""Identities of guards, whose pid may belong to another process by now, and looks at process trees."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from support.agent.fork_chain import CHAIN
 
 
 @pytest.mark.parametrize("boot", ["this boot", "another"])
-def test_a_recorded_guard_whose_number_is_a_threads_by_now_is_gone(boot: str) -> None:
+def test_a_recorded_guard_whose_pid_now_belongs_to_a_thread_is_gone(boot: str) -> None:
     over = threading.Event()
     thread = threading.Thread(target=over.wait)
     thread.start()
@@ -47,13 +47,13 @@ print(one.poll(), end_guard(name, 1), one.wait())
 """
 
 
-def test_a_guard_that_cannot_be_looked_at_is_not_taken_for_gone() -> None:
-    """With no file descriptor left, /proc says nothing of anybody."""
+def test_a_guard_does_not_count_as_gone_while_proc_cannot_be_read() -> None:
+    """Without a free file descriptor, /proc cannot be read."""
     found = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines() == ["cannot be seen", "None True -15"]
 
 
-def test_a_tool_that_forks_for_ever_is_seen_at_every_look(tmp_path: Path) -> None:
+def test_every_look_finds_a_tool_that_forks_for_ever(tmp_path: Path) -> None:
     lines, ends = list[bytes](), list[int | None]()
     command = ["/bin/sh", "-c", f"{sys.executable} -I -S -c '{CHAIN}' {tmp_path / 'lock'} & exec sleep 60"]
     process = AgentProcess.spawn(command, tmp_path, {}, lines.extend, lambda code, _: ends.append(code))
@@ -67,7 +67,7 @@ def test_a_tool_that_forks_for_ever_is_seen_at_every_look(tmp_path: Path) -> Non
     assert seen.count(True) == 1000
 
 
-def test_a_start_that_fails_leaves_no_descriptor_open(tmp_path: Path) -> None:
+def test_a_failed_start_leaves_no_file_descriptor_open(tmp_path: Path) -> None:
     def failed(argv: list[str], place: Path) -> None:
         with pytest.raises((SpawnError, ValueError)):
             AgentProcess.spawn(argv, place, {}, print, print)
@@ -79,5 +79,5 @@ def test_a_start_that_fails_leaves_no_descriptor_open(tmp_path: Path) -> None:
         failed(["/bin/true"], tmp_path / "nowhere")
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    once = four()  # gevent's own are open by now
+    once = four()  # by now gevent has opened its own
     assert max(four() for _ in range(3)) <= once

@@ -1,4 +1,4 @@
-"""With many descriptors open, and with none left: agents start, end and are looked at as ever."""
+"""Agents start, exit and are examined as usual while many file descriptors are open, or none is free."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from support.servers import Sessiond, eventually, scripted_env
 
 SESSION = "octo/hello"
 MANY = 1100
-"""More than select() takes."""
+"""More than select() accepts."""
 Start = Callable[..., Sessiond]
 
 
@@ -27,7 +27,7 @@ def worker_of(service: Sessiond) -> psutil.Process:
 
 @contextmanager
 def blind(process: psutil.Process) -> Iterator[None]:
-    """It gets no further descriptor meanwhile."""
+    """Keep the process from opening further file descriptors."""
     before = process.rlimit(psutil.RLIMIT_NOFILE)
     process.rlimit(psutil.RLIMIT_NOFILE, (4, before[1]))
     try:
@@ -52,7 +52,7 @@ def test_an_agent_starts_beside_many_connections(sessiond: Start) -> None:
         assert says(service.client(), "#say one") == ("completed", "one")
 
 
-def test_an_agents_end_is_seen_once_it_can_be(sessiond: Start) -> None:
+def test_an_agents_exit_is_handled_after_file_descriptors_are_free_again(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     assert says(client, "#say one") == ("completed", "one")
@@ -60,13 +60,13 @@ def test_an_agents_end_is_seen_once_it_can_be(sessiond: Start) -> None:
     guard = psutil.Process(started["pid"])
     with blind(worker_of(service)):
         os.kill(started["agent_pid"], signal.SIGKILL)
-        # Its guard is a child of the worker's: once reaped it is out of the table, and what it left is looked for.
+        # The guard is a child of the worker. Once it is reaped, the worker looks for what it left.
         eventually(lambda: not guard.is_running(), 30)
         time.sleep(0.2)
     assert says(client, "#say two") == ("completed", "two")
 
 
-def test_a_turn_completes_although_the_tree_cannot_be_looked_at(sessiond: Start) -> None:
+def test_a_turn_completes_although_its_process_tree_could_not_be_read(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client, mark = service.client(), service.state / "work" / SESSION / "fenced.mark"
     with client.lease(SESSION) as lease:
@@ -93,7 +93,7 @@ def mine():
 
 gevent.sleep(0.01)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-filled = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]  # no number is free below the last
+filled = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]  # no number below the last one is free
 for room in range(1, 13):
     before = mine()
     resource.setrlimit(resource.RLIMIT_NOFILE, (filled[-1] + 1 + room, hard))
@@ -108,6 +108,6 @@ for room in range(1, 13):
 """
 
 
-def test_a_start_that_had_too_few_leaves_none_behind() -> None:
+def test_a_start_with_too_few_file_descriptors_leaves_none_open() -> None:
     found = subprocess.run([sys.executable, "-c", TOO_FEW], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines() == []

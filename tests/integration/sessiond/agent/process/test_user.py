@@ -1,4 +1,4 @@
-"""An agent of another user: only where the tests run as root."""
+"""An agent that runs as another user. Most tests need root."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from sessiond.agent.process.pipes import SpawnError
 from sessiond.agent.process.user import User, acting_as
 from sessiond.settings import SettingsError, from_env
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="a change of user takes root")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the user")
 NOBODY = User(65534, 65534)
 
 
@@ -38,17 +38,17 @@ def until(check: object, seconds: float = 5.0) -> None:
 
 
 @root_only
-def test_it_is_that_user_for_good_and_has_no_capability() -> None:
+def test_the_agent_runs_as_the_user_for_good_and_without_capabilities() -> None:
     _, lines, ends = run("id -u; id -g; id -G; grep CapPrm /proc/self/status; cat /proc/$PPID/environ || true", NOBODY)
     until(lambda: ends)
     assert ends == [0]
     assert lines[:3] == [b"65534"] * 3
     assert lines[3].split()[1].strip(b"0") == b""
-    assert len(lines) == 4, "the guard's environment is not the agent's to read"
+    assert len(lines) == 4, "the agent cannot read the guard's environment"
 
 
 @root_only
-def test_its_tree_ends_with_the_lifeline() -> None:
+def test_the_other_users_tree_ends_when_the_lifeline_closes() -> None:
     process, lines, ends = run("setsid sh -c 'trap : TERM; echo up; while :; do sleep 1; done' & wait", NOBODY)
     until(lambda: lines)
     process.stop()
@@ -57,7 +57,7 @@ def test_its_tree_ends_with_the_lifeline() -> None:
 
 
 @root_only
-def test_a_killed_guard_leaves_nothing_of_it() -> None:
+def test_a_killed_guard_leaves_no_process_of_the_other_user() -> None:
     process, lines, ends = run("setsid sh -c 'echo $$; while :; do sleep 1; done' & wait", NOBODY)
     until(lambda: lines)
     tool = int(lines[0])
@@ -70,7 +70,7 @@ def test_a_killed_guard_leaves_nothing_of_it() -> None:
 
 
 @root_only
-def test_files_are_looked_at_as_that_user() -> None:
+def test_acting_as_reads_files_with_the_users_rights() -> None:
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "root's"
         file.touch(mode=0o600)
@@ -80,7 +80,7 @@ def test_files_are_looked_at_as_that_user() -> None:
 
 
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all,+setuid,+setgid,+kill", "--inh-caps=-all", sys.executable, "-c")
-"""Root as a container has it: it may change users, and not go where only another may."""
+"""Root with the capabilities of a container: it may change users, but not enter another user's closed directory."""
 ELSEWHERE = """
 import sys
 from pathlib import Path
@@ -99,7 +99,7 @@ with gevent.Timeout(20):
 
 @root_only
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv")
-def test_its_directory_may_be_closed_to_all_others() -> None:
+def test_the_working_directory_may_be_closed_to_all_other_users() -> None:
     with tempfile.TemporaryDirectory() as parent:
         Path(parent).chmod(0o755)
         place = Path(parent) / "closed"
@@ -109,7 +109,7 @@ def test_its_directory_may_be_closed_to_all_others() -> None:
     assert (found.stdout.strip(), found.returncode) == (str(place), 0), found.stderr
 
 
-def test_who_may_not_change_users_says_so() -> None:
+def test_a_start_without_the_right_to_change_users_reports_it() -> None:
     if os.geteuid() == 0:
         pytest.skip("root may")
     with pytest.raises(SpawnError, match="not permitted"):
@@ -117,7 +117,7 @@ def test_who_may_not_change_users_says_so() -> None:
 
 
 @pytest.mark.parametrize("uid, gid", [("0", "5"), ("5", ""), ("5", "0"), ("x", "5"), ("-1", "5"), ("4294967295", "5")])
-def test_settings(uid: str, gid: str) -> None:
+def test_settings_refuse_an_invalid_agent_user(uid: str, gid: str) -> None:
     with pytest.raises(SettingsError, match="SESSIOND_AGENT_UID"):
         from_env({"SESSIOND_AGENT_UID": uid, "SESSIOND_AGENT_GID": gid})
     assert from_env({}).agent_user is None

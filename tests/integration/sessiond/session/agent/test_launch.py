@@ -1,4 +1,4 @@
-"""A checkout's CLAUDE.md: whatever it is, the agent starts."""
+"""The agent starts whatever the checkout's CLAUDE.md is."""
 
 import os
 from collections.abc import Callable
@@ -8,8 +8,9 @@ import gevent
 import pytest
 
 from sessiond.agent import state as st
+from sessiond.session.agent.items import AgentEvent, AgentItem
 from sessiond.session.agent.launch import CLAUDE_MD_LIMIT, guide
-from sessiond.session.agent.link import AgentLink, FromAgent
+from sessiond.session.agent.link import AgentLink
 from sessiond.session.agent.slots import Slots
 from sessiond.settings import Settings
 from support.agent.slot_owner import Owner
@@ -43,14 +44,14 @@ def test_the_agent_starts_with_what_can_be_read(tmp_path: Path, name: str) -> No
     place.mkdir(parents=True)
     make(place / "CLAUDE.md")
     assert guide(place / "CLAUDE.md", None) == text
-    found: list[FromAgent] = []
+    found: list[AgentItem] = []
     settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
     link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
     link.start("c", False)
     with gevent.Timeout(60):
         while not found:
             gevent.sleep(0.01)
-        assert isinstance(found[0].event, st.Spawned), found
+        assert found[0] == AgentEvent(1, st.Spawned()), found
         link.end()
         while len(found) < 2:
             gevent.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The owner loop's line to its agent: what is not taken out of the inbox stays in the pipe."""
+"""The link to the agent: lines that the inbox cannot take stay in the pipe."""
 
 import subprocess
 from pathlib import Path
@@ -7,22 +7,24 @@ import gevent
 
 from sessiond.agent import state as st
 from sessiond.agent.process import guard as guarding
-from sessiond.agent.process.agent_process import AgentProcess
+from sessiond.agent.process.agent_process import AgentProcess, StartedGuard
 from sessiond.agent.process.guard_registry import GuardId, boot_id
 from sessiond.agent.process.pipes import READ_SIZE, Pipes
-from sessiond.session.agent.link import LINE_WEIGHT, UNREAD_LIMIT, AgentLink, FromAgent
+from sessiond.session.agent.items import AgentEvent, AgentItem, AgentLines
+from sessiond.session.agent.link import LINE_WEIGHT, UNREAD_LIMIT, AgentLink
 from sessiond.session.agent.slots import Slots
 from sessiond.settings import Settings
 from support.agent.slot_owner import Owner
 
 
 def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path: Path) -> None:
-    """They may be what tells that its history is lost."""
+    """They may say that its history is lost."""
     ends: list[tuple[int | None, str]] = []
     pipes = Pipes()
     popen = pipes.start(["/bin/sh", "-c", "echo words >&2; exit 3"], tmp_path, {}, None)
     assert popen.wait() == 3
-    AgentProcess(popen, pipes.identify(popen), pipes, print, lambda code, words: ends.append((code, words)))
+    started = StartedGuard(popen, pipes.identify(popen), pipes, None)
+    AgentProcess(started, print, lambda code, words: ends.append((code, words)))
     with gevent.Timeout(60):
         while not ends:
             gevent.sleep(0.01)
@@ -30,26 +32,30 @@ def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path
 
 
 def test_callers_stand_behind_few_lines_however_short_they_are(tmp_path: Path) -> None:
-    found: list[FromAgent] = []
+    found: list[AgentItem] = []
     settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec yes"))
     link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
     link.start("c", False)
     with gevent.Timeout(60):
-        while link._process is None or link._process._flowing.is_set():
+        while link._process is None or not link._process.paused:
             gevent.sleep(0.01)
-    lines = sum(len(item.lines or ()) for item in found)
+    lines = sum(len(item.lines) for item in found if isinstance(item, AgentLines))
     assert 0 < lines <= UNREAD_LIMIT // LINE_WEIGHT + READ_SIZE // 2
     link.end()
     with gevent.Timeout(60):
-        while not found or not isinstance(found[-1].event, st.Exited):
-            while found and not isinstance(found[-1].event, st.Exited):
+        while not found or not ended(found[-1]):
+            while found and not ended(found[-1]):
                 link.accepts(found.pop())
-                link.flow()
+                link.resume_reading()
             gevent.sleep(0.01)
 
 
+def ended(item: AgentItem) -> bool:
+    return isinstance(item, AgentEvent) and isinstance(item.event, st.Exited)
+
+
 def test_a_slot_is_free_again_although_nobody_hears_of_the_end(tmp_path: Path) -> None:
-    found: list[FromAgent] = []
+    found: list[AgentItem] = []
     slots, settings = Slots(1), Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
     link = AgentLink("o/r", settings, slots, Owner(), found.append)
     link.start("c", False)
@@ -72,8 +78,8 @@ def test_who_forgoes_has_no_slot_although_it_holds_another(tmp_path: Path) -> No
 
 
 def test_only_the_last_wait_for_predecessors_counts(tmp_path: Path) -> None:
-    """The end of an earlier one is no end of the process that runs by now."""
-    found: list[FromAgent] = []
+    """The end of an earlier wait does not end the process that runs now."""
+    found: list[AgentItem] = []
     settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
     link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
     script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
@@ -91,7 +97,7 @@ def test_only_the_last_wait_for_predecessors_counts(tmp_path: Path) -> None:
         link.start("c", False)
         while len(found) < 3:  # the start, and the first wait's end
             gevent.sleep(0.01)
-        kinds = [(type(item.event), link.accepts(item)) for item in found[1:]]
+        kinds = [(type(item.event), link.accepts(item)) for item in found[1:] if isinstance(item, AgentEvent)]
         assert kinds == [(st.Spawned, True), (st.Exited, False)] and link.alive
         link.end()
         while len(found) < 4:

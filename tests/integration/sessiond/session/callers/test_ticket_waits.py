@@ -1,4 +1,4 @@
-"""Holders that die, come twice, or come back: what becomes of their place and of the lock."""
+"""Holders that die, run twice, or come back: their places and the lock afterwards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ StartCaller = Callable[..., Caller]
 
 def wait(client: Client, ticket: str, holder: str, seconds: float) -> dict[str, Any]:
     body = {"holder": holder, "wait": seconds}
-    found: dict[str, Any] = client._transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body).body
+    found: dict[str, Any] = client.transport.call("POST", f"/tickets/{ticket}/wait", session=SESSION, body=body).body
     return found
 
 

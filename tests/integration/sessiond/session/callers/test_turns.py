@@ -41,7 +41,7 @@ def test_a_cancelled_turn_keeps_the_lease_and_runs_again_as_the_next_attempt(ses
         eventually(lambda: client.turn(SESSION, turn.id)["state"] == "started")
         with pytest.raises(ProblemError, match="turn-open"):
             lease.turn("other")
-        client._transport.call("DELETE", f"/turns/{turn.id}", session=SESSION)
+        client.transport.call("DELETE", f"/turns/{turn.id}", session=SESSION)
         assert turn.result().outcome == "cancelled"
         lease.check()
         assert lease.turn("#tokens 1000\n#pace 10ms", key="t1", timeout=1).result().reason == "timeout"
@@ -64,13 +64,13 @@ def test_permissions_follow_the_leases_kind(sessiond: Start) -> None:
         assert '"allow"' in lease.turn(prompt).result().text
     with client.lease(SESSION, kind="handler") as lease:
         assert '"deny"' in lease.turn('#ask Read {"file_path": "/etc/passwd"}').result().text
-        # claude reads inside by itself: what it asks about lies outside, whatever the text says (a link).
+        # claude reads inside without asking. What it asks about lies outside, whatever the text says (a link).
         assert '"deny"' in lease.turn('#ask Read {"file_path": "src/main.py"}').result().text
 
 
 @pytest.mark.parametrize("point", ["before-turn", f"{SESSION}/committed.turn-accepted"])
 def test_a_turns_start_is_a_step(sessiond: Start, tmp_path: Path, point: str) -> None:
-    """A handler's ticket between acceptance and write: 409 and no byte, or the turn runs and is drained."""
+    """A handler's ticket between acceptance and write: the turn is refused unwritten, or it runs and is drained."""
     hooks = tmp_path / "hooks"
     (hooks / SESSION).mkdir(parents=True)
     service = sessiond({**scripted_env(), "SESSIOND_HOOKS_DIR": str(hooks)})
@@ -161,7 +161,7 @@ def test_who_is_stopped_while_it_waits_for_room_waits_no_longer(sessiond: Start)
 
 
 def test_waiting_for_room_is_no_failure_of_the_agent(sessiond: Start) -> None:
-    """However often it was in vain: once there is room, the next turn runs."""
+    """However often a wait failed: once there is room, the next turn runs."""
     client = sessiond({**scripted_env(start_deadline=0.6), "SESSIOND_MAX_AGENTS": "1"}).client()
 
     def second() -> None:
@@ -189,9 +189,9 @@ def test_a_turn_that_is_answered_from_its_key_claims_the_lease_as_any_other(sess
         lease.turn("#say once", key="k").result()
     place = client.take(SESSION, key="again")
     body = {"holder": "raw", "wait": 5}
-    granted = client._transport.call("POST", f"/tickets/{place['id']}/wait", session=SESSION, body=body).body
+    granted = client.transport.call("POST", f"/tickets/{place['id']}/wait", session=SESSION, body=body).body
     again, secret = {"prompt": "#say once", "key": "k"}, granted["lease"]["secret"]
-    told = client._transport.stream("POST", "/turns", session=SESSION, body=again, secret=secret)
+    told = client.transport.stream("POST", "/turns", session=SESSION, body=again, secret=secret)
     assert [event.event for event in told if event is not None] == ["result"]
     assert [e["event"] for e in client.ledger(SESSION)].count("claimed") == 2
 
@@ -210,7 +210,7 @@ def test_a_full_queue_is_an_error_and_no_wrap(sessiond: Start, redis_server: Red
 
 
 def test_an_interrupt_of_a_turn_of_claudes_own_is_not_the_waiting_turns(sessiond: Start) -> None:
-    """Else it would be measured from there: a turn of hours, interrupted at its end, would have taken hours to end."""
+    """Otherwise the time would be measured from that interrupt, and a long turn would seem to take hours to end."""
     service = sessiond(scripted_env())
     client, place = service.client(), service.state / "work" / SESSION
     place.mkdir(parents=True)

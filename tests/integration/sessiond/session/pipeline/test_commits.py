@@ -1,4 +1,4 @@
-"""Who stands still and goes on: the one sessiond, an owner that was replaced meanwhile, a holder, a waiter."""
+"""Processes that stop for a while and go on: the only sessiond, a replaced owner, a holder, a waiter."""
 
 import json
 import threading
@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import redis as redis_library
 
+from sessiond.agent.state import Agent
 from sessiond.client import Client, LeaseLost, SessiondError, TurnResult
+from sessiond.lock.state import Lock
 from sessiond.session.pipeline.commits import Commits
+from sessiond.session.pipeline.plan import Plan
+from sessiond.session.pipeline.step import Step
 from sessiond.store.codec import put
 from sessiond.store.store import Store
 from sessiond.verify import verify
@@ -29,7 +33,7 @@ ALONE = {"absence": 20.0, "max_hold": 35.0} if FULL else {
     "lease_ttl": 3.0, "claim_window": 1.5, "absence": 2.0, "max_hold": 4.0, "owner_ttl": 3.0, "owner_renew": 0.5,
     "owner_doubt": 2.0,
 }  # fmt: skip
-"""Each but owner_doubt's is shorter than the stall, and longer than what the test does without one."""
+"""Each time but owner_doubt is shorter than the stall, and longer than the test needs without one."""
 PAIR = {} if FULL else {"owner_ttl": 2.0, "owner_renew": 0.5, "owner_doubt": 1.2, "lease_ttl": 8.0}
 LEASE_TTL = 30.0 if FULL else 8.0
 
@@ -42,14 +46,14 @@ def ledger_of(client: Client, session: str = SESSION) -> list[dict[str, Any]]:
 
 
 def one_secret_each(entries: list[dict[str, Any]]) -> None:
-    """Nobody held twice: the ledger is clean, and every fence was granted once."""
+    """Check that the ledger breaks no rule and that every fence was granted once."""
     assert verify(entries).violations == []
     fences = [e["fence"] for e in entries if e["event"] == "granted"]
     assert len(fences) == len(set(fences))
 
 
 class Holding(threading.Thread):
-    """A lease with one turn in a thread of its own; `told` is its result, or what was raised."""
+    """A lease with one turn in a thread of its own; `told` is its result, or the exception."""
 
     def __init__(self, client: Client, session: str, key: str, prompt: str | None = None, ttl: float = 30.0) -> None:
         super().__init__(daemon=True)
@@ -79,7 +83,7 @@ class Holding(threading.Thread):
 def test_one_that_stood_still_finds_leases_and_places_as_they_were(
     sessiond: Start, redis_server: Redis, matrix: Row, where: str
 ) -> None:
-    """Lease, absence and max_hold are shorter than the stall; their full time begins again after it."""
+    """Lease, absence and max_hold are shorter than the stall; each gets its full time again after it."""
     service = sessiond(scripted_env(**ALONE))
     client = service.client()
     ttl = ALONE.get("lease_ttl", 30.0)
@@ -115,7 +119,7 @@ def test_one_that_stood_still_finds_leases_and_places_as_they_were(
     entries = ledger_of(client)
     one_secret_each(entries)
     assert [e["reason"] for e in entries if e["event"] == "ended"] == ["released"] * 3
-    # What nobody waits on has its absence again, and lapses only then.
+    # A ticket without a waiter has its full absence again, and lapses only after that.
     assert not [e for e in entries[: _index(entries, "ended")] if e["event"] == "lapsed"]
     assert where == "within-a-step" or (told.outcome, told.text) == ("completed", "through")
     matrix("stalls", stopped="the only sessiond", at=where, seconds=STALL, turn=told.outcome, leases="stand")
@@ -133,16 +137,20 @@ def _index(entries: list[dict[str, Any]], event: str) -> int:
 
 
 def test_an_answer_is_as_old_as_its_question(redis_server: Redis) -> None:
-    """What a step proves, it proves of the moment at which it was sent: the process may have stood still since."""
+    """A commit confirms the ownership at the moment it was sent: the process may have stopped since then."""
     store = Store(redis_server.url, SESSION, "one")
     commits = Commits(store, 1, 0, lambda: ([], []))
-    commits.push([put("open", {})], [], None, lambda: None)
-    assert commits.unsure < 1
+    commits.push(a_step(), lambda: None)
+    assert commits.unconfirmed < 1
     redis_server.pause()
     threading.Timer(1.2, redis_server.go_on).start()
-    commits.push([put("open", {})], [], None, lambda: None)
-    assert commits.unsure >= 1
+    commits.push(a_step(), lambda: None)
+    assert commits.unconfirmed >= 1
     store.close()
+
+
+def a_step() -> Step:
+    return Step(Plan(Lock(), Agent("c")), commands=[put("open", {})])
 
 
 # ---- an owner that was replaced --------------------------------------------------------------
@@ -154,8 +162,8 @@ MOMENTS = {
     "accepted": "[accepted]\n#say done",
     "starting": "[starting]\n#say done",
 }
-"""What the owner is at when it is stopped: an idle agent; a turn that runs, or has asked; a turn that is committed and
-not written, for an agent that is idle or asleep."""
+"""The owner's state when it is stopped: an idle agent; a turn that runs or has asked for permission; a turn that is
+committed and not written, for an agent that is idle or asleep."""
 ACCEPTED = ("accepted", "starting")
 
 
@@ -164,7 +172,7 @@ def session_of(moment: str) -> str:
 
 
 def stand(first: Sessiond, hooks: Path) -> dict[str, Holding]:
-    """The first instance comes to stand at each moment, each in a session of its own."""
+    """Bring the first instance to each moment, each in a session of its own."""
     client = first.client()
     for moment in ("idle", "accepted"):
         with client.lease(session_of(moment), key="before") as lease:
@@ -188,14 +196,14 @@ def stand(first: Sessiond, hooks: Path) -> dict[str, Holding]:
 
 
 def prompts_of(service: Sessiond, moment: str) -> int:
-    """How many user lines of this moment the agents of this instance ever took."""
+    """Return how many user lines of this moment the agents of this instance ever received."""
     files = (service.state / "claude" / "projects" / "scripted").glob("*.jsonl")
     return sum(f"[{moment}]" in line for file in files for line in file.read_text().splitlines())
 
 
 def ask(service: Sessiond, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
-    """Asks this instance and no other: no 421 is followed."""
-    answer = service.client()._transport._pool.request(
+    """Ask this instance and no other: follow no 421."""
+    answer = service.client().transport._pool.request(
         method, f"{service.url}/v1/sessions/{path}", json=body, headers={"Authorization": "Bearer admin-key"},
         retries=False, timeout=20,
     )  # fmt: skip
@@ -203,13 +211,13 @@ def ask(service: Sessiond, method: str, path: str, body: object = None) -> tuple
 
 
 def epoch_of(service: Sessiond, moment: str) -> int:
-    """The session's epoch, once this instance owns it, else 0."""
+    """Return the session's epoch if this instance owns it, else 0."""
     status, body = ask(service, "GET", session_of(moment))
     return int(body["epoch"]) if status == 200 else 0
 
 
 def move_guards(redis_server: Redis) -> None:
-    """Has the record say that the guards run on another machine."""
+    """Change the records as if the guards ran on another machine."""
     with redis_library.Redis.from_url(redis_server.url) as redis:
         for moment in MOMENTS:
             key = f"sessiond:{{{session_of(moment)}}}:agent"
@@ -224,7 +232,7 @@ def move_guards(redis_server: Redis) -> None:
 def test_an_owner_that_was_replaced_while_it_stood_still_does_nothing_any_more(
     sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Row, guards: str
 ) -> None:
-    """Neither a write into Redis nor a line to its agents, also where the prompt was committed and not yet written.
+    """It writes neither to Redis nor to its agents, also where a prompt was committed and not yet written.
 
     The second ends the first one's agents before it starts its own. Those of another machine (their guard's boot id
     is not this one's) it can neither see nor end: there the first must write nothing when it goes on.
@@ -237,7 +245,7 @@ def test_an_owner_that_was_replaced_while_it_stood_still_does_nothing_any_more(
     heard = [first.state / "work" / session_of(moment) / "heard" for moment in MOMENTS]
     for file in heard:
         file.touch()
-    # Started only now: on a slow machine it would take over from one that is merely late.
+    # Started only now: on a slow machine it would take over from an owner that is merely late.
     second = sessiond(scripted_env(**PAIR), name="b")
     other = second.client()
     agents = [one for one in first._seen.values() if one not in first._paused]
@@ -283,7 +291,7 @@ def test_an_owner_that_was_replaced_while_it_stood_still_does_nothing_any_more(
 
 
 def after(one: str, other: str) -> bool:
-    """Whether the ledger id stands behind the other."""
+    """Return whether the ledger id comes after the other."""
     first, second = (tuple(map(int, name.split("-"))) for name in (one, other))
     return first > second
 
@@ -306,7 +314,7 @@ def test_a_holder_that_stood_still_past_its_lease_has_lost_it_and_keeps_its_plac
     assert second["fence"] > first["fence"] and second["secret"] != first["secret"]
     for method, path, body in (("POST", "/lease/renew", None), ("POST", "/turns", {"prompt": "late"})):
         with pytest.raises(LeaseLost, match="expired"):
-            client._transport.call(method, path, session=SESSION, body=body, secret=first["secret"])
+            client.transport.call(method, path, session=SESSION, body=body, secret=first["secret"])
     still.go_on()
     assert still.hear("leaving")["lost"] == "expired"
     still.hear("done")
@@ -329,7 +337,7 @@ def test_a_holder_that_stood_still_past_its_lease_has_lost_it_and_keeps_its_plac
 def test_a_waiter_that_stands_still_does_not_claim_its_grant_and_the_next_one_has_it(
     sessiond: Start, caller: StartCaller, matrix: Row
 ) -> None:
-    """It is present as long as its connection is there; each loss but the third in a row leaves it its place."""
+    """It is present while its connection is open; each loss but the third in a row leaves it its place."""
     service = sessiond(scripted_env(claim_window=0.4, head_wait=0.3))
     client = service.client()
     still, behind = caller(service), caller(service)
@@ -345,7 +353,7 @@ def test_a_waiter_that_stands_still_does_not_claim_its_grant_and_the_next_one_ha
         assert left == (["still"] if loss < 3 else [])
         still.go_on()
         assert still.hear("done")["lost"] == "unclaimed"
-    still.do(key="still")  # a new ticket: the old one has ended, and with it its key is free
+    still.do(key="still")  # a new ticket: the old one has ended, so its key is free
     still.hear("done")
     entries = ledger_of(client)
     one_secret_each(entries)

@@ -1,48 +1,49 @@
-"""An open turn's reader is told its one result, also when the stored state is taken again beneath it."""
+"""An open turn's reader gets its one result, also when the owner takes the stored state again meanwhile."""
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from sessiond.agent import state as st
-from sessiond.session.callers.turns import TurnBook
-from sessiond.session.callers.waiters import StreamItem, TurnStream
+from sessiond.lock.rules import Kind
+from sessiond.session.callers.turn_record import TurnRecord
+from sessiond.session.callers.turn_stream import StreamItem, TurnStream
+from sessiond.session.callers.turns import Turns
 from sessiond.store.store import Store
 
-TURN: dict[str, Any] = {
-    "id": "tu-1", "turn": "tu-1", "key": None, "attempt": 1, "state": "accepted", "fence": 1, "kind": "worker",
-    "conversation": {"id": "c", "generation": 1, "fresh": False},
-}  # fmt: skip
+TURN = TurnRecord(
+    id="tu-1", fence=1, ticket="tk-1", kind=Kind.WORKER, conversation={"id": "c", "generation": 1, "fresh": False}
+)
 
 
-def opened() -> tuple[TurnBook, TurnStream]:
-    book = TurnBook(Store("redis://127.0.0.1:1", "o/r", "i"), lambda: None)  # nothing here asks it
-    book.accept(TURN)
-    book.publish()
-    assert book.stream is not None
-    return book, book.stream
+def opened() -> tuple[Turns, TurnStream]:
+    turns = Turns(Store("redis://127.0.0.1:1", "o/r", "i"), lambda: None)  # no test here calls Redis
+    turns.accept(TURN)
+    turns.publish()
+    assert turns.stream is not None
+    return turns, turns.stream
 
 
 def ended(stream: TurnStream) -> StreamItem:
     stream.close()
-    assert stream._result is not None, "its reader waits for ever"
+    assert stream.finished, "its reader would wait forever"
     (item,) = list(stream)
     return item
 
 
 def test_the_turn_that_is_found_open_again_has_its_reader_still() -> None:
-    book, stream = opened()
-    book.load(TURN)
-    book.over(st.TurnOver("tu-1", st.Outcome.LOST, reason="owner-restart"), [], TURN["conversation"])
-    book.publish()
+    turns, stream = opened()
+    turns.load(TURN.stored())
+    turns.end(st.TurnOver("tu-1", st.TurnOutcome.LOST, reason="owner-restart"), [], TURN.conversation)
+    turns.publish()
     name, result = ended(stream)
     assert (name, result["outcome"], result["reason"]) == ("result", "lost", "owner-restart")
 
 
-@pytest.mark.parametrize("stored", [None, {**TURN, "id": "tu-2"}])
-def test_a_turn_that_is_open_no_more_is_told_lost(stored: dict[str, Any] | None) -> None:
-    book, stream = opened()
-    book.load(stored)
+@pytest.mark.parametrize("stored", [None, replace(TURN, id="tu-2")])
+def test_a_turn_that_is_open_no_more_is_told_lost(stored: TurnRecord | None) -> None:
+    turns, stream = opened()
+    turns.load(stored and stored.stored())
     name, result = ended(stream)
     assert (name, result["outcome"], result["reason"]) == ("result", "lost", "refused-step")
-    assert book.stream is None
+    assert turns.stream is None
