@@ -14,9 +14,9 @@ from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import ENDS, NewTask, Task
 from sessiond_worker.tasks.store import Tasks
-from support import payloads
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.servers import Redis, Sessiond, Webhook, eventually, free_port
+from support.webhook import payloads
 
 TIMES = {"lease_ttl": 3.0, "claim_window": 2.0, "head_wait": 1.0, "poll_grace": 0.5, "drain_deadline": 3.0}
 BUSY, QUIET = "codertocat/hello-world", "codertocat/quiet"

@@ -22,9 +22,9 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS)]
 
 from sessiond.verify import verify  # noqa: E402
-from support import payloads  # noqa: E402
-from support.jobprocess import JobProcess  # noqa: E402
+from support.jobs.jobprocess import JobProcess  # noqa: E402
 from support.servers import Github, Model, Redis, Sessiond, Webhook, claude_env, eventually  # noqa: E402
+from support.webhook import payloads  # noqa: E402
 
 REPO, NUMBER = "Codertocat/Hello-World", 2
 SESSION = REPO.lower()

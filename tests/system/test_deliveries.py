@@ -18,11 +18,11 @@ from sessiond_webhook.demands.machine import ENDED, Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
-from support import payloads
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.ledger_checks import check_grant_order
 from support.servers import Github, Redis, Sessiond, Webhook, eventually, scripted_env
 from support.size import FULL
+from support.webhook import payloads
 
 DELIVERIES = 300 if FULL else 90
 COMMENTS = DELIVERIES * 2 // 3

@@ -11,9 +11,9 @@ from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
-from support import payloads
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.servers import Github, Redis, Sessiond, Webhook, eventually, scripted_env
+from support.webhook import payloads
 
 SESSION, KEY, DELIVERY = "codertocat/hello-world", "IC_kwDOlogged", "delivery-of-the-comment"
 ASKED, ANSWERED, TASK, NOTE = "quokka", "pademelon", "bettong", "wallaby"

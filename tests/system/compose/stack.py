@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sessiond.verify import verify
-from support import payloads
 from support.ledger_checks import Entries, check_grant_order
+from support.webhook import payloads
 
 TESTS = Path(__file__).resolve().parents[2]
 ROOT = TESTS.parent
