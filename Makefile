@@ -1,4 +1,4 @@
-# Everything this project does. Each target sets up what it needs first; `make help` lists them.
+# All tasks of this project. Each target sets up what it needs; `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ EXTRAS := server services embedded
 .PHONY: help setup lock up demo lint unit package test check-lock check-agent check-answers check-see compose-test clean
 .DEFAULT_GOAL := help
 
-help:  ## this list
+help:  ## list the targets
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	  /^[a-z][a-z-]*:.*  ## / { name = $$1; sub(":.*", "", name); sub(/.*  ## /, ""); printf "  make %-14s %s\n", name, $$0 }' \
 	  $(firstword $(MAKEFILE_LIST))
@@ -31,8 +31,9 @@ $(VENV)/installed: $(VENV)/ready pyproject.toml services/common/sessiond_common/
 	$(PIP) --no-index --no-build-isolation --check-build-dependencies --no-deps --editable .
 	touch $@
 
-# The largest lock first; the others take its versions. The agent's has no dependencies: only its binary is used.
-lock: $(VENV)/ready  ## write requirements/*.txt anew from pyproject.toml; locked versions stay
+# The largest lock file comes first, and the others take its versions. The agent's lists no dependencies: only its binary
+# is used.
+lock: $(VENV)/ready  ## write requirements/*.txt again from pyproject.toml; locked versions stay
 	$(LOCKED) -r requirements/lock.txt
 	$(COMPILE) pyproject.toml $(EXTRAS:%=--extra %) --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/base.txt
@@ -45,7 +46,7 @@ clean:  ## remove .venv, .state, dist and the caches
 	rm -rf $(VENV) .state dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 ##@ Run
-up: setup  ## run everything in the foreground with an embedded Redis; Ctrl-C ends it
+up: setup  ## run all services in the foreground with an embedded Redis; Ctrl-C ends them
 	exec $(BIN)/python -m sessiond_ops.up
 
 demo: setup  ## show a worker that three review comments preempt; needs no key
@@ -64,14 +65,14 @@ unit: setup  ## the unit tests, in one process
 package: setup  ## build wheel and sdist, install them in clean environments of each Python found
 	$(BIN)/pytest tests/system/test_package.py
 
-# Most of a test's time is waiting: five processes keep two cores busy.
+# The tests mostly wait: five processes keep two cores busy.
 test: lint  ## lint and every test
 	$(BIN)/pytest -n 5 --dist worksteal -m "not alone"
 	$(BIN)/pytest -m alone
 
 ##@ Test one part with its largest tables
-# What has no larger form is left to `make test`: this takes five minutes at most.
-check-lock: setup  ## the lock, its store and its owner under everything that can go wrong
+# Only parts with larger tables; at most five minutes.
+check-lock: setup  ## the lock, its store and its owner, with every fault
 	FULL=1 $(BIN)/pytest -n 5 --dist worksteal tests/system/sessiond/session tests/unit/sessiond/lock \
 	  tests/unit/sessiond/verify tests/integration/sessiond/lock tests/integration/sessiond/cli \
 	  tests/integration/sessiond/store/test_ledger.py tests/integration/sessiond/store/test_store.py \
@@ -81,16 +82,16 @@ check-agent: setup  ## the agent: the fault table with a scripted agent, then th
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/sessiond/agent tests/integration/sessiond/agent \
 	  tests/integration/sessiond/session/agent tests/system/sessiond/agent tests/system/claude
 
-check-answers: setup  ## comments and tasks, with every process killed at every step
+check-answers: setup  ## comments and tasks, with each process killed at each step
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/webhook tests/unit/worker tests/integration/common \
 	  tests/integration/webhook tests/integration/worker tests/system/webhook tests/system/worker \
-	  tests/system/test_deliveries.py tests/system/test_log_story.py tests/system/test_metrics.py
+	  tests/system/test_deliveries.py tests/system/test_log_correlation.py tests/system/test_metrics.py
 
-# Debian's prometheus and chromium; without them, pytest skips and names their tests.
-check-see: setup  ## metrics, rules, panels, the board and the logs in a real Prometheus and Chromium
+# Needs Debian's prometheus and chromium; without them, pytest skips these tests and names the packages.
+check-see: setup  ## metrics, alert rules, panels, board and logs, with a real Prometheus and Chromium
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/grafana tests/system/grafana tests/system/test_metrics.py \
-	  tests/system/test_log_story.py tests/system/sessiond/http tests/integration/sessiond/http/board \
+	  tests/system/test_log_correlation.py tests/system/sessiond/http tests/integration/sessiond/http/board \
 	  tests/integration/common/log
 
-compose-test: setup  ## all of it in containers from a fresh clone; needs an engine with compose v2
+compose-test: setup  ## all services in containers from a fresh clone; needs an engine with compose v2
 	$(BIN)/python tests/system/compose/run.py

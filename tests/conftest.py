@@ -1,26 +1,25 @@
-"""Fixtures: real servers, ended after each test, with a check that nothing of them is left."""
+"""Fixtures that start servers, end them after each test, and check that no process is left."""
 
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("support")
 
-from support.servers import Caller, Github, Model, Redis, Sessiond, Webhook  # noqa: E402
+from support.servers import Caller, Github, Model, Redis, Sessiond, Webhook, close_all  # noqa: E402
 
-pytest_plugins = ["support.summary", "support.webhook_fixtures", "support.worker_fixtures"]
+pytest_plugins = ["support.summary", "support.webhook.fixtures", "support.worker.fixtures"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Run in a shell's background: every process started here would be deaf to Ctrl-C as well.
+    # A shell ignores SIGINT for background jobs, and every process started here would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each of the processes gets its part of the list: the long tests are dealt out, and stand first in each part."""
+    """Share the tests among the processes of pytest-xdist: each gets its part of the long tests first."""
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     long = [item for item in items if item.get_closest_marker("long")]
     short = [item for item in items if not item.get_closest_marker("long")]
@@ -49,43 +48,30 @@ def github() -> Iterator[Github]:
     server.close()
 
 
-Factory = Callable[..., Sessiond]
-
-
 @pytest.fixture
-def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Factory]:
-    """Starts sessionds on the test's Redis: sessiond(env, name="a")."""
-    with ExitStack() as stack:
+def sessiond(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Sessiond]]:
+    """Start sessionds on the test's Redis: sessiond(env, name="a")."""
 
-        def start(env: Mapping[str, str] | None = None, name: str = "a", under: Sequence[str] = ()) -> Sessiond:
-            service = Sessiond(redis_server.url, tmp_path / name, env, under)
-            stack.callback(service.close)
-            return service
+    def start(env: Mapping[str, str] | None = None, name: str = "a", under: Sequence[str] = ()) -> Sessiond:
+        return Sessiond(redis_server.url, tmp_path / name, env, under)
 
-        yield start
+    with close_all(start) as factory:
+        yield factory
 
 
 @pytest.fixture
 def webhook(redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Webhook]]:
-    """Starts webhooks on the test's Redis: webhook(env, name="webhook")."""
-    with ExitStack() as stack:
+    """Start webhooks on the test's Redis: webhook(env, name="webhook")."""
 
-        def start(env: Mapping[str, str] | None = None, name: str = "webhook") -> Webhook:
-            service = Webhook(redis_server.url, tmp_path / name, env)
-            stack.callback(service.close)
-            return service
+    def start(env: Mapping[str, str] | None = None, name: str = "webhook") -> Webhook:
+        return Webhook(redis_server.url, tmp_path / name, env)
 
-        yield start
+    with close_all(start) as factory:
+        yield factory
 
 
 @pytest.fixture
 def caller() -> Iterator[Callable[..., Caller]]:
-    """Starts callers: caller(service, role="admin")."""
-    with ExitStack() as stack:
-
-        def start(service: Sessiond, role: str = "admin") -> Caller:
-            made = Caller(service, role)
-            stack.callback(made.close)
-            return made
-
-        yield start
+    """Start callers: caller(service, role="admin")."""
+    with close_all(Caller) as factory:
+        yield factory

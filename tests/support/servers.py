@@ -1,4 +1,7 @@
-"""Real servers for tests and the demo: Redis, sessiond, the loopback model. Each on loopback, each ended by pid."""
+"""Server processes for tests and the demo: Redis, sessiond, webhook, and stand-ins for the model and GitHub.
+
+Every server listens on loopback. `close` ends it by pid and checks that none of its processes is left.
+"""
 
 import contextlib
 import fcntl
@@ -18,9 +21,9 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 import psutil
@@ -37,7 +40,11 @@ SCRIPTED = (sys.executable, "-I", "-S", str(TESTS / "support" / "standins" / "sc
 
 
 def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str | Callable[[], str] = "") -> Any:
-    """The first true answer of `check`, asked again and again for at most `seconds`."""
+    """Call `check` until it returns something true, and return that.
+
+    Raises:
+        AssertionError: it did not within `seconds`; the text names `what` was expected.
+    """
     ends = time.monotonic() + seconds
     while True:
         found = check()
@@ -49,13 +56,13 @@ def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str | Call
 
 
 _PORTS: list[int] = []
-"""Open files: each locks a port for as long as this process lives."""
+"""Open files. Each locks one port until this process ends."""
 
 
 def free_port() -> int:
-    """A port of our own until this process ends, also while the server on it is down.
+    """Reserve a port until this process ends, also while its server is down.
 
-    Below the range from which the kernel takes ports for anybody, and locked against other test processes.
+    The port is below the kernel's ephemeral range. A locked file reserves it against other test processes.
     """
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     place = Path(tempfile.gettempdir()) / f"sessiond-test-ports-{os.getuid()}"
@@ -75,10 +82,10 @@ def free_port() -> int:
 
 
 class Redis:
-    """A real server in a directory of its own."""
+    """A Redis server with its own directory."""
 
     def __init__(self) -> None:
-        # Not below pytest's own directories: the path of a unix socket may have 107 bytes.
+        # pytest's own directories are too deep: the path of a unix socket may have at most 107 bytes.
         self._directory = tempfile.TemporaryDirectory(prefix="redis-")
         self.server = EmbeddedRedis(Path(self._directory.name))
         self.server.start()
@@ -101,13 +108,13 @@ class Redis:
         self.server.start()
 
     def copy(self, to: Path) -> None:
-        """Its data as they are now, taken while it stands still."""
+        """Copy the current data. The server is paused meanwhile."""
         self.pause()
         shutil.copytree(Path(self._directory.name) / "appendonlydir", to)
         self.go_on()
 
     def put_back(self, copy: Path) -> None:
-        """Into a server that is down: a copy's data instead of its own."""
+        """Replace the data with a copy. The server must be stopped."""
         data = Path(self._directory.name) / "appendonlydir"
         shutil.rmtree(data)
         shutil.copytree(copy, data)
@@ -117,71 +124,16 @@ class Redis:
         self._directory.cleanup()
 
 
-class Model:
-    """The loopback Messages API as a process."""
+class StandIn:
+    """A process of `standins/` that prints its URL first, and logs what it receives."""
+
+    script: str
 
     def __init__(self) -> None:
-        command = [sys.executable, str(TESTS / "support" / "standins" / "model.py")]
+        command = [sys.executable, str(TESTS / "support" / "standins" / self.script)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
-
-    def log(self, first: int = 0) -> list[dict[str, Any]]:
-        """Every request from number `first` on, with its messages."""
-        with urllib.request.urlopen(f"{self.url}/log?from={first}") as answer:
-            found: list[dict[str, Any]] = json.load(answer)
-        return found
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-
-class Github:
-    """The loopback GitHub as a process: one repository with an issue (1) and a pull request (2), one bot account."""
-
-    TOKEN = "ghp_loopback_token_0001"
-    BOT: Mapping[str, Any] = {"id": 9001, "login": "sessiond-bot", "type": "User"}
-    REPO = "Octo/Hello"
-
-    def __init__(self) -> None:
-        command = [sys.executable, str(TESTS / "support" / "standins" / "github.py")]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
-        self.order("token", token=self.TOKEN, **self.BOT)
-        self.thread(1)
-        self.thread(2, pull=True)
-
-    def env(self) -> dict[str, str]:
-        """Settings of a poster that logs in with the token."""
-        return {"GITHUB_API_URL": self.url, "GITHUB_TOKEN": self.TOKEN}
-
-    def thread(self, number: int, repo: str = REPO, **more: Any) -> None:
-        self.order("thread", repo=repo, number=number, **more)
-
-    def comment(self, number: int, body: str = "?", kind: str = "issue", **more: Any) -> int:
-        """Somebody's comment; its id. `kind` is issue or review."""
-        given = {"repo": self.REPO, "author": {"id": 77, "login": "mona", "type": "User"}, **more}
-        made: list[int] = self.order("comment", number=number, body=body, kind=kind, **given)
-        return made[0]
-
-    def fault(self, mode: str, match: str = "POST .*comments", **more: Any) -> None:
-        self.order("fault", mode=mode, match=match, **more)
-
-    def order(self, what: str, **given: Any) -> Any:
-        request = urllib.request.Request(f"{self.url}/_admin/{what}", json.dumps(given).encode(), method="POST")
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
-
-    def log(self) -> list[dict[str, Any]]:
-        """Every write that was done, in order."""
-        return self._get("/log")
-
-    def requests(self) -> list[dict[str, Any]]:
-        return self._get("/requests")
 
     def _get(self, path: str) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.url}{path}") as answer:
@@ -195,8 +147,82 @@ class Github:
             self._process.stdout.close()
 
 
+class Model(StandIn):
+    """A Messages API that answers as the prompt directs."""
+
+    script = "model.py"
+
+    def log(self, first: int = 0) -> list[dict[str, Any]]:
+        """Return every request from number `first` on, with its messages."""
+        return self._get(f"/log?from={first}")
+
+
+class Github(StandIn):
+    """A GitHub with one repository, an issue (1), a pull request (2) and one bot account."""
+
+    script = "github.py"
+    TOKEN = "ghp_loopback_token_0001"
+    BOT: Mapping[str, Any] = {"id": 9001, "login": "sessiond-bot", "type": "User"}
+    REPO = "Octo/Hello"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order("token", token=self.TOKEN, **self.BOT)
+        self.thread(1)
+        self.thread(2, pull=True)
+
+    def env(self) -> dict[str, str]:
+        """Return the settings of a poster that uses the token."""
+        return {"GITHUB_API_URL": self.url, "GITHUB_TOKEN": self.TOKEN}
+
+    def thread(self, number: int, repo: str = REPO, **more: Any) -> None:
+        self.order("thread", repo=repo, number=number, **more)
+
+    def comment(self, number: int, body: str = "?", kind: str = "issue", **more: Any) -> int:
+        """Add a person's comment and return its id. `kind` is issue or review."""
+        given = {"repo": self.REPO, "author": {"id": 77, "login": "mona", "type": "User"}, **more}
+        made: list[int] = self.order("comment", number=number, body=body, kind=kind, **given)
+        return made[0]
+
+    def fault(self, mode: str, match: str = "POST .*comments", **more: Any) -> None:
+        self.order("fault", mode=mode, match=match, **more)
+
+    def order(self, what: str, **given: Any) -> Any:
+        """Send a command to the stand-in's own API. Returns the JSON answer."""
+        request = urllib.request.Request(f"{self.url}/_admin/{what}", json.dumps(given).encode(), method="POST")
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return every write in order."""
+        return self._get("/log")
+
+    def requests(self) -> list[dict[str, Any]]:
+        return self._get("/requests")
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Server = TypeVar("Server", bound=Closable)
+
+
+@contextlib.contextmanager
+def close_all(start: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
+    """Yield a function that calls `start`. Close everything it returned at the end, the last one first."""
+    with contextlib.ExitStack() as stack:
+
+        def factory(*args: Any, **kwargs: Any) -> Server:
+            server = start(*args, **kwargs)
+            stack.callback(server.close)
+            return server
+
+        yield factory
+
+
 def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it, as /proc has them now."""
+    """Return a process and its descendants as they are now."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -205,7 +231,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it still runs: neither gone (also between two looks at /proc) nor a zombie."""
+    """Whether the process runs: it has neither ended nor become a zombie."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -213,7 +239,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def kill_left(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL to those that still run; one may end by itself between the look and the signal."""
+    """Send SIGKILL to those that still run."""
     for process in processes:
         if alive(process):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -221,7 +247,7 @@ def kill_left(processes: Iterable[psutil.Process]) -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether a sessiond is ready there."""
+    """Whether a sessiond is ready at this URL."""
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
             return bool(answer.status == 200)
@@ -230,12 +256,12 @@ def answers(url: str) -> bool:
 
 
 class Sessiond:
-    """A real sessiond process (gunicorn and all) with a state directory of its own."""
+    """sessiond under gunicorn, with its own state directory."""
 
     def __init__(
         self, redis_url: str, state: Path, env: Mapping[str, str] | None = None, under: Sequence[str] = ()
     ) -> None:
-        """`under`: what becomes the service, or starts it, when that is put behind it (strace -D, …)."""
+        """`under` is a command that runs the service, such as `strace -D`."""
         self.state, self._under = state, under
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -264,7 +290,7 @@ class Sessiond:
             try:
                 eventually(self.ready, 60, lambda: f"sessiond ready: {self.log_text()}")
             except AssertionError:
-                self.terminate()  # nobody else has it yet
+                self.terminate()  # no caller has a reference to close it
                 raise
 
     def ready(self) -> bool:
@@ -281,16 +307,23 @@ class Sessiond:
     def client(self, role: str = "admin", holder: str | None = None) -> Client:
         return connect(self.url, self.keys[role], holder)
 
+    def ledger(self, session: str) -> list[dict[str, Any]]:
+        """Return the session's whole ledger."""
+        client, entries = self.client(), list[dict[str, Any]]()
+        while page := client.ledger(session, entries[-1]["id"] if entries else None):
+            entries += page
+        return entries
+
     def remember(self) -> None:
-        """Notes the tree as it is, so that what is left of it later can be found."""
+        """Record the processes that run now, so that `left` can find them later."""
         self._seen |= {p.pid: p for p in tree(self.pid)}
 
     def left(self) -> list[psutil.Process]:
-        """What still runs of all that was remembered."""
+        """Return the recorded processes that still run."""
         return [p for p in self._seen.values() if alive(p)]
 
     def kill9(self) -> None:
-        """kill -9 of the service: its worker and its master, as one."""
+        """Kill gunicorn's master and its worker with SIGKILL."""
         self.remember()
         doomed = [self._process.pid, *(c.pid for c in psutil.Process(self.pid).children())]
         for pid in doomed:
@@ -298,12 +331,12 @@ class Sessiond:
         self.reap()
 
     def reap(self) -> None:
-        """After its master was killed."""
+        """Wait for the killed master, and close the log."""
         self._process.wait()
         self.log_file.close()
 
     def pause(self) -> None:
-        """SIGSTOP to the service, its master and its worker; guard and agent go on."""
+        """Suspend gunicorn's master and its worker. The guard and the agent continue."""
         self.remember()
         master = psutil.Process(self.pid)
         self._paused = [master, *master.children()]
@@ -327,8 +360,36 @@ class Sessiond:
         eventually(lambda: not self.left(), 5, f"no process left: {self.left()}")
 
 
-class Webhook:
-    """A real `python -m sessiond_webhook`: gunicorn's master and, by default, two processes."""
+class FaultPoints:
+    """Fault points of a service: a process that reaches a held point waits there. `hooks` is its directory.
+
+    The service is started with `hooks` in HOOKS_DIR.
+    """
+
+    hooks: Path
+
+    def log_text(self) -> str:
+        raise NotImplementedError
+
+    def hold(self, point: str) -> None:
+        (self.hooks / f"{point}.hold").touch()
+
+    def let_go(self, point: str) -> None:
+        (self.hooks / f"{point}.hold").unlink(missing_ok=True)
+        (self.hooks / f"{point}.reached").unlink(missing_ok=True)
+
+    def reached(self, point: str, seconds: float = 20) -> int:
+        """Wait until a process has reached this fault point. Returns its pid."""
+        place = self.hooks / f"{point}.reached"
+        return int(
+            eventually(
+                lambda: place.exists() and place.read_text(), seconds, lambda: f"{point} reached: {self.log_text()}"
+            )
+        )
+
+
+class Webhook(FaultPoints):
+    """`python -m sessiond_webhook`: gunicorn's master and two worker processes by default."""
 
     SECRET = "a secret of this test"
 
@@ -337,11 +398,12 @@ class Webhook:
         self.place, self.port = place, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.pool = urllib3.PoolManager(retries=False, timeout=30, maxsize=64)
-        (place / "hooks").mkdir(exist_ok=True)
+        self.hooks = place / "hooks"
+        self.hooks.mkdir(exist_ok=True)
         self.env = {
             "REDIS_URL": redis_url, "SESSIOND_URL": "http://127.0.0.1:1", "WEBHOOK_SECRET": self.SECRET,
             "WEBHOOK_PORT": str(self.port), "WEBHOOK_PROCESSES": "2", "BOT_LOGIN": "helper[bot]", "BOT_ID": "4711",
-            "SWEEP_SECONDS": "3600", "HOOKS_DIR": str(place / "hooks"), **(env or {}),
+            "SWEEP_SECONDS": "3600", "HOOKS_DIR": str(self.hooks), **(env or {}),
         }  # fmt: skip
         self._seen: dict[int, psutil.Process] = {}
         self.start()
@@ -356,7 +418,7 @@ class Webhook:
         eventually(self.alive, 20, "webhook alive")
 
     def alive(self) -> bool:
-        """All of its processes answer; a scrape only ever reaches one of them."""
+        """Whether it answers and every worker process has logged its start; one request reaches only one of them."""
         if self.process.poll() is not None:
             raise AssertionError(f"webhook ended: {self.log_text()}")
         try:
@@ -373,7 +435,11 @@ class Webhook:
         return (self.place / "webhook.log").read_text(errors="replace")[-last:]
 
     def post(self, event: str, payload: Any, delivery: str | None = None, **more: Any) -> urllib3.BaseHTTPResponse:
-        """A delivery, signed. `more`: secret, form, body (bytes instead of the payload), headers (None leaves out)."""
+        """Send a signed delivery.
+
+        `more` may set `secret`, `form` (a form body), `body` (bytes that replace the payload) and `headers` (a value
+        of None removes one).
+        """
         body = more.get("body", json.dumps(payload).encode())
         kind = "application/json"
         if more.get("form"):
@@ -387,25 +453,13 @@ class Webhook:
         return self.pool.request("POST", f"{self.url}/github", body=body, headers=sent)
 
     def counted(self) -> dict[tuple[str, str], int]:
-        """webhook_deliveries_total by (event, outcome), of all processes."""
+        """Return webhook_deliveries_total of all processes, by (event, outcome)."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         return {
             (one.labels["event"], one.labels["outcome"]): int(one.value)
             for family in families for one in family.samples if one.name == "webhook_deliveries_total"
         }  # fmt: skip
-
-    def hold(self, point: str) -> None:
-        (self.place / "hooks" / f"{point}.hold").touch()
-
-    def let_go(self, point: str) -> None:
-        (self.place / "hooks" / f"{point}.hold").unlink(missing_ok=True)
-        (self.place / "hooks" / f"{point}.reached").unlink(missing_ok=True)
-
-    def reached(self, point: str) -> int:
-        """Waits until a process stands at this point; its pid."""
-        place = self.place / "hooks" / f"{point}.reached"
-        return int(eventually(lambda: place.exists() and place.read_text(), 10, f"{point}: {self.log_text()}"))
 
     def terminate(self) -> int:
         self._seen |= {p.pid: p for p in tree(self.process.pid)}
@@ -424,7 +478,7 @@ class Webhook:
 
 
 class Caller:
-    """A process of `standins/caller.py`."""
+    """A process of `standins/caller.py`, which uses the client as ordered."""
 
     def __init__(self, service: Sessiond, role: str = "admin") -> None:
         command = [sys.executable, str(TESTS / "support" / "standins" / "caller.py"), service.url, service.keys[role]]
@@ -437,7 +491,11 @@ class Caller:
         self.process.stdin.flush()
 
     def hear(self, event: str) -> dict[str, Any]:
-        """The next message of this kind; the caller's own errors are the test's."""
+        """Wait for the next message of this kind.
+
+        Raises:
+            AssertionError: the caller reports an error or ends.
+        """
         assert self.process.stdout is not None
         for line in self.process.stdout:
             found: dict[str, Any] = json.loads(line)
@@ -465,11 +523,11 @@ class Caller:
 
 
 def scripted_env(*faults: str, **times: float) -> dict[str, str]:
-    """Settings for a sessiond with the scripted agent and these times (seconds, by their names in Times)."""
+    """Return settings for a sessiond with the scripted agent. `times` are seconds, by their names in `Times`."""
     env = {"SESSIOND_AGENT_COMMAND": shlex.join([*SCRIPTED, *(f"--fault={f}" for f in faults)])}
     return env | {f"SESSIOND_{name.upper()}": str(seconds) for name, seconds in times.items()}
 
 
 def claude_env(model: Model, **more: str) -> dict[str, str]:
-    """Settings for a sessiond with the real claude and the loopback model."""
+    """Return settings for a sessiond with the real claude binary and the model's stand-in."""
     return {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": "loopback", **more}

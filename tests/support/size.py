@@ -1,6 +1,6 @@
-"""How much the tests try: the quick form of `make test`, or with FULL=1 all of it, as the check-… targets run it.
+"""How many cases the tests run: the quick form for `make test`, or all with FULL=1, as the check-… targets set it.
 
-DEEP=1 on top of it takes minutes more than these may: `DEEP=1 make check-lock`.
+DEEP=1 in addition to FULL=1 adds cases that take minutes: `DEEP=1 make check-lock`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What tests measured and did, printed at the run's end, whichever process ran them."""
+"""Print the figures and tables of all tests at the end of the run, from every process of pytest-xdist."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ TABLE = "table "
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
-    """Tells what a test measured, at the end of the run: figures("60 cycles, median 3 ms")."""
+    """Print what a test measured at the end of the run: figures("60 cycles, median 3 ms")."""
     return lambda text: request.node.user_properties.append(("figures", text))
 
 
 @pytest.fixture
 def matrix(request: pytest.FixtureRequest) -> Row:
-    """A row of a table that is printed at the run's end: matrix("answers", victim="handler", step="leased")."""
+    """Add a row to a table at the end of the run: matrix("answers", victim="handler", step="leased")."""
 
     def row(table: str, **cells: object) -> None:
         texts = {name: str(value) for name, value in cells.items()}
@@ -32,10 +32,10 @@ def matrix(request: pytest.FixtureRequest) -> Row:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Figures, then tables."""
     reports = [r for found in terminalreporter.stats.values() for r in found if getattr(r, "when", "") == "call"]
-    told = sorted(f"{r.nodeid}: {text}" for r in reports for name, text in r.user_properties if name == "figures")
-    if told:
+    lines = sorted(f"{r.nodeid}: {text}" for r in reports for name, text in r.user_properties if name == "figures")
+    if lines:
         terminalreporter.section("measured")
-        for line in told:
+        for line in lines:
             terminalreporter.line(line)
     tables: dict[str, list[dict[str, str]]] = {}
     for report in reports:
@@ -49,9 +49,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def _print(terminalreporter: Any, table: str, rows: list[dict[str, str]]) -> None:
     terminalreporter.section(table)
     heads = list(dict.fromkeys(head for row in rows for head in row))
-    wide = {head: max(len(head), *(len(row.get(head, "")) for row in rows)) for head in heads}
+    widths = {head: max(len(head), *(len(row.get(head, "")) for row in rows)) for head in heads}
     for row in [dict(zip(heads, heads, strict=True)), *rows]:
-        terminalreporter.line("  ".join(row.get(head, "").ljust(wide[head]) for head in heads).rstrip())
+        terminalreporter.line("  ".join(row.get(head, "").ljust(widths[head]) for head in heads).rstrip())
 
 
 ENDED = pytest.StashKey[int]()
@@ -62,7 +62,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """A check at full size ends with one plain line: how much of it passed. What was skipped is named before it."""
+    """End a check at full size with one line: how many tests passed and failed. Skipped ones are counted before it."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if not FULL or reporter is None or hasattr(config, "workerinput"):
         return
@@ -73,6 +73,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if skipped:
         reporter.write_line(f"{skipped} skipped")
     if config.stash.get(ENDED, 4) not in (0, 1):
-        reporter.write_line("not all of it was run")
+        reporter.write_line("the run ended before all tests had run")
         failed += 1
     reporter.write_line(f"{passed} passed, {failed} failed")

@@ -1,9 +1,11 @@
-"""`make demo`: the whole story on real parts. The last line is one JSON object; exit 1 if it is not so.
+"""`make demo`: three review comments preempt a worker; each is answered, and the worker continues.
 
-The worker is in the middle of a long turn on an issue that was assigned to it, when three signed review comments
-arrive within 20 ms at two webhook processes. The claude is the real one; the model behind it and the GitHub before it
-are servers on loopback, and the deliveries are GitHub's own examples with other texts. What is printed at the end is
-read from the ledger, from the model's log and from what GitHub was asked to post, not from what anybody here says.
+The worker runs a long turn on an assigned issue. Three signed review comments arrive within 20 ms at two webhook
+processes. The claude binary is the real one. The model and GitHub are stand-ins on loopback. The deliveries are
+GitHub's own examples with other texts.
+
+The last line of the output is one JSON object, with values from the ledger, the model's log and the posted comments.
+The exit status is 1 if they are not as expected.
 """
 
 import json
@@ -16,10 +18,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sessiond.verify import verify
-from support import payloads
-from support.jobprocess import JobProcess
-from support.servers import Github, Model, Redis, Sessiond, Webhook, claude_env, eventually
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS)]
+
+from sessiond.verify import verify  # noqa: E402
+from support.jobs.jobprocess import JobProcess  # noqa: E402
+from support.servers import Github, Model, Redis, Sessiond, Webhook, claude_env, eventually  # noqa: E402
+from support.webhook import payloads  # noqa: E402
 
 REPO, NUMBER = "Codertocat/Hello-World", 2
 SESSION = REPO.lower()
@@ -36,7 +41,7 @@ def say(who: str, what: str) -> None:
 
 
 class Stage:
-    """Redis, model, GitHub, sessiond, two webhooks, two handlers, a poster, a worker: each a process of its own."""
+    """Redis, model, GitHub, sessiond, two webhooks, two handlers, a poster and a worker, each in its own process."""
 
     def __init__(self, place: Path, stack: ExitStack) -> None:
         self.redis, self.model, self.github = Redis(), Model(), Github()
@@ -59,14 +64,14 @@ class Stage:
         ):
             stack.callback(JobProcess(module, place / name, env).close)
 
-    def ordinary_traffic(self) -> None:
-        """What a webhook that has run for a while has seen: comments that nobody is asked by."""
+    def warm_up(self) -> None:
+        """Send edited comments that mention nobody, so that both webhooks have answered deliveries before."""
         for n in range(6):
-            edited = payloads.comment(f"IC_{n}", "nobody is asked", action="edited")
-            self.webhooks[n % 2].post("issue_comment", edited, f"ordinary-{n}")
+            edited = payloads.comment(f"IC_{n}", "no mention", action="edited")
+            self.webhooks[n % 2].post("issue_comment", edited, f"warm-up-{n}")
 
     def assign(self) -> None:
-        """The issue that the worker gets."""
+        """Assign the issue that becomes the worker's task."""
         payload = payloads.load("issues.assigned")
         payload["issue"] |= {"body": ISSUE, "title": "Count"}
         payload["assignee"] |= {"id": 4711, "login": "helper[bot]", "type": "Bot"}
@@ -74,14 +79,14 @@ class Stage:
         say("GitHub", f"assigns an issue: {answer.status}")
 
     def comment(self, name: str) -> dict[str, Any]:
-        """A review comment's delivery, its comment known to GitHub."""
+        """Add a review comment to GitHub. Returns its delivery."""
         body = f"@helper Comment {name} by a person: what is this line for?\n#say the answer to {name}"
         known = self.github.comment(NUMBER, body, "review", repo=REPO)
         return payloads.review_comment(f"PRRC_{name}", body, comment__id=known)  # type: ignore[no-any-return]
 
 
 def show(stage: Stage) -> None:
-    """The ledger as it comes."""
+    """Print the ledger's entries as they are appended."""
     shown = {"taken", "ended", "draining", "drained", "granted", "interrupt", "turn-closed", "agent-starting"}
     for entry in stage.service.client("viewer").follow_ledger(SESSION):
         if entry["event"] in shown:
@@ -90,7 +95,7 @@ def show(stage: Stage) -> None:
 
 
 def flurry(stage: Stage) -> None:
-    """A, B and C to the two webhooks in turn, within 20 ms."""
+    """Send A, B and C to the two webhooks alternately, within 20 ms."""
     deliveries = [(name, stage.comment(name), stage.webhooks[n % 2]) for n, name in enumerate(NAMES)]
     statuses: dict[str, int] = {}
 
@@ -105,13 +110,13 @@ def flurry(stage: Stage) -> None:
     say("GitHub", f"sends A, B and C within {(time.monotonic() - begun - 0.0095) * 1000:.0f} ms")
     for thread in threads:
         thread.join()
-    say("webhook", f"has answered {statuses}")
+    say("webhook", f"answers {statuses}")
 
 
 def run(stage: Stage) -> list[dict[str, Any]]:
     client = stage.service.client()
     threading.Thread(target=show, args=(stage,), daemon=True).start()
-    stage.ordinary_traffic()
+    stage.warm_up()
     stage.assign()
     started = lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION))  # noqa: E731
     eventually(started, 30, "the worker's turn")
@@ -119,23 +124,23 @@ def run(stage: Stage) -> list[dict[str, Any]]:
     flurry(stage)
     eventually(lambda: len(replies(stage)) == 3, 60, "three replies")
     for name, body in replies(stage).items():
-        say("poster", f"has posted to {name}: {body.splitlines()[0]}")
+        say("poster", f"posts to {name}: {body.splitlines()[0]}")
 
     def done() -> bool:
         ended = [e for e in client.ledger(SESSION) if e["event"] == "ended" and e["kind"] == "worker"]
         return bool(ended) and ended[-1]["reason"] == "released"
 
-    eventually(done, 60, "the worker's end")
+    eventually(done, 60, "the end of the worker's task")
     return client.ledger(SESSION)
 
 
 def replies(stage: Stage) -> dict[str, str]:
-    """What stands last in GitHub's threads, by the comment that it answers."""
+    """Return the last text of each posted comment, by the comment that it answers."""
     last = {write["id"]: write["body"] for write in stage.github.log()}
     return {name: body for name in NAMES for body in last.values() if f"the answer to {name}" in body}
 
 
-def verdict(stage: Stage, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(stage: Stage, entries: list[dict[str, Any]]) -> dict[str, Any]:
     keys = {e["ticket"]: e["key"] for e in entries if e["event"] == "taken"}
     names = {ticket: key.rpartition("_")[2] if key.startswith("PRRC") else "worker" for ticket, key in keys.items()}
     asked = {e["turn"]: e["key"] for e in entries if e["event"] == "turn-accepted"}
@@ -158,7 +163,7 @@ def verdict(stage: Stage, entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def good(found: dict[str, Any]) -> bool:
+def as_expected(found: dict[str, Any]) -> bool:
     return (
         found["order"] == ["worker", *NAMES, "worker"]
         and found["inversions"] == 0
@@ -173,13 +178,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="demo-") as place, ExitStack() as stack:
         stage = Stage(Path(place), stack)
         try:
-            found = verdict(stage, run(stage))
+            found = summarize(stage, run(stage))
         except AssertionError:
             for log in Path(place).rglob("*.log"):
                 print(f"---- {log.name}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
             raise
     print(json.dumps(found), flush=True)
-    return 0 if good(found) else 1
+    return 0 if as_expected(found) else 1
 
 
 if __name__ == "__main__":

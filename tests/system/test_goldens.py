@@ -44,7 +44,6 @@ from sessiond_worker import cli as worker_commands
 from sessiond_worker import settings as worker_settings
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
-from support import payloads
 from support.goldens import (
     SENTENCE,
     Answer,
@@ -61,8 +60,9 @@ from support.goldens import (
     told,
     without_common,
 )
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.servers import Github, Redis, Sessiond, Webhook, eventually, free_port, scripted_env
+from support.webhook import payloads
 
 GOLDENS = Path(__file__).parent / "goldens"
 MODULES: Mapping[str, str] = {

@@ -1,21 +1,18 @@
-"""What a scrape says is what the ledger and the records say: exact counts, after a flurry on a scaled stack."""
+"""After a flurry on a scaled stack, each service's metrics equal the exact counts of the ledger and the records."""
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sessiond.verify import verify
 from sessiond_common import VERSION
-from support.flurry import BUSY, QUIET, TIMES, Scrape, Stack
+from support.ledger_checks import Entries, count_events, count_handoffs
+from support.scaled_stack import BUSY, QUIET, TIMES, Scrape, Stack
 from support.servers import Redis, Sessiond, eventually, scripted_env
 
 COMMENTS = 12
-Entries = list[dict[str, Any]]
 
 
 def test_a_scrape_agrees_with_the_ledger_and_the_records(
@@ -25,21 +22,20 @@ def test_a_scrape_agrees_with_the_ledger_and_the_records(
         stack = Stack(redis_server, sessiond(scripted_env(**TIMES)), tmp_path, ends)
         task = stack.task("count")
         keys = stack.flurry(range(COMMENTS))
-        again = stack.webhook.post("ping", {"zen": "Keep it logically awesome."})
-        assert again.status == 200
-        found = stack.over(keys, task)
-        ledgers = [stack.ledger(BUSY), stack.ledger(QUIET)]
-        eventually(lambda: settled(stack, ledgers), 20, "every lease has ended, and is told")
-        ledgers = [stack.ledger(BUSY), stack.ledger(QUIET)]
+        ping = stack.webhook.post("ping", {"zen": "Keep it logically awesome."})
+        assert ping.status == 200
+        found = stack.wait_until_done(keys, task)
+        eventually(lambda: all_leases_ended(stack), 20, "every granted lease has ended")
+        ledgers = read_ledgers(stack)
         entries = sum(ledgers, Entries())
         eventually(lambda: stack.scrape("sessiond").total("sessiond_ledger_checked_total") == len(entries), 10)
         check_lock(stack.scrape("sessiond"), ledgers)
         check_turns(stack.scrape("sessiond"), entries)
         check_preemptions(stack.scrape("sessiond"), entries)
-        for _ in range(4):  # whichever of webhook's processes answers
+        for _ in range(4):  # each scrape may reach another of the webhook's processes
             check_webhook(stack.scrape("webhook"))
         handlers, poster, worker = stack.scrape("handler"), stack.scrape("poster"), stack.scrape("worker")
-        closed = by(entries, "turn-closed", "kind", "outcome")
+        closed = count_events(entries, "turn-closed", "kind", "outcome")
         assert handlers.by("webhook_answers_total", "outcome") == {("answered",): COMMENTS}
         assert handlers.by("webhook_turns_total", "outcome") == {
             (o,): n for (k, o), n in closed.items() if k == "handler"
@@ -49,12 +45,12 @@ def test_a_scrape_agrees_with_the_ledger_and_the_records(
         assert poster.total("webhook_posted_seconds_count") == COMMENTS == len(found)
         assert all(stack.scrape(name).by(f"{prefix}_build_info", "version") for name, prefix in BUILDS)
         check_labels(stack.scrape("sessiond", "webhook", "handler", "poster", "worker"))
-        # Both handlers had work-horses, each for one job.
+        # Both handlers ran jobs, each in its own work-horse.
         assert [Scrape(url).total("webhook_answers_total") > 0 for url in stack.targets["handler"]] == [True, True]
 
 
 def check_labels(scrape: Scrape) -> None:
-    """A session is named by gauges only: they end with it, and counters would be there for ever."""
+    """Only gauges have a session label: they end with the session, while counters would stay for ever."""
     named = {name for name, labels in scrape.values if "session" in dict(labels)}
     assert {scrape.kinds[name] for name in named} == {"gauge"}
     waits = {float(dict(labels)["le"]) for name, labels in scrape.values if name == "sessiond_lock_wait_seconds_bucket"}
@@ -64,28 +60,26 @@ def check_labels(scrape: Scrape) -> None:
 BUILDS = [("sessiond", "sessiond"), ("webhook", "webhook"), ("handler", "webhook"), ("worker", "worker")]
 
 
-def by(entries: Entries, event: str, *names: str) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(str(e[name]) for name in names) for e in entries if e["event"] == event)
+def read_ledgers(stack: Stack) -> list[Entries]:
+    return [stack.service.ledger(BUSY), stack.service.ledger(QUIET)]
 
 
-def settled(stack: Stack, ledgers: list[Entries]) -> bool:
-    ledgers[:] = [stack.ledger(BUSY), stack.ledger(QUIET)]
-    granted, ended = (sum(e["event"] == name for e in sum(ledgers, Entries())) for name in ("granted", "ended"))
-    return granted == ended
+def all_leases_ended(stack: Stack) -> bool:
+    entries = sum(read_ledgers(stack), Entries())
+    return count_events(entries, "granted") == count_events(entries, "ended")
 
 
 def check_lock(scrape: Scrape, ledgers: list[Entries]) -> None:
-    entries, handoffs = sum(ledgers, Entries()), Counter[tuple[str, ...]]()
-    for ledger in ledgers:
-        kinds = ["nobody", *(e["kind"] for e in ledger if e["event"] == "granted")]
-        handoffs += Counter(pairwise(kinds))
+    entries, handoffs = sum(ledgers, Entries()), count_handoffs(ledgers)
     assert scrape.by("sessiond_handoffs_total", "from_kind", "to_kind") == handoffs
     assert {("nobody", "worker"), ("worker", "handler"), ("handler", "handler"), ("handler", "worker")} <= set(handoffs)
-    assert scrape.by("sessiond_lock_wait_seconds_count", "kind") == by(entries, "granted", "kind")
-    assert scrape.by("sessiond_leases_ended_total", "kind", "reason") == by(entries, "ended", "kind", "reason")
-    assert scrape.by("sessiond_hold_seconds_count", "kind") == by(entries, "ended", "kind")
-    assert scrape.by("sessiond_drains_total", "outcome") == by(entries, "drained", "how")
-    assert scrape.by("sessiond_recoveries_total", "reason") == by(entries, "recovery", "reason")
+    assert scrape.by("sessiond_lock_wait_seconds_count", "kind") == count_events(entries, "granted", "kind")
+    assert scrape.by("sessiond_leases_ended_total", "kind", "reason") == count_events(
+        entries, "ended", "kind", "reason"
+    )
+    assert scrape.by("sessiond_hold_seconds_count", "kind") == count_events(entries, "ended", "kind")
+    assert scrape.by("sessiond_drains_total", "outcome") == count_events(entries, "drained", "how")
+    assert scrape.by("sessiond_recoveries_total", "reason") == count_events(entries, "recovery", "reason")
     assert scrape.total("sessiond_passed_over_total") == sum(e["event"] == "passed-over" for e in entries)
     assert scrape.total("sessiond_lapsed_total") == sum(e["event"] == "lapsed" for e in entries)
     reports = [verify(ledger) for ledger in ledgers]
@@ -98,9 +92,9 @@ def check_lock(scrape: Scrape, ledgers: list[Entries]) -> None:
 
 
 def check_turns(scrape: Scrape, entries: Entries) -> None:
-    closed = by(entries, "turn-closed", "kind", "outcome")
+    closed = count_events(entries, "turn-closed", "kind", "outcome")
     assert scrape.by("sessiond_turns_total", "kind", "outcome") == closed
-    # The scripted agent says one token for each result, and the comments' price.
+    # The scripted agent reports one token for each result, and the cost that a comment names.
     results = sum(n for (_, outcome), n in closed.items() if outcome == "completed")
     assert scrape.total("sessiond_tokens_total", type="output") >= results
     answers = sum(n for (kind, outcome), n in closed.items() if (kind, outcome) == ("handler", "completed"))
@@ -110,16 +104,16 @@ def check_turns(scrape: Scrape, entries: Entries) -> None:
 
 
 def check_preemptions(scrape: Scrape, entries: Entries) -> None:
-    """The phases are those of the ledger, to the hundredth of a millisecond that it tells."""
+    """The phases equal those of the ledger, which gives them to 0.01 ms."""
     fences = [e["fence"] for e in entries if e["event"] == "ended" and e["reason"] == "preempted"]
     cut = [e for e in entries if e["event"] == "turn-closed" and e["fence"] in fences and "ticket_to_interrupt_ms" in e]
     assert scrape.total("sessiond_preemptions_total") == len(fences) >= 1
-    told = {
+    phases = {
         "interrupt": [e["ticket_to_interrupt_ms"] for e in cut],
         "ack": [e["ticket_to_interrupt_ms"] + e["interrupt_to_ack_ms"] for e in cut if "interrupt_to_ack_ms" in e],
         "closed": [e["ticket_to_interrupt_ms"] + e["interrupt_to_closed_ms"] for e in cut],
     }
-    for phase, times in told.items():
+    for phase, times in phases.items():
         assert scrape.total("sessiond_preemption_seconds_count", phase=phase) == len(times) >= 1
         assert scrape.total("sessiond_preemption_seconds_sum", phase=phase) == pytest.approx(sum(times) / 1000)
     assert scrape.total("sessiond_preemption_seconds_count", phase="grant") == len(fences)

@@ -1,7 +1,7 @@
-"""The package as a user gets it: what wheel and sdist hold, and what each extra adds in a clean environment.
+"""The package as a user installs it: the files in wheel and sdist, and what each extra adds in a clean environment.
 
 Every check builds from a copy of the sources with the locked build backend, and installs from the lock files. It runs
-with the Python of these tests, and with each other supported one that is on this machine.
+with the Python of these tests, and with each other supported Python on this machine.
 """
 
 import importlib.metadata
@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from sessiond_common import VERSION
+from sessiond_ops.sessionctl import SERVICE_COMMANDS
 from support.servers import SERVICES
 
 ROOT = SERVICES.parent
@@ -37,7 +38,11 @@ for package in sys.argv[1:]:
 
 
 def run(*command: str | Path, directory: Path, **env: str) -> str:
-    """What the command prints. Raises AssertionError when it fails."""
+    """Run a command. Returns what it prints.
+
+    Raises:
+        AssertionError: it failed.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SESSIOND_"))}
     done = subprocess.run(command, cwd=directory, env={**kept, **env}, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
@@ -45,7 +50,7 @@ def run(*command: str | Path, directory: Path, **env: str) -> str:
 
 
 def source(directory: Path) -> Path:
-    """A copy of the files that the build reads, without what is ignored."""
+    """Copy the files that the build reads. Returns the directory."""
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
     shutil.copytree(SERVICES, directory / "services", ignore=ignored)
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
@@ -54,25 +59,25 @@ def source(directory: Path) -> Path:
 
 
 def build(directory: Path, *targets: str) -> list[Path]:
-    """The files that the locked build backend makes of a source tree; without isolation, so without an index."""
+    """Build a source tree with the locked build backend, without isolation. Returns the built files."""
     words = [word for target in targets for word in ("--target", target)]
     run(sys.executable, "-m", "hatchling", "build", *words, "--directory", "dist", directory=directory)
     return sorted((directory / "dist").iterdir())
 
 
 def interpreter(version: str) -> str | None:
-    """A Python of this version: the one of these tests, on PATH, or below pyenv's root."""
+    """Return the path of a Python of this version: the running one, one on PATH, or one of pyenv."""
     if version == OURS:
         return sys.executable
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     for place in (shutil.which(f"python{version}"), *sorted(versions.glob(f"{version}.*/bin/python"))):
-        asked = "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"
-        if place and subprocess.run([place, "-c", asked], capture_output=True, text=True).stdout.strip() == version:
+        probe = "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"
+        if place and subprocess.run([place, "-c", probe], capture_output=True, text=True).stdout.strip() == version:
             return str(place)
     return None
 
 
-def test_wheel_and_sdist_hold_every_file_of_the_packages(tmp_path: Path) -> None:
+def test_wheel_and_sdist_contain_every_file_of_the_packages(tmp_path: Path) -> None:
     wheel, sdist = build(source(tmp_path), "sdist", "wheel")
     assert wheel.name == f"sessiond-{VERSION}-py3-none-any.whl" and sdist.name == f"sessiond-{VERSION}.tar.gz"
     expected = {
@@ -85,13 +90,13 @@ def test_wheel_and_sdist_hold_every_file_of_the_packages(tmp_path: Path) -> None
     assert {f"{name}/py.typed" for name in PACKAGES} <= expected
     assert {"index.html", "board.js", "board.css"} <= {PurePath(name).name for name in expected}
     with zipfile.ZipFile(wheel) as archive:
-        held = set(archive.namelist())
-    assert {name for name in held if ".dist-info/" not in name} == expected
+        contained = set(archive.namelist())
+    assert {name for name in contained if ".dist-info/" not in name} == expected
     shutil.unpack_archive(sdist, tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     (again,) = build(unpacked, "wheel")
     with zipfile.ZipFile(again) as archive:
-        assert set(archive.namelist()) == held
+        assert set(archive.namelist()) == contained
 
 
 def test_the_installed_version_is_the_one_in_the_source() -> None:
@@ -99,14 +104,14 @@ def test_the_installed_version_is_the_one_in_the_source() -> None:
 
 
 class Environment:
-    """A clean virtual environment with the wheel and the locked packages of the extras that are added to it."""
+    """A clean virtual environment with the wheel, its locked packages, and those of each added extra."""
 
     def __init__(self, python: str, directory: Path) -> None:
         run(python, "-m", "venv", "--without-pip", directory / "venv", directory=directory)
         self._directory, self._bin = directory, directory / "venv" / "bin"
         (wheel,) = build(source(directory), "wheel")
         self._locked("base")
-        # Without an index from here on: what a lock file leaves out of its extra is not found.
+        # Without an index, pip fails if the lock file lacks a package.
         self._pip("--no-index", wheel)
 
     def add(self, extra: str) -> None:
@@ -116,8 +121,8 @@ class Environment:
     def run(self, program: str, *words: str) -> str:
         return run(self._bin / program, *words, directory=self._directory)
 
-    def refused(self, program: str, *words: str) -> str:
-        """What a command prints that ends with bad input."""
+    def stderr_of_refused(self, program: str, *words: str) -> str:
+        """Run a command that must exit with 2 and print nothing to stdout. Returns its stderr."""
         done = subprocess.run([self._bin / program, *words], cwd=self._directory, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
         return done.stderr
@@ -137,11 +142,12 @@ def test_each_extra_adds_what_it_names(version: str, tmp_path: Path) -> None:
         pytest.skip(f"Python {version} is not on this machine")
     clean = Environment(python, tmp_path)
     assert clean.run("python", "-c", PRESENT, *EXTRA_MODULES).split() == []
-    assert "what the worker has to do" in clean.run("sessionctl", "--help")
+    listed = clean.run("sessionctl", "--help")
+    assert [command.name for command in SERVICE_COMMANDS if command.what not in listed] == []
     clean.run("python", "-c", "import sessiond.client, sessiond.verify")
     missing = "needs the extra \"{0}\": pip install 'sessiond[{0}]'\n"
-    assert clean.refused("sessionctl", "task", "list") == "sessionctl: task: " + missing.format("services")
-    assert clean.refused("sessiond") == "sessiond: " + missing.format("server")
+    assert clean.stderr_of_refused("sessionctl", "task", "list") == "sessionctl: task: " + missing.format("services")
+    assert clean.stderr_of_refused("sessiond") == "sessiond: " + missing.format("server")
 
     clean.add("server")
     assert "usage: sessiond" in clean.run("sessiond", "--help")

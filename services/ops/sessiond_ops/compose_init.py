@@ -101,7 +101,7 @@ def print_summary(place: Path, url: str) -> None:
     print(
         f"""
 GitHub, in the repository's Settings > Webhooks > Add webhook:
-  Payload URL   {url}/github   (as GitHub reaches it; for a machine behind NAT see docs/operations.md)
+  Payload URL   {url}/github   (as GitHub reaches it; for a machine behind NAT see docs/connect-github.md)
   Content type  application/json
   Secret        {secret}
   Events        Issue comments, Issues, Pull requests, Pull request reviews, Pull request review comments

@@ -1,4 +1,4 @@
-"""Metrics of handlers and posters, counted in the work-horse that runs the job. See docs/metrics.md."""
+"""Metrics of handlers and posters, counted in the work-horse that runs the job. See docs/reference/metrics.md."""
 
 from typing import Final
 

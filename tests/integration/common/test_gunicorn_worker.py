@@ -13,8 +13,8 @@ import psutil
 import pytest
 import urllib3
 
-from support import payloads
 from support.servers import Sessiond, Webhook, eventually, scripted_env
+from support.webhook import payloads
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sessiond_webhook import cli
-from support import payloads
 from support.servers import Webhook, free_port
+from support.webhook import payloads
 
 PING = str(payloads.DATA / "ping.json")
 COMMENT = str(payloads.DATA / "issue_comment.created.json")

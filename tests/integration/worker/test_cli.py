@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.servers import Redis
-from support.worker_scene import SESSION, Scene, line
+from support.worker.worker_scene import SESSION, Scene, line
 
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "WORKER_", "TASK_", "REDIS_"))}
 Done = subprocess.CompletedProcess[str]

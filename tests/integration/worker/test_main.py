@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from support.servers import eventually
-from support.worker_scene import Scene
+from support.worker.worker_scene import Scene
 
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "WORKER_", "TASK_", "REDIS_"))}
 

@@ -1,9 +1,14 @@
-"""`make compose-test`: the containers of docker-compose.yml from a fresh clone, with a model and a GitHub beside them.
+"""`make compose-test`: run docker-compose.yml from a fresh clone, with stand-ins for the model and GitHub.
 
-Up; walls; a worker in a long turn, preempted by a flurry through the proxy at three replicas with one killed in the
-middle; Prometheus's own numbers against the ledger's; every service restarted in turn; down and up again; back-up,
-rotation of keys and upgrade as docs/operate/maintain.md has them. What is said is read from the ledger, from
-Prometheus, and from what GitHub was asked to post.
+The run checks, in this order:
+
+- the first start, and the isolation of the agent;
+- a worker's long turn that a flurry preempts, with three replicas of which one is killed;
+- Prometheus's numbers against the ledgers';
+- a restart of each service, then down and up again;
+- a checkout, backup, rotation of secrets, and upgrade, as the documentation describes them.
+
+Every check reads the ledger, Prometheus, or the requests that GitHub's stand-in received.
 """
 
 import json
@@ -17,101 +22,102 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TESTS)]
 
-import seen  # noqa: E402
-import upkeep  # noqa: E402
-import walls  # noqa: E402
-from stack import PROJECT, Entries, Stack, eventually, say  # noqa: E402
+import isolation  # noqa: E402
+import maintenance  # noqa: E402
+import observability  # noqa: E402
+from stack import PROJECT, Stack, eventually, say  # noqa: E402
 
 from sessiond.verify import verify  # noqa: E402
+from support.ledger_checks import Entries  # noqa: E402
 
 SERVICES = ("redis", "sessiond", "webhook", "handler", "poster", "worker", "proxy", "prometheus", "grafana")
 TASK = '#tokens 4000 x1\n#pace 20ms\n#say I have counted.\\n{"outcome": "done", "note": "counted"}'
 
 
-def fresh(stack: Stack) -> None:
+def first_start(stack: Stack) -> None:
     stack.up(1, build=True)
-    say("up on a fresh clone, nothing edited")
+    say("up from a fresh clone, with no file edited")
     stack.begin()
-    walls.stand(stack)
-    say("the agent's walls stand; only proxy and Grafana are published, on loopback")
+    isolation.check_isolation(stack)
+    say("the agent is isolated; only the proxy and Grafana publish a port, on loopback")
 
 
-def preempted(stack: Stack) -> None:
-    """The worker's turn is cut by a flurry; afterwards it goes on, and ends."""
+def preemption(stack: Stack) -> None:
+    """A flurry preempts the worker's turn; afterwards the worker continues and ends its task."""
     stack.up(3)
     say("three webhooks, three handlers")
     stack.assign(f"Count to four thousand.\n{TASK}")
-    begun = lambda: any(e["event"] == "turn-started" for e in stack.ledger())  # noqa: E731
-    eventually(begun, 60, "the worker's turn")
+    started = lambda: any(e["event"] == "turn-started" for e in stack.ledger())  # noqa: E731
+    eventually(started, 60, "the worker's turn")
     say("the worker is in the middle of a long turn")
-    began = time.monotonic()
+    begun_at = time.monotonic()
     stack.flurry("A", 18, lambda: [stack.kill_one("webhook"), stack.kill_one("handler")])
-    say(f"18 comments, each answered once, {time.monotonic() - began:.1f} s; statuses {sorted(set(stack.statuses))}")
-    over = lambda: [e["reason"] for e in stack.ledger() if e["event"] == "ended" and e["kind"] == "worker"][-1]  # noqa: E731
-    eventually(lambda: over() == "released", 60, "the worker has ended")
-    ledger = stack.ordered()
-    order, found = grants(ledger), verify(ledger)
+    say(f"18 comments, each answered once, {time.monotonic() - begun_at:.1f} s; statuses {sorted(set(stack.statuses))}")
+    last_end = lambda: [e["reason"] for e in stack.ledger() if e["event"] == "ended" and e["kind"] == "worker"][-1]  # noqa: E731
+    eventually(lambda: last_end() == "released", 60, "the worker has released its lease")
+    ledger = stack.checked_ledger()
+    order, report = grants(ledger), verify(ledger)
     tasks = [task["state"] for task in json.loads(stack.sessionctl("task", "list", "--json"))]
     print(",".join(order), flush=True)
-    numbers = {"preemptions": found.preemptions, "inversions": found.inversions, "misorders": found.misorders}
+    numbers = {"preemptions": report.preemptions, "inversions": report.inversions, "misorders": report.misorders}
     print(json.dumps({**numbers, "task": tasks}), flush=True)
-    assert order[0] == order[-1] == "worker" and found.preemptions >= 1
+    assert order[0] == order[-1] == "worker" and report.preemptions >= 1
     assert set(order) == {"worker", *(f"A{n}" for n in range(18))}
     assert tasks == ["done"]
 
 
 def grants(ledger: Entries) -> list[str]:
-    """Who was granted the lock, one after another."""
+    """Return the name of each granted ticket, in the order of the grants."""
     keys = {entry["ticket"]: str(entry["key"]) for entry in ledger if entry["event"] == "taken"}
     names = {ticket: key.removeprefix("IC_") if key.startswith("IC_") else "worker" for ticket, key in keys.items()}
     return [names[entry["ticket"]] for entry in ledger if entry["event"] == "granted"]
 
 
-def restarted(stack: Stack) -> None:
+def restarts(stack: Stack) -> None:
     stack.flurry("B", 9, lambda: stack.up(1))
-    say("scaled down to one in the middle of a flurry: 9 more, each answered once")
+    say("scaled down to one replica during a flurry: 9 more comments, each answered once")
     for service in SERVICES:
         stack.compose("restart", service)
         stack.up(1)
         stack.flurry(f"restart-{service}-", 1)
-        say(f"{service} restarted, a comment answered")
-    before = stack.ordered()
+        say(f"{service} restarted; a comment is answered")
+    before = stack.checked_ledger()
     stack.compose("down")
     stack.up(2)
     stack.begin()
-    after = stack.ordered()
+    after = stack.checked_ledger()
     assert after[: len(before)] == before
     stack.flurry("C", 3)
-    say("down, up again: the ledger is the same, and longer")
+    say("down and up again: the ledger's entries are kept, and new ones follow")
 
 
-def story(stack: Stack) -> None:
-    fresh(stack)
-    preempted(stack)
-    seen.agree(stack)
-    seen.times(stack)
-    seen.panels(stack)
-    restarted(stack)
-    upkeep.checkout(stack)
-    upkeep.back_up_and_restore(stack)
-    upkeep.rotate(stack)
-    upkeep.upgrade(stack)
-    found = verify(stack.ordered())
-    print(json.dumps({"entries": found.entries, "handoffs": found.handoffs, "order": "as taken",
-                      "preemptions": found.preemptions, "inversions": found.inversions,
-                      "misorders": found.misorders, "violations": found.violations}), flush=True)  # fmt: skip
+def scenario(stack: Stack) -> None:
+    first_start(stack)
+    preemption(stack)
+    observability.check_counts(stack)
+    observability.print_durations(stack)
+    observability.check_panels(stack)
+    restarts(stack)
+    maintenance.install_checkout(stack)
+    maintenance.back_up_and_restore(stack)
+    maintenance.rotate_secrets(stack)
+    maintenance.upgrade(stack)
+    report = verify(stack.checked_ledger())
+    print(json.dumps({"entries": report.entries, "handoffs": report.handoffs, "order": "as taken",
+                      "preemptions": report.preemptions, "inversions": report.inversions,
+                      "misorders": report.misorders, "violations": report.violations}), flush=True)  # fmt: skip
 
 
 def main() -> int:
     probe = subprocess.run(["docker", "compose", "version"], capture_output=True) if shutil.which("docker") else None
     if probe is None or probe.returncode or subprocess.run(["docker", "info"], capture_output=True).returncode:
-        print("compose-test: skipped, no engine with `docker compose` answers here")
+        print("compose-test: skipped: `docker compose` does not answer; start a Docker engine with compose v2")
         return 0
     with tempfile.TemporaryDirectory(prefix="compose-test-") as place:
         stack = Stack(Path(place))
         say(f"project {PROJECT}")
         try:
-            story(stack)
+            scenario(stack)
             return 0
         except AssertionError as error:
             say(f"FAILED: {error}")

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import payloads
 from support.servers import alive, eventually, free_port, scripted_env
+from support.webhook import payloads
 
 SESSION = "octo/hello"
 DROPPED = ("SESSIOND_", "ANTHROPIC_", "CLAUDE", "REDIS_URL", "GITHUB_", "WEBHOOK_", "BOT_", "OUTBOX_DIR")

@@ -1,4 +1,4 @@
-"""Every relative link of the documentation leads to a file, and to a heading if it names one."""
+"""The documentation's relative links point to existing files and headings, and every page is linked."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as GitHub names them."""
+    """Return the anchors that GitHub derives from a page's headings."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_resolve(page: Path) -> None:
     broken = []
     for target in links(page):
         if "://" in target:
@@ -41,5 +41,5 @@ def test_every_page_is_linked() -> None:
         for target in links(page):
             if "://" not in target:
                 linked.add((page.parent / target.partition("#")[0]).resolve())
-    lonely = [str(page.relative_to(ROOT)) for page in PAGES if page.resolve() not in linked]
-    assert [page for page in lonely if page != "README.md"] == []
+    unlinked = [str(page.relative_to(ROOT)) for page in PAGES if page.resolve() not in linked]
+    assert [page for page in unlinked if page != "README.md"] == []

@@ -1,4 +1,4 @@
-"""What Grafana, Prometheus and compose are told fits together, and is what Grafana takes. Needs neither of them."""
+"""The configuration of Grafana, Prometheus and compose is consistent and valid. Needs none of them."""
 
 import json
 import re
@@ -17,11 +17,11 @@ DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFAN
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = {name: one for name, one in COMPOSE["services"].items() if one.get("profiles") is None}
 PANELS = {"stat", "timeseries", "table", "state-timeline", "bargauge"}
-"""Types that come with Grafana and that are used."""
+"""Panel types that the dashboards use. All come with Grafana."""
 UNITS = {"none", "short", "s", "bytes", "ops", "reqps", "currencyUSD"}
-"""Ids of Grafana's units that are used: a wrong one is shown as text behind each number."""
+"""Ids of Grafana's units that the dashboards use. Grafana prints an unknown one as text after each number."""
 SCHEMA = {"10.4": 39}
-"""The newest schema that a release of Grafana knows; it takes older ones, and does not know newer ones."""
+"""The newest dashboard schema of each Grafana release. A release accepts older schemas, not newer ones."""
 Panel = dict[str, Any]
 
 
@@ -37,7 +37,7 @@ def provisioned(kind: str, key: str) -> dict[str, Any]:
     return found  # type: ignore[no-any-return]
 
 
-def test_each_dashboard_is_a_bare_model_with_a_uid_of_its_own() -> None:
+def test_each_dashboard_is_a_bare_model_with_a_unique_uid() -> None:
     release = SERVICES["grafana"]["image"].partition(":")[2].rpartition(".")[0]
     for board in DASHBOARDS.values():
         assert re.fullmatch(r"[A-Za-z0-9_-]{1,40}", board["uid"])
@@ -49,36 +49,38 @@ def test_each_dashboard_is_a_bare_model_with_a_uid_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_panels_have_ids_of_their_own_and_do_not_lie_over_each_other(name: str) -> None:
+def test_panels_have_unique_ids_and_do_not_overlap(name: str) -> None:
     found = DASHBOARDS[name]["panels"]
     assert len({panel["id"] for panel in found}) == len({panel["title"] for panel in found}) == len(found)
     for panel in found:
         place = panel["gridPos"]
         assert min(place["x"], place["y"]) >= 0 and min(place["w"], place["h"]) > 0 and place["x"] + place["w"] <= 24
     for one, other in combinations(found, 2):
-        assert not over(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
-    # No hole either: Grafana would move what is below it up, and the picture would be another.
+        assert not overlap(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
+    # No gaps either: Grafana would move the panels below a gap up.
     area = sum(panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in found)
     assert area == 24 * max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in found)
 
 
-def over(one: dict[str, int], other: dict[str, int]) -> bool:
+def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
     return all(
         one[at] < other[at] + other[size] and other[at] < one[at] + one[size] for at, size in (("x", "w"), ("y", "h"))
     )
 
 
-def test_each_panel_is_what_grafana_draws() -> None:
+def test_each_panel_is_valid_for_grafana() -> None:
     for where, panel in panels():
-        drawn(where, panel)
+        check_panel(where, panel)
 
 
-def drawn(where: str, panel: Panel) -> None:
+def check_panel(where: str, panel: Panel) -> None:
     assert panel["type"] in PANELS and panel["description"], where
     field = panel["fieldConfig"]["defaults"]
     if panel["type"] == "state-timeline":
         (mapping,) = field["mappings"]
-        assert set(mapping["options"]) == {"0", "1", "2", "3"}, "nobody, a handler, the worker, draining"
+        assert set(mapping["options"]) == {"0", "1", "2", "3"}, (
+            "needs a text for each of: nobody, a handler, the worker, draining"
+        )
     else:
         assert field["unit"] in UNITS, where
     for steps in (field[name]["steps"] for name in ("thresholds",) if name in field):
@@ -92,12 +94,12 @@ def drawn(where: str, panel: Panel) -> None:
     for target in targets:
         shown = set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat") or ""))
         kept = {name for found in re.findall(r"\bby \(([^)]*)\)", target["expr"]) for name in found.split(", ")}
-        assert shown <= kept, "a legend of labels that the query drops is empty"
+        assert shown <= kept, "the legend names labels that the query drops"
         variables = {one["name"] for board in DASHBOARDS.values() for one in board["templating"]["list"]}
         assert set(re.findall(r"\$(?!__)(\w+)", target["expr"])) <= variables
 
 
-def test_grafana_finds_dashboards_and_prometheus_where_compose_puts_them() -> None:
+def test_grafana_reads_dashboards_and_prometheus_where_compose_puts_them() -> None:
     source, provider = provisioned("datasources", "datasources"), provisioned("dashboards", "providers")
     mounts = dict(mount.split(":")[:2] for mount in SERVICES["grafana"]["volumes"])
     assert mounts["./grafana/dashboards"] == provider["options"]["path"]
@@ -109,7 +111,7 @@ def test_grafana_finds_dashboards_and_prometheus_where_compose_puts_them() -> No
             assert variable["datasource"]["uid"] == source["uid"]
 
 
-def test_prometheus_looks_for_each_service_where_it_serves_metrics() -> None:
+def test_prometheus_scrapes_each_service_where_it_serves_metrics() -> None:
     config = yaml.safe_load((GRAFANA / "prometheus" / "prometheus.yml").read_text())
     ports = {"sessiond": 8420, "webhook": 8421}
     for job in config["scrape_configs"]:
@@ -128,7 +130,7 @@ def test_prometheus_looks_for_each_service_where_it_serves_metrics() -> None:
     }
 
 
-def test_every_service_is_bounded_watched_and_started_again() -> None:
+def test_every_service_has_limits_a_healthcheck_and_a_restart_policy() -> None:
     for name, service in SERVICES.items():
         assert service["mem_limit"], name
         assert service["restart"] == ("no" if name == "init" else "unless-stopped"), name
@@ -141,7 +143,7 @@ def test_every_service_is_bounded_watched_and_started_again() -> None:
     assert all(port.startswith("${") and "_BIND:-127.0.0.1}:" in port for ports in published.values() for port in ports)
 
 
-def test_a_stop_leaves_sessiond_the_time_of_a_drain() -> None:
+def test_the_stop_grace_period_is_longer_than_a_drain() -> None:
     settings = (ROOT / "services" / "sessiond" / "sessiond" / "lock" / "rules.py").read_text()
     (drain,) = re.findall(r"drain_deadline: float = ([\d.]+)", settings)
     assert float(SERVICES["sessiond"]["stop_grace_period"].removesuffix("s")) > 2 * float(drain)
@@ -152,8 +154,8 @@ IMAGES = {"sessiond": "server", "webhook": "services", "worker": "services"}
 
 
 @pytest.mark.parametrize("service", IMAGES)
-def test_an_image_copies_what_is_there(service: str) -> None:
-    """A path that moved, or that the context leaves out, would otherwise fail only at the next build."""
+def test_an_image_copies_existing_files(service: str) -> None:
+    """Without this check, a wrong path would fail only at the next build."""
     context = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copies = [line.split()[1:-1] for line in dockerfile(service) if line.startswith("COPY ") and "--from" not in line]
     named = [path for words in copies for path in words if not path.startswith("--")]

@@ -19,7 +19,7 @@ OPEN_LIFECYCLE = frozenset({None, "queued", "started"})
 
 
 def turn_over(agent: Agent) -> bool:
-    """Return whether nothing of the open turn runs any more (docs/protocol.md, "The drain")."""
+    """Return whether nothing of the open turn runs any more (docs/reference/agent-protocol.md, "Drain")."""
     turn = agent.turn
     if turn is None or not turn.written or turn.lifecycle in OPEN_LIFECYCLE or agent.questions:
         return False

@@ -1,7 +1,7 @@
 """The agent's stream-json protocol: parse lines into typed messages, encode requests as lines. Pure.
 
-docs/protocol.md describes the fields for the pinned binary. An unknown type becomes `Other`. A line that
-is not a JSON object, or has a known type and malformed fields, is a ProtocolError.
+docs/reference/agent-protocol.md describes the fields for the pinned binary. An unknown type becomes `Other`. A line
+that is not a JSON object, or has a known type and malformed fields, is a ProtocolError.
 """
 
 import re

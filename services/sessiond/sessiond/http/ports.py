@@ -1,4 +1,4 @@
-"""What HTTP needs of the service behind it. docs/architecture.md, "HTTP", describes the shapes."""
+"""What HTTP needs of the service behind it. docs/reference/http.md describes the shapes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol

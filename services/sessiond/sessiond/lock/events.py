@@ -222,7 +222,7 @@ class TurnOpen(Refused):
 
 
 class InvariantBroken(Exception):
-    """The step would break an invariant. `name` is the invariant's name in docs/architecture.md."""
+    """The step would break an invariant. `name` is the invariant's name in docs/concepts/invariants.md."""
 
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}")

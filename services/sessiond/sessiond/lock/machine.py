@@ -9,7 +9,7 @@ and no free lock while a ticket can be granted. No event handler grants by itsel
     FREE --grant--> HELD --end, nothing open--> FREE (or HELD by the next, in the same step)
                       +----end, something open--> DRAINING --closed or reaped--> FREE | HELD
 
-Rule numbers refer to "The queue" in docs/architecture.md.
+Rule numbers refer to docs/concepts/lock.md.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
 """Questions about a lock's state: who can be granted, which tickets are waited for, which deadlines run.
 
-Pure. Rule numbers refer to "The queue" in docs/architecture.md.
+Pure. Rule numbers refer to docs/concepts/lock.md.
 """
 
 from sessiond.lock import events as ev

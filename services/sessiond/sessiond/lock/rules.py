@@ -1,7 +1,7 @@
 """The queue's constants: ranks, scores, times and reasons.
 
 Pure: this module imports nothing that does I/O and reads no clock. Rule numbers refer to
-"The queue" in docs/architecture.md.
+docs/concepts/lock.md.
 """
 
 from dataclasses import dataclass

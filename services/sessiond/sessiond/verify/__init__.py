@@ -2,7 +2,7 @@
 
 It shares no code with the machines that write the ledger. It reads entries as HTTP returns them. A trimmed
 ledger is checked from its first `snapshot` on. Violations have the names of the invariants in
-docs/architecture.md. Each entry is checked when it is read (`tickets`, `leases`, `turns`, `snapshots`), each
+docs/concepts/invariants.md. Each entry is checked when it is read (`tickets`, `leases`, `turns`, `snapshots`), each
 step when all of its entries are read (`steps`).
 """
 

@@ -1,4 +1,7 @@
-"""Reads the intent of a delivery from the name of its event and its payload. Pure. See the table in docs/webhook.md."""
+"""Reads the intent of a delivery from the name of its event and its payload. Pure.
+
+docs/reference/github-events.md has the table of events.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

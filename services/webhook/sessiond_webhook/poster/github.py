@@ -2,7 +2,7 @@
 
 By default PyGithub sleeps until a rate limit is over, up to an hour, and repeats failed requests, even writes. Both are
 off here (`retry=None`). It takes a 307 of a renamed repository for success, so this module follows that itself.
-docs/github.md lists the paths. The rules of rate limits:
+docs/reference/github-events.md lists the paths. The rules of rate limits:
 https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api
 """
 

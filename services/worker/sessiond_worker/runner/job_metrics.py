@@ -1,4 +1,4 @@
-"""The metrics of a run, counted in the work-horse of its job. docs/metrics.md lists them."""
+"""The metrics of a run, counted in the work-horse of its job. docs/reference/metrics.md lists them."""
 
 from typing import Final
 

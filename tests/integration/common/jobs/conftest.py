@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.job_scene import JobScene, Parent
+from support.jobs.job_scene import JobScene, Parent
 from support.servers import Redis
 
 

@@ -14,7 +14,7 @@ import redis
 from rq import Queue
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 
-from support.job_scene import QUEUE, JobScene, Parent
+from support.jobs.job_scene import QUEUE, JobScene, Parent
 from support.servers import eventually
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from support.job_scene import QUEUE, JobScene, Parent
+from support.jobs.job_scene import QUEUE, JobScene, Parent
 from support.servers import eventually
 
 

@@ -185,7 +185,7 @@ def test_answers_conform_to_the_openapi_document(service: Sessiond, figures: Cal
         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
         "--seed", "1", "--request-timeout", "20",
     ]  # fmt: skip
-    env = {**os.environ, "SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": str(TESTS / "support" / "openapi")}
+    env = {**os.environ, "SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": str(TESTS / "support" / "http")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     tried = re.search(r"(\d+) generated", done.stdout)

@@ -12,8 +12,8 @@ from sessiond_webhook.demands.runs import RunLeases
 from sessiond_webhook.demands.store import Demands
 from sessiond_webhook.demands.sweeper import LOCK, LOCK_TTL, SweepCounts, Sweeper
 from sessiond_webhook.demands.tickets import Tickets
-from support.posting import a_comment
 from support.servers import Redis, Sessiond, scripted_env
+from support.webhook.posting import a_comment
 
 
 @dataclass

@@ -15,8 +15,8 @@ from sessiond_webhook.demands.comment import Person
 from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_webhook.demands.tickets import CircuitBreaker, Tickets
-from support import payloads
 from support.servers import Redis, Sessiond, scripted_env
+from support.webhook import payloads
 
 SESSION = "codertocat/hello-world"
 RULES = intents.Rules(Trigger(Kind.ALL), People(Person(4711, "Bot", "helper[bot]")))

@@ -13,7 +13,7 @@ from sessiond_webhook.demands.comment import Comment, CommentSource, Person
 from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.store import Tasks
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.servers import Redis, Sessiond, eventually, scripted_env
 
 AT = "2026-01-01T00:00:00Z"

@@ -16,8 +16,8 @@ from sessiond.verify import verify
 from sessiond_common.jobs.queue import DEMANDS, Jobs, connect
 from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
-from support import payloads
 from support.servers import Caller, Redis, Sessiond, Webhook, eventually, scripted_env
+from support.webhook import payloads
 
 SESSION = "codertocat/hello-world"
 Start = Callable[..., Webhook]

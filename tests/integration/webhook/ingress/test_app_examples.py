@@ -16,7 +16,7 @@ import pytest
 from sessiond_webhook.ingress.metrics import event_label
 from support.servers import TESTS, Redis, Webhook
 
-NPM = TESTS / "support" / "npm"
+NPM = TESTS / "support" / "webhook" / "npm"
 
 
 @pytest.fixture(scope="module")

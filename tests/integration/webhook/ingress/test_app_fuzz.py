@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sessiond_webhook.deliveries.signature import sign
 from sessiond_webhook.ingress.metrics import EVENTS
-from support import payloads
 from support.servers import Redis, Webhook
+from support.webhook import payloads
 
 BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 

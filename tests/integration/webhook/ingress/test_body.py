@@ -8,8 +8,8 @@ import pytest
 
 from sessiond_webhook.deliveries.signature import sign
 from sessiond_webhook.ingress.body import LIMIT
-from support.ingress_calls import connection, problem, two_secrets
 from support.servers import Webhook
+from support.webhook.ingress_calls import connection, problem, two_secrets
 
 
 @pytest.fixture(scope="module")

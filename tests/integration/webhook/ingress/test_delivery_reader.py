@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from sessiond_webhook.deliveries.signature import sign
-from support import payloads
-from support.ingress_calls import PREVIOUS, problem, two_secrets
 from support.servers import Webhook
+from support.webhook import payloads
+from support.webhook.ingress_calls import PREVIOUS, problem, two_secrets
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sessiond_webhook.deliveries.signature import sign
-from support import payloads
-from support.ingress_calls import connection
 from support.servers import Webhook, eventually
+from support.webhook import payloads
+from support.webhook.ingress_calls import connection
 
 
 @pytest.mark.parametrize(

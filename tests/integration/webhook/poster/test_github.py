@@ -18,8 +18,8 @@ from sessiond_webhook.poster.github import Github as Adapter
 from sessiond_webhook.poster.github import refusal
 from sessiond_webhook.poster.settings import GithubSettings, PostTimes
 from sessiond_webhook.poster.threads import OutcomeUnknown, RateLimited, Refused, Unreachable
-from support.posting import a_comment
 from support.servers import Github
+from support.webhook.posting import a_comment
 
 TIMES = PostTimes(deadline=1, pace=0.001)
 MARK = notes.marker("IC_1")

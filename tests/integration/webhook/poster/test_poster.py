@@ -15,8 +15,8 @@ from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.outbox_queue import sweep_posts
 from sessiond_webhook.demands.store import posts_key, texts
 from sessiond_webhook.poster import notes
-from support.posting import Bench, Poster, a_comment
 from support.servers import Github, eventually
+from support.webhook.posting import Bench, Poster, a_comment
 
 Posters = Callable[..., Poster]
 KINDS = [CommentSource.ISSUE_COMMENT, CommentSource.REVIEW_COMMENT, CommentSource.REVIEW]

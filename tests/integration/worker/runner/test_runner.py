@@ -8,7 +8,7 @@ import pytest
 from sessiond_worker.tasks.machine import TaskRefused
 from sessiond_worker.tasks.model import TaskBudget, TaskSource, TaskState
 from support.servers import eventually
-from support.worker_scene import SESSION, Scene, line
+from support.worker.worker_scene import SESSION, Scene, line
 
 Start = Callable[..., Scene]
 

@@ -11,7 +11,7 @@ from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
 from sessiond_worker.tasks.sweep import LOCK, LOCK_SECONDS, sweep
 from support.servers import Redis
-from support.worker_scene import Scene, line
+from support.worker.worker_scene import Scene, line
 
 
 def test_one_sweep_at_a_time_and_only_tasks_without_run_and_job(scene: Callable[..., Scene]) -> None:

@@ -322,7 +322,7 @@ def test_an_owner_in_doubt_ends_its_tree(sessiond: Start, redis_server: Redis, m
 
 @full
 def test_a_process_without_environment_outlives_a_killed_guard(sessiond: Start, matrix: Row) -> None:
-    """Without a guard, only the environment identifies a process (docs/architecture.md)."""
+    """Without a guard, only the environment identifies a process (docs/concepts/agent.md)."""
     service = sessiond(scripted_env())
     scene = TreeScene(service, SESSION, spawning(LONG))
     try:

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from sessiond.client import Client
-from support.browser import Browser, Page, chromium
+from support.http.browser import Browser, Page, chromium
 from support.servers import TESTS, Caller, Sessiond, eventually, scripted_env
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
@@ -227,7 +227,7 @@ def test_the_accessibility_tree(sessiond: Start, board: Open) -> None:
     assert levels == "H2 H1 H2 H2 H2 H2"
 
 
-CONTRAST = (TESTS / "support" / "contrast.js").read_text()
+CONTRAST = (TESTS / "support" / "http" / "contrast.js").read_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -16,7 +16,7 @@ from sessiond_common.jobs.queue import Jobs, connect
 from sessiond_webhook.demands.comment import Comment, CommentSource, Person
 from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.servers import Redis, Sessiond, Webhook, eventually, scripted_env
 
 AT = "2026-01-01T00:00:00Z"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from sessiond_webhook.demands.outbox_queue import thread_lock_key
-from support.posting import Bench, Poster, a_comment
 from support.servers import Github, Redis, eventually
+from support.webhook.posting import Bench, Poster, a_comment
 
 STEPS = ("claimed", "creation-begun", "created", "recorded")
 VICTIMS = ("work-horse", "parent", "both", "Redis", "Redis and rq's keys")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sessiond.verify import verify
 from sessiond_worker.runner.runner import FAULT_POINTS
 from sessiond_worker.tasks.model import TaskState
-from support.worker_scene import Scene, line, unannounced_repeats
+from support.worker.worker_scene import Scene, line, unannounced_repeats
 
 FULL = os.environ.get("FULL") == "1"
 VICTIMS = ("work-horse", "parent", "both", "sessiond", "redis")

@@ -13,7 +13,7 @@ from sessiond_common.jobs.queue import TASKS
 from sessiond_worker.tasks.model import Task, TaskState
 from sessiond_worker.tasks.store import RUN
 from support.servers import Redis, Sessiond, eventually
-from support.worker_scene import SENT, SESSION, Scene, Worker, line, unannounced_repeats
+from support.worker.worker_scene import SENT, SESSION, Scene, Worker, line, unannounced_repeats
 
 Start = Callable[..., Scene]
 FULL = os.environ.get("FULL") == "1"

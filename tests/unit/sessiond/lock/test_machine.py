@@ -1,4 +1,4 @@
-"""The rules of the queue as scenarios on the pure machine: one test for each rule of docs/architecture.md."""
+"""The rules of the queue as scenarios on the pure machine: one test for each rule of docs/concepts/lock.md."""
 
 from typing import Any
 

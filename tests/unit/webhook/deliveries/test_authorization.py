@@ -10,7 +10,7 @@ from sessiond_webhook.deliveries.authorization import People
 from sessiond_webhook.deliveries.intents import Demanded, Ignored, Rules
 from sessiond_webhook.deliveries.mentions import Kind, Trigger
 from sessiond_webhook.demands.comment import Person
-from support import payloads
+from support.webhook import payloads
 
 OWN = Person(4711, "Bot", "helper[bot]")
 RULES = Rules(Trigger(Kind.MENTION, "helper[bot]"), People(OWN), "bug")

@@ -25,7 +25,7 @@ from sessiond_webhook.deliveries.intents import (
 from sessiond_webhook.deliveries.mentions import Kind, Trigger
 from sessiond_webhook.deliveries.payload import BadPayload
 from sessiond_webhook.demands.comment import CommentSource, Person
-from support import payloads
+from support.webhook import payloads
 
 OWN = Person(4711, "Bot", "helper[bot]")
 RULES = Rules(Trigger(Kind.MENTION, "helper[bot]"), People(OWN), "bug")

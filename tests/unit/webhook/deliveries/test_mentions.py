@@ -12,8 +12,8 @@ from sessiond_webhook.deliveries.authorization import People
 from sessiond_webhook.deliveries.intents import Demanded, Ignored, Rules
 from sessiond_webhook.deliveries.mentions import Kind, Trigger
 from sessiond_webhook.demands.comment import Person
-from support import payloads
-from support.hostile_markdown import PIECES, calls_of
+from support.webhook import payloads
+from support.webhook.hostile_markdown import PIECES, calls_of
 
 MENTIONED = [
     "@helper", "hello @helper!", "@HELPER, please", "(@helper)", "*@helper*", "@helper.", "@helper...", "请@helper看",

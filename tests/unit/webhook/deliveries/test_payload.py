@@ -10,7 +10,7 @@ from sessiond_webhook.deliveries.intents import Demanded, Rules
 from sessiond_webhook.deliveries.mentions import Kind, Trigger
 from sessiond_webhook.deliveries.payload import BadPayload
 from sessiond_webhook.demands.comment import Person
-from support import payloads
+from support.webhook import payloads
 
 ALL = Rules(Trigger(Kind.ALL), People(Person(4711, "Bot", "helper[bot]")), "bug")
 

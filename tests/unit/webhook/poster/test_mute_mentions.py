@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sessiond_webhook.deliveries.mentions import author_texts, mentions
 from sessiond_webhook.poster.mute_mentions import ZERO_WIDTH_SPACE as Z
 from sessiond_webhook.poster.mute_mentions import close_code_block, mute
-from support.hostile_markdown import PIECES, calls_of
+from support.webhook.hostile_markdown import PIECES, calls_of
 
 MENTIONS = {
     "a name": ("ask @mona, (@octo/team)", f"ask @{Z}mona, (@{Z}octo/team)"),

@@ -8,7 +8,7 @@ from sessiond_webhook import markdown
 from sessiond_webhook.deliveries.mentions import mentions
 from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.poster import notes
-from support.posting import a_comment
+from support.webhook.posting import a_comment
 
 DEMAND = Demand(a_comment(), 1)
 

@@ -7,7 +7,7 @@ import pytest
 from sessiond_worker.runner import judge
 from sessiond_worker.tasks import events as ev
 from sessiond_worker.tasks.machine import decide
-from support.task_records import AT, TURN, make_task
+from support.worker.task_records import AT, TURN, make_task
 
 
 def names(events: tuple[ev.Event, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from sessiond_worker.runner.reply import outcome_of
 from sessiond_worker.tasks import events as ev
 from sessiond_worker.tasks.machine import decide
 from sessiond_worker.tasks.model import TaskTurn, next_turn
-from support.task_records import AT, TURN, make_task
+from support.worker.task_records import AT, TURN, make_task
 
 
 def test_every_prompt_has_its_frame() -> None:

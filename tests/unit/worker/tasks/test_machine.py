@@ -7,7 +7,7 @@ import pytest
 from sessiond_worker.tasks import events as ev
 from sessiond_worker.tasks.machine import TABLE, TaskRefused, decide
 from sessiond_worker.tasks.model import ENDS, TaskBudget, TaskState, TaskTurn, TaskUsage
-from support.task_records import AT, TURN, make_task
+from support.worker.task_records import AT, TURN, make_task
 
 EVENTS: dict[str, ev.Event] = {
     "start": ev.Start(TaskBudget(20, 120.0)), "queue": ev.Queue("tk-1"), "grant": ev.Grant(7), "send": ev.Send(TURN),

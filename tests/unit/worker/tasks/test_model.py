@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from sessiond_worker.tasks.model import Task, TaskBudget, TaskTurn, TaskUsage, dumps, loads, next_turn, used_up
-from support.task_records import TURN, make_task
+from support.worker.task_records import TURN, make_task
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The agent's binary: its path, its command line and its environment.
 
-docs/protocol.md has the facts and their sources. The binary comes with the pinned wheel `claude-agent-sdk`.
-It is found without importing that package.
+docs/reference/agent-protocol.md has the facts and their sources. The binary comes with the pinned wheel
+`claude-agent-sdk` and is found without importing that package.
 """
 
 import importlib.util

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 
-from support.servers import eventually, kill_left, tree
+from support.servers import FaultPoints, eventually, kill_left, tree
 
 QUICK = {"RUN_TTL": "3", "SWEEP_SECONDS": "0.5", "WORKER_SWEEP_SECONDS": "0.5", "TASK_CLAIM_TTL": "3"}
-"""Times for tests: the death of a process is detected soon."""
+"""Short times, so that tests detect the death of a process soon. Seconds."""
 
 
-class JobProcess:
-    """One process of `module`, with its log in a file and its fault points in `hooks`."""
+class JobProcess(FaultPoints):
+    """One process of `module`, with its log in a file."""
 
     def __init__(self, module: str, place: Path, env: Mapping[str, str]) -> None:
         self.module, self.hooks = module, place / "hooks"
@@ -40,23 +40,13 @@ class JobProcess:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
+    def log_text(self) -> str:
+        return self.log()[-2000:]
+
     def horse(self) -> psutil.Process:
         """Return the work-horse that runs a job now."""
-        found = eventually(lambda: psutil.Process(self.pid).children(), 10, f"a work-horse: {self.log()[-2000:]}")
+        found = eventually(lambda: psutil.Process(self.pid).children(), 10, f"a work-horse: {self.log_text()}")
         return found[0]  # type: ignore[no-any-return]
-
-    def reached(self, point: str, seconds: float = 20) -> int:
-        """Wait until a process has reached this fault point. Returns its pid."""
-        place = self.hooks / f"{point}.reached"
-        eventually(lambda: place.exists() and place.read_text(), seconds, f"{point} reached: {self.log()[-2000:]}")
-        return int(place.read_text())
-
-    def hold(self, point: str) -> None:
-        (self.hooks / f"{point}.hold").touch()
-
-    def let_go(self, point: str) -> None:
-        (self.hooks / f"{point}.hold").unlink(missing_ok=True)
-        (self.hooks / f"{point}.reached").unlink(missing_ok=True)
 
     def remember(self) -> None:
         self._seen |= {p.pid: p for p in tree(self.pid)}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from support.posting import Bench, Poster
 from support.servers import Redis
+from support.webhook.posting import Bench, Poster
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Logs: the id of a comment finds its steps in every process, and no log holds what people wrote."""
+"""One search for a comment's id finds all its log lines in every process; no log contains texts or secrets."""
 
 import json
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from sessiond_webhook.demands.machine import DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import NewTask
 from sessiond_worker.tasks.store import Tasks
-from support import payloads
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.servers import Github, Redis, Sessiond, Webhook, eventually, scripted_env
+from support.webhook import payloads
 
-SESSION, KEY, DELIVERY = "codertocat/hello-world", "IC_kwDOstory", "delivery-of-the-story"
+SESSION, KEY, DELIVERY = "codertocat/hello-world", "IC_kwDOlogged", "delivery-of-the-comment"
 ASKED, ANSWERED, TASK, NOTE = "quokka", "pademelon", "bettong", "wallaby"
-"""Words that only a person, the agent and a task use."""
+"""Words that appear only in the person's, the agent's and the task's texts."""
 Line = dict[str, Any]
 
 
 class Stage:
-    """Each process once, with JSON logs, and a worker in the middle of a turn."""
+    """One process of each service, all with JSON logs."""
 
     def __init__(self, redis: Redis, service: Sessiond, github: Github, place: Path, stack: ExitStack) -> None:
         self.service, self.github = service, github
@@ -46,12 +46,12 @@ class Stage:
         self.demands, self.tasks = Demands(connection, Jobs(connection)), Tasks(connection)
 
     def logs(self) -> dict[str, str]:
-        """Return the whole log of each process."""
-        mine = {"webhook": self.webhook.log_text(0), "sessiond": self.service.log_bytes().decode()}
-        return mine | {name: process.log() for name, process in self.jobs.items()}
+        """Return the whole log of each service."""
+        logs = {"webhook": self.webhook.log_text(0), "sessiond": self.service.log_bytes().decode()}
+        return logs | {name: process.log() for name, process in self.jobs.items()}
 
 
-def test_one_grep_tells_the_story_of_one_comment(
+def test_one_search_finds_all_lines_of_a_comment(
     redis_server: Redis, sessiond: Callable[..., Sessiond], github: Github, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:
@@ -64,61 +64,59 @@ def test_one_grep_tells_the_story_of_one_comment(
         body = f"@helper where is the {ASKED}?\n#say It met a {ANSWERED}."
         assert stage.webhook.post("issue_comment", payloads.comment(KEY, body), DELIVERY).status == 202
         posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is DemandState.POSTED  # noqa: E731
-        eventually(posted, 60, "answered")
-        eventually(lambda: count("granted") == 3, 60, "the worker again")
+        eventually(posted, 60, "the posted answer")
+        eventually(lambda: count("granted") == 3, 60, "the worker's second grant")
         stage.tasks.cancel(task.id)
         eventually(lambda: count("ticket-ended") == 2, 60, "the task's end")
         assert any(ANSWERED in write["body"] for write in github.log())
         with service.client().lease(SESSION, kind="handler") as lease:
             secrets = [lease.secret, *service.keys.values(), stage.webhook.SECRET, github.TOKEN]
         logs = stage.logs()
-        lines_by_process = {name: lines(log) for name, log in logs.items()}
-        check_the_steps(lines_by_process, stage.demands.get(KEY).ticket)  # type: ignore[union-attr]
-        check_the_preemption(lines_by_process, task.id)
+        parsed = {name: parse_lines(log) for name, log in logs.items()}
+        check_comment(parsed, stage.demands.get(KEY).ticket)  # type: ignore[union-attr]
+        check_preemption(parsed, task.id)
         for name, log in logs.items():
             found = [word for word in (ASKED, ANSWERED, TASK, NOTE, *secrets) if word in log]
             assert found == [], f"{name}'s log"
 
 
-def lines(log: str) -> list[Line]:
-    """Return the lines of a log: each is one JSON object."""
+def parse_lines(log: str) -> list[Line]:
+    """Parse a log. Every line must be one JSON object."""
     return [json.loads(line) for line in log.splitlines()]
 
 
-def check_the_steps(lines_by_process: dict[str, list[Line]], ticket: str | None) -> None:
-    """All lines with the comment's id have the same session, ticket and fence, in the order of the steps."""
-    found_lines = {name: [line for line in log if KEY in json.dumps(line)] for name, log in lines_by_process.items()}
-    (delivery,) = [line for line in found_lines["webhook"] if line["event"] == "delivery"]
+def check_comment(logs: dict[str, list[Line]], ticket: str | None) -> None:
+    """The lines with the comment's id give each step, with the same session, ticket and fence in every process."""
+    found = {name: [line for line in log if KEY in json.dumps(line)] for name, log in logs.items()}
+    (delivery,) = [line for line in found["webhook"] if line["event"] == "delivery"]
     assert (delivery["delivery"], delivery["outcome"], delivery["demand"]) == (DELIVERY, "accepted", KEY)
-    steps = {line["event"]: line for line in found_lines["sessiond"]}
+    steps = {line["event"]: line for line in found["sessiond"]}
     assert list(steps) == [
         "taken", "granted", "turn-accepted", "turn-started", "turn-closed", "ended", "ticket-ended",
     ]  # fmt: skip
     fence = steps["granted"]["fence"]
-    assert [line["event"] for line in found_lines["handler"]] == ["taken up", "answering", "answered"]
-    posted = [line for line in found_lines["poster"] if line["event"] == "posted"][-1]
+    assert [line["event"] for line in found["handler"]] == ["taken up", "answering", "answered"]
+    posted = [line for line in found["poster"] if line["event"] == "posted"][-1]
     assert (posted["state"], posted["fence"]) == ("posted", fence) and posted["url"].startswith("http")
-    whole = sorted((line for found in found_lines.values() for line in found), key=lambda line: str(line["timestamp"]))
-    assert {line["session"] for line in whole} == {SESSION}
-    # A handler can acquire the demand before the ingress records its ticket. Then its line names no ticket.
-    assert ticket is not None and {line.get("ticket") for line in whole} - {None} == {ticket}
-    assert all("ticket" in line for line in whole if line["event"] != "taken up")
+    every = sorted((line for lines in found.values() for line in lines), key=lambda line: str(line["timestamp"]))
+    assert {line["session"] for line in every} == {SESSION}
+    # A handler may take up the demand before the ingress has recorded its ticket; that line has no ticket.
+    assert ticket is not None and {line.get("ticket") for line in every} - {None} == {ticket}
+    assert all("ticket" in line for line in every if line["event"] != "taken up")
     held = ["granted", "turn-accepted", "turn-started", "turn-closed", "ended", "answering", "answered"]
-    assert {line["fence"] for line in whole if line["event"] in held} == {fence}
-    order = [line["event"] for line in whole]
+    assert {line["fence"] for line in every if line["event"] in held} == {fence}
+    order = [line["event"] for line in every]
     for before, after in (("taken", "granted"), ("granted", "answering"), ("answering", "turn-closed"),
                           ("turn-closed", "answered"), ("answered", "ended")):  # fmt: skip
         assert order.index(before) < order.index(after), order
 
 
-def check_the_preemption(lines_by_process: dict[str, list[Line]], task: str) -> None:
-    """The worker's task was preempted by the comment, put back, granted again, and ended."""
-    events = [line["event"] for line in lines_by_process["sessiond"] if line.get("key") == task]
+def check_preemption(logs: dict[str, list[Line]], task: str) -> None:
+    """The lines of the task show its preemption, its second grant and its end."""
+    events = [line["event"] for line in logs["sessiond"] if line.get("key") == task]
     cut = ["ended", "draining", "interrupt", "back", "turn-closed", "drained", "granted"]
     assert sorted(events[events.index("ended") : events.index("drained")]) == sorted(cut[:-2]), events
     assert events.count("granted") == 2 and "ticket-ended" in events, events
-    (preempted,) = [
-        line for line in lines_by_process["sessiond"] if line["event"] == "ended" and line.get("reason") == "preempted"
-    ]
+    (preempted,) = [line for line in logs["sessiond"] if line["event"] == "ended" and line.get("reason") == "preempted"]
     assert preempted["key"] == task
-    assert any(line.get("fence") == preempted["fence"] for line in lines_by_process["worker"])
+    assert any(line.get("fence") == preempted["fence"] for line in logs["worker"])

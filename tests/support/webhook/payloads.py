@@ -1,4 +1,4 @@
-"""Deliveries for tests and the demo: the real ones in data/github/, and changed copies of them."""
+"""Deliveries for tests and the demo: GitHub's own examples in data/github/, and variants of them."""
 
 import copy
 import json
@@ -9,11 +9,11 @@ DATA = Path(__file__).parent / "data" / "github"
 NAMES = sorted(path.stem for path in DATA.glob("*.json"))
 EVENTS = {name: name.partition(".")[0] for name in NAMES}
 AUTHOR = 21031067
-"""The id of the account that is author, sender, assignee and reviewer in all of them."""
+"""The numeric id of the account that is author, sender, assignee and reviewer in all of them."""
 
 
 def load(name: str) -> dict[str, Any]:
-    """Return the payload with this name, one of `NAMES`: `event.action`."""
+    """Return the example `name`, one of `NAMES`: `event.action`."""
     found: dict[str, Any] = json.loads((DATA / f"{name}.json").read_text())
     return found
 
@@ -22,10 +22,10 @@ def change(payload: dict[str, Any], **members: Any) -> dict[str, Any]:
     """Return a copy with these members set: `comment__body="x"` sets payload["comment"]["body"]."""
     made = copy.deepcopy(payload)
     for path, value in members.items():
-        *way, last = path.split("__")
+        *parents, last = path.split("__")
         place = made
-        for step in way:
-            place = place[step]
+        for name in parents:
+            place = place[name]
         place[last] = value
     return made
 
@@ -38,7 +38,7 @@ def comment(
     pull: bool = True,
     **members: Any,
 ) -> dict[str, Any]:
-    """Return an issue comment. `pull` puts it on a pull request."""
+    """Return an issue comment. `pull` puts it on a pull request's conversation."""
     made = change(load(f"issue_comment.{action}"), comment__node_id=key, comment__body=body, **members)
     if pull:
         url = made["issue"]["url"].replace("/issues/", "/pulls/")

@@ -14,7 +14,7 @@ from sessiond_webhook.demands.comment import Comment, CommentSource, Person
 from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.outbox_queue import Posts, sweep_posts
 from sessiond_webhook.demands.store import Demands
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.servers import Github, eventually
 
 MONA = Person(77, "User", "mona")

@@ -1,4 +1,4 @@
-"""Runs a stand-in for other containers: on every address, under the name by which they reach it."""
+"""Run a stand-in in a container: on every address, under the name by which the services reach it."""
 
 import sys
 from http.server import ThreadingHTTPServer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.servers import Redis, Sessiond
-from support.worker_scene import Scene, Worker, service_env
+from support.worker.worker_scene import Scene, Worker, service_env
 
 
 @pytest.fixture

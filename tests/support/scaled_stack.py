@@ -1,4 +1,4 @@
-"""All services with metrics, several processes each, a flurry of comments, and scrapes of their metrics."""
+"""All services with their metrics, some with several processes; a flurry of comments; scrapes of the metrics."""
 
 import re
 import urllib.request
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,9 +14,9 @@ from sessiond_webhook.demands.machine import Demand, DemandState
 from sessiond_webhook.demands.store import Demands
 from sessiond_worker.tasks.model import ENDS, NewTask, Task
 from sessiond_worker.tasks.store import Tasks
-from support import payloads
-from support.jobprocess import JobProcess
+from support.jobs.jobprocess import JobProcess
 from support.servers import Redis, Sessiond, Webhook, eventually, free_port
+from support.webhook import payloads
 
 TIMES = {"lease_ttl": 3.0, "claim_window": 2.0, "head_wait": 1.0, "poll_grace": 0.5, "drain_deadline": 3.0}
 BUSY, QUIET = "codertocat/hello-world", "codertocat/quiet"
@@ -27,12 +26,12 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Scrape:
-    """The samples of one or several targets, added up."""
+    """The sums of the samples of one or several targets."""
 
     def __init__(self, *urls: str) -> None:
         self.values: Counter[tuple[str, Labels]] = Counter()
         self.kinds: dict[str, str] = {}
-        """The kind of each sample's name: counter, gauge, histogram, …"""
+        """The metric type of each sample's name: counter, gauge, histogram, …"""
         for url in urls:
             with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
                 for family in text_string_to_metric_families(answer.read().decode()):
@@ -55,7 +54,7 @@ class Scrape:
 
 
 class Stack:
-    """sessiond, webhook with two processes, two handlers, a poster into an outbox, a worker; each with its metrics."""
+    """sessiond, a webhook of two processes, two handlers, a poster that writes an outbox, and a worker."""
 
     def __init__(self, redis: Redis, service: Sessiond, place: Path, stack: ExitStack) -> None:
         self.service, self.place = service, place
@@ -82,7 +81,7 @@ class Stack:
         stack.callback(connection.close)
         self.demands, self.tasks = Demands(connection, Jobs(connection)), Tasks(connection)
         for url in (url for urls in self.targets.values() for url in urls):
-            eventually(lambda url=url: answers(url), 20, f"{url} is scraped")
+            eventually(lambda url=url: serves_metrics(url), 20, f"metrics of {url}")
 
     def scrape(self, *names: str) -> Scrape:
         """Scrape all targets with these names."""
@@ -90,9 +89,13 @@ class Stack:
 
     def task(self, key: str) -> Task:
         """Add a task and wait until its turn runs."""
-        begun = Counter(e["event"] for e in self.ledger(BUSY))["turn-started"]
+
+        def turns() -> int:
+            return Counter(e["event"] for e in self.service.ledger(BUSY))["turn-started"]
+
+        before = turns()
         made = self.tasks.add(NewTask(key, BUSY, "Count", TASK))
-        eventually(lambda: Counter(e["event"] for e in self.ledger(BUSY))["turn-started"] > begun, 30, "in mid-turn")
+        eventually(lambda: turns() > before, 30, "the worker's turn")
         return made
 
     def flurry(self, numbers: range) -> list[str]:
@@ -106,26 +109,20 @@ class Stack:
             keys.append(f"IC_{number}")
         return keys
 
-    def over(self, keys: list[str], *tasks: Task) -> list[Demand]:
+    def wait_until_done(self, keys: list[str], *tasks: Task) -> list[Demand]:
         """Wait until all demands are posted and these tasks have ended. Returns the demands' records."""
 
-        def look() -> bool:
+        def done() -> bool:
             found = [self.demands.get(key) for key in keys]
             return all(one is not None and one.state is DemandState.POSTED for one in found) and all(
                 self.tasks.get(task.id).state in ENDS for task in tasks
             )
 
-        eventually(look, 90, "everything is over")
+        eventually(done, 90, "all demands posted, all tasks ended")
         return [found for key in keys if (found := self.demands.get(key)) is not None]
 
-    def ledger(self, session: str) -> list[dict[str, Any]]:
-        client, entries = self.service.client(), list[dict[str, Any]]()
-        while found := client.ledger(session, entries[-1]["id"] if entries else None):
-            entries += found
-        return entries
 
-
-def answers(url: str) -> bool:
+def serves_metrics(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=2) as answer:
             return bool(re.search(rb"_build_info", answer.read()))
