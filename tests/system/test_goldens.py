@@ -612,10 +612,11 @@ def broken(stage: Service) -> None:
     s.end()
 
 
-def not_owner(stage: Service, other: Service) -> None:
-    """A session that another instance owns."""
+def not_owner(stage: Service, start_other: Callable[[], Service]) -> None:
+    """A session that another instance owns. The other one starts later: it would take an unowned session over."""
     s = stage.scene("not-owner")
     s.take("a")
+    other = start_other()
     elsewhere = Scene(other, "not-owner", s.session)
     elsewhere.http("POST", "~/tickets", {"kind": "handler"})
     elsewhere.http("GET", "~")
@@ -734,12 +735,15 @@ def test_sessiond(redis_server: Redis, tmp_path: Path) -> None:
 
 
 def _sessiond(golden: Golden, redis_server: Redis, place: Path, stack: ExitStack) -> None:
-    doomed_redis = Redis()
-    stack.callback(doomed_redis.close)
+    servers = stack.enter_context(ExitStack())
     services: list[Sessiond] = []
     stack.callback(lambda: all_of(*(service.close for service in services)))
 
-    def start(name: str, *faults: str, redis: Redis = redis_server, **times: float) -> Service:
+    def start(name: str, *faults: str, redis: Redis | None = None, **times: float) -> Service:
+        """Starts a service. Each has a Redis of its own: an instance takes over every session that has no owner."""
+        if redis is None:
+            redis = Redis()
+            servers.callback(redis.close)
         env = {**scripted_env(*faults, **{**CALM, **times}), **PASSED, "SESSIOND_LOG_FORMAT": "json"}
         env["SESSIOND_MAX_AGENTS"] = "20"
         service = Sessiond(redis.url, place / name, env)
@@ -748,8 +752,10 @@ def _sessiond(golden: Golden, redis_server: Redis, place: Path, stack: ExitStack
         without = {name: value for name, value in common.items() if name != "Content-Type"}
         return Service(service, Records(redis.url), golden, without)
 
+    doomed_redis = Redis()
+    servers.callback(doomed_redis.close)
     calm, hasty, limited, slow, absent, mute, doomed = all_of(
-        lambda: start("calm"),
+        lambda: start("calm", redis=redis_server),
         lambda: start("hasty", lease_ttl=0.5, head_wait=0.3),
         lambda: start("limited", max_hold=5, drain_deadline=0.3),
         lambda: start("slow", claim_window=0.3),
@@ -768,7 +774,7 @@ def _sessiond(golden: Golden, redis_server: Redis, place: Path, stack: ExitStack
         lambda: broken(mute),
         lambda: [killed(doomed), internal(doomed), redis_away(doomed, doomed_redis), stopping(doomed)],
     )
-    not_owner(calm, hasty)
+    not_owner(calm, lambda: start("other", redis=redis_server))
     beats.end()
     text = Http(calm.service.url, {}, Mask()).ask("GET", "/metrics", role=None).data.decode()
     golden.put("metrics", metrics_of(text, counted))
