@@ -51,12 +51,12 @@ class People:
         return None if association is None or association in self.associations else "not-allowed"
 
 
-def own_account(login: str, number: int) -> Person:
+def bot_account(login: str, number: int) -> Person:
     """Return the bot's account from BOT_LOGIN and BOT_ID (0: not known). The login of an app ends with `[bot]`."""
     return Person(number, BOT if login.endswith("[bot]") else USER, login)
 
 
-def listed(word: str) -> Person:
+def account_of(word: str) -> Person:
     """Return an account of ALLOWED_USERS: `id`, of a user, or `id:Type`.
 
     Raises:

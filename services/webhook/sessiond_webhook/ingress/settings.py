@@ -86,7 +86,7 @@ def _rules(env: Env) -> Rules:
     return Rules(
         trigger=Trigger(Kind(kind), login, label),
         people=People(
-            authorization.own_account(login, account), frozenset(associations) or DEFAULT_ASSOCIATIONS, users
+            authorization.bot_account(login, account), frozenset(associations) or DEFAULT_ASSOCIATIONS, users
         ),
         task_label=env.text("TASK_LABEL", "sessiond-task", "label that makes an issue a task"),
     )
@@ -101,7 +101,7 @@ def _association(word: str) -> str:
 
 def _user(word: str) -> Person:
     try:
-        return authorization.listed(word)
+        return authorization.account_of(word)
     except ValueError as error:
         raise ValueError("is not the number of an account, or number:Type") from error
 

@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from sessiond_common.env import listed
+from sessiond_common.env import list_settings
 from sessiond_webhook.poster.poster import main
 from sessiond_webhook.poster.settings import GithubSettings, PosterSettings, poster_settings, read
 from support.settings import (
@@ -83,7 +83,7 @@ def test_bad_values(name: str) -> None:
 
 
 def test_every_variable_has_its_rows() -> None:
-    names = {one.name for one in listed(read)}
+    names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | APP | FILES
     assert names == {*BAD} | FREE | FILES
 
@@ -120,7 +120,7 @@ def test_a_call_ends_long_before_the_claim_of_its_thread() -> None:
 
 
 def test_no_error_shows_a_value() -> None:
-    assert_no_value_shown(poster_settings, [one.name for one in listed(read)])
+    assert_no_value_shown(poster_settings, [one.name for one in list_settings(read)])
 
 
 def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
