@@ -1,4 +1,4 @@
-"""Which accounts may ask, and which account is the bot's. Pure. `Person.same` compares accounts, never the login."""
+"""Decides which accounts may ask, and which account is the bot's. Pure. Never compares accounts by their logins."""
 
 import re
 from dataclasses import dataclass
@@ -57,10 +57,10 @@ def bot_account(login: str, number: int) -> Person:
 
 
 def account_of(word: str) -> Person:
-    """Return an account of ALLOWED_USERS: `id`, of a user, or `id:Type`.
+    """Return the account of one word of ALLOWED_USERS: `id` for a user, or `id:Type`.
 
     Raises:
-        ValueError: the word is neither.
+        ValueError: the word has neither form.
     """
     found = _LISTED.fullmatch(word)
     if found is None:

@@ -1,7 +1,7 @@
 """The prompts that a handler sends to the agent, and how it reads the reply. Pure.
 
 Each prompt says who speaks, where, what the question is and what the agent must not continue. All text of other people
-(comment, title, path, diff hunk) is data between two fence lines. A fence line occurs nowhere in that text.
+(comment, title, path, diff hunk) is data between two fence lines. The fence line never occurs in that text.
 """
 
 import hashlib
@@ -98,7 +98,7 @@ def fence_of(key: str, text: str) -> str:
 
 
 def split(reply: str) -> tuple[str, Promise | None]:
-    """Split a reply into the text to post and its promise. A last line that is no promise stays in the text."""
+    """Split a reply into the text to post and its promise. A last line without a promise stays in the text."""
     lines = reply.rstrip().splitlines()
     if not lines or not lines[-1].lstrip().startswith("{"):
         return reply.strip(), None

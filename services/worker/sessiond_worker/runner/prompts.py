@@ -1,7 +1,7 @@
 """The prompts of the worker. Pure.
 
 Every prompt says who speaks, what the task is, what not to continue, what happened since, and how to end. Text that
-others wrote stands between fence lines that do not occur in it: it is data.
+others wrote is data: it is between two fence lines that do not occur in it.
 """
 
 from typing import Final
@@ -29,7 +29,7 @@ def fenced(text: str, label: str) -> str:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Return the text without line breaks and control characters, so that it stays within its sentence."""
+    """Return the text without line breaks and control characters, so that it stays inside its sentence."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:limit]
 
 
@@ -91,7 +91,7 @@ def cut_notice(turn: TaskTurn, outcome: str, why: str) -> str:
 
 
 def gap_notice(handlers: list[str], *, preempted: bool) -> str:
-    """Return the notice about who had the conversation between two leases. `handlers` are keys of their tickets."""
+    """Return the notice about the handlers that had a lease between two leases of the task, by their tickets' keys."""
     what = "You were interrupted" if preempted else "Between two of your turns the conversation was given to others"
     if not handlers:
         return f"{what} by a person's comment, which has gone before it was answered."

@@ -38,7 +38,9 @@ def test_our_own_comments_are_known_by_number_and_type_not_by_login() -> None:
 
 
 def test_listed_accounts_may_ask_whatever_they_are() -> None:
-    trusted = replace(RULES, people=People(OWN, listed=(authorization.account_of("99:bot"), authorization.account_of("5"))))
+    trusted = replace(
+        RULES, people=People(OWN, listed=(authorization.account_of("99:bot"), authorization.account_of("5")))
+    )
     stranger = payloads.comment(comment__author_association="NONE", comment__user__id=5)
     assert isinstance(intents.read("issue_comment", stranger, trusted), Demanded)
     bot = payloads.change(stranger, comment__user__id=99, comment__user__type="Bot")

@@ -51,7 +51,7 @@ GOOD = [
     ("RUNS_PER_SESSION", "4", "runs_per_session", 4),
     ("WEBHOOK_LOG_FORMAT", "json", "log_format", "json"),
 ]
-NONE_OF = f"is none of {', '.join(sorted(ASSOCIATIONS))}"
+NONE_OF = f"is not one of {', '.join(sorted(ASSOCIATIONS))}"
 BAD = {
     "WEBHOOK_SECRET_PREVIOUS_FILE": ("/not/there", NO_FILE),
     "BOT_ID": ("helper", "must be the number of an account"),

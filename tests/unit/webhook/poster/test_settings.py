@@ -33,7 +33,7 @@ GOOD = [
     ("BOT_ID", "17", "github.bot_id", 17),
     ("SESSIOND_STATE_DIR", "/state", "outbox", Path("/state/outbox")),
     ("OUTBOX_DIR", "/out", "outbox", Path("/out")),
-    ("POSTER_CLAIM", "90", "times.claim", 90),
+    ("POSTER_CLAIM", "90", "times.lock_ttl", 90),
     ("POSTER_DEADLINE", "20", "times.deadline", 20),
     ("POSTER_LAG", "1.5", "times.lag", 1.5),
     ("POSTER_PACE", "0.1", "times.pace", 0.1),
@@ -114,7 +114,7 @@ def test_an_apps_key_is_rsa(tmp_path: Path) -> None:
 
 
 def test_a_call_ends_long_before_the_claim_of_its_thread() -> None:
-    reason = "POSTER_DEADLINE, POSTER_CLAIM: the deadline must be a third of the claim or less: 20"
+    reason = "POSTER_DEADLINE, POSTER_CLAIM: the deadline must be at most a third of POSTER_CLAIM: 20"
     assert error_line(poster_settings, {"POSTER_DEADLINE": "21"}) == reason
     assert poster_settings({"POSTER_DEADLINE": "21", "POSTER_CLAIM": "63"}).times.deadline == 21
 
