@@ -43,7 +43,7 @@ def advance(d: Draft) -> None:
         if _settled(d):
             _send(d)
     if d.agent.phase is Phase.STOPPING:
-        return  # the tree may outlive its lease until it is gone; `exited` reports that
+        return  # the tree may still run after the lease; `exited` reports its end
     busy = d.agent.phase in ALIVE and bool(d.agent.tasks or d.agent.dirty or d.agent.strays)
     if busy != d.agent.busy:
         d.set(busy=busy)
@@ -59,7 +59,7 @@ def _stop_tasks(d: Draft) -> None:
 
 
 def _settled(d: Draft) -> bool:
-    """Fence what is over and close it. Return True when only a turn to send is left."""
+    """Fence and close a turn that is over. Return True if the only thing left is to send a turn."""
     over = turn_over(d.agent)
     waiting = d.agent.turn is not None and d.agent.turn.written and not over
     if waiting or d.agent.said != "idle" or d.agent.requests or d.agent.questions:

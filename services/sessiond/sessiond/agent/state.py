@@ -9,7 +9,7 @@ from sessiond.agent.protocol import Message, Question, Result
 from sessiond.lock.rules import Kind
 
 OWNER_RESTART: Final = "owner-restart"
-"""Why an agent that a previous owner left is stopping. The code that waits for its guard ends it."""
+"""Why an agent of a previous owner is stopping. The code that waits for its guard ends it."""
 
 
 class Phase(StrEnum):
@@ -90,7 +90,7 @@ class Agent:
     foreign: bool = False
     """Whether a turn runs that claude started by itself."""
     dirty: bool = False
-    """Whether something that no holder sent ran, or may still run. Nothing is sent or granted before a fence."""
+    """Whether something ran, or may still run, that no holder sent. Nothing is sent or granted before a fence."""
     fenced: bool = False
     busy: bool = False
     model: str | None = None
@@ -144,7 +144,7 @@ class Got:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class TreeExamined:
     """The agent's tree was examined for processes other than the agent. Happens at each fence's response."""
 
     strays: bool
@@ -191,7 +191,7 @@ class AnswerQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class Afresh:
+class BeginConversation:
     """The history is lost or abandoned: the next process begins this conversation."""
 
     conversation: str
@@ -213,12 +213,12 @@ Event = (
     | LeaseEnded
     | Spawned
     | Got
-    | Looked
+    | TreeExamined
     | Fault
     | Exited
     | Stop
     | AnswerQuestion
-    | Afresh
+    | BeginConversation
     | Due
 )
 

@@ -65,7 +65,7 @@ class Draft:
         """Make a move of the table.
 
         Raises:
-            BadMove: the table does not have this move from the present phase.
+            BadMove: the table does not have this move from the current phase.
         """
         after = MOVES[self.agent.phase].get(move)
         if after is None:

@@ -8,7 +8,7 @@ from sessiond.http import auth
 from sessiond.http.bodies import ForceRelease, LedgerCount, LedgerWait, NoMembers, json_body, query_entry, query_number
 from sessiond.http.keys import Caller
 from sessiond.http.ports import Registry
-from sessiond.http.render import json_response, nothing
+from sessiond.http.render import json_response, no_content
 from sessiond.http.sse import ledger_response
 
 
@@ -36,7 +36,7 @@ def force_release(sessions: Registry, name: str, caller: Caller, request: Reques
     auth.require_admin(caller)
     body = json_body(request, ForceRelease)
     sessions.get(name).force_release(body.fence, body.reason, caller.name)
-    return nothing()
+    return no_content()
 
 
 def restart(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
@@ -44,7 +44,7 @@ def restart(sessions: Registry, name: str, caller: Caller, request: Request) -> 
     auth.require_admin(caller)
     json_body(request, NoMembers)
     sessions.get(name).restart_agent(caller.name)
-    return nothing()
+    return no_content()
 
 
 def conversation(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:

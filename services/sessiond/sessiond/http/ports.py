@@ -1,4 +1,4 @@
-"""What HTTP needs of the service behind it. docs/reference/http.md describes the shapes."""
+"""The interfaces of the service that HTTP needs. docs/reference/http.md describes the shapes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ class EventStream(Protocol):
 
 
 class Queries(Protocol):
-    """What can be read of one session. Nothing here changes it."""
+    """The calls that read one session. None of them changes it."""
 
     name: str
 
@@ -37,10 +37,10 @@ class Queries(Protocol):
 
 
 class Commands(Queries, Protocol):
-    """What callers can do with one session."""
+    """The calls that change one session."""
 
     def take(self, kind: Kind, priority: int, key: str | None) -> tuple[dict[str, Any], bool]: ...
-    def park(self, ticket: str, holder: str) -> TicketWait: ...
+    def wait(self, ticket: str, holder: str) -> TicketWait: ...
     def withdraw(self, ticket: str, holder: str | None) -> None: ...
     def renew(self, secret: str) -> dict[str, Any]: ...
     def release(self, secret: str) -> None: ...
@@ -70,7 +70,7 @@ class Watched(Ledger, Protocol):
 
 
 class Service(Protocol):
-    """What the board watches. `owned` raises Problem when the service stops."""
+    """The service as the board watches it. `owned` raises Problem when the service stops."""
 
     def owned(self) -> Sequence[Watched]: ...
     def ready(self) -> tuple[bool, str]: ...

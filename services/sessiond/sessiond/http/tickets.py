@@ -9,30 +9,30 @@ from sessiond.http.bodies import NoMembers, TakeTicket, WaitTicket, WithdrawTick
 from sessiond.http.hangup import disconnected, watched
 from sessiond.http.keys import Caller
 from sessiond.http.ports import Registry
-from sessiond.http.render import json_response, nothing
+from sessiond.http.render import json_response, no_content
 from sessiond.lock.rules import DEFAULT_PRIORITY, Kind
 
 
 def take(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
-    """POST /tickets. A keyless ticket is not taken for a caller that has gone: it would only block the worker."""
+    """POST /tickets. A caller that has disconnected gets no keyless ticket, which would only block the worker."""
     body = json_body(request, TakeTicket)
     kind = Kind(body.kind)
     auth.require_kind(caller, kind)
     if body.key is None and disconnected(request.environ):
-        return nothing()
+        return no_content()
     priority = DEFAULT_PRIORITY if body.priority is None else body.priority
     view, new = sessions.get(name).take(kind, priority, body.key)
     return json_response(view, 201 if new else 200)
 
 
 def wait(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
-    """POST /tickets/{id}/wait. A caller that has gone does not wait: it would be granted a lease nobody uses."""
+    """POST /tickets/{id}/wait. A caller that has disconnected does not wait, so it gets no lease that nobody uses."""
     body = json_body(request, WaitTicket)
     ticket = _own_kind(sessions, name, caller, ticket)
     session = sessions.get(name)
     if disconnected(request.environ):
-        return nothing()
-    waiting = session.park(ticket, body.holder)
+        return no_content()
+    waiting = session.wait(ticket, body.holder)
     with watched(request.environ, waiting.hang_up):
         return json_response(waiting.answer(body.wait))
 
@@ -47,11 +47,11 @@ def withdraw(sessions: Registry, name: str, caller: Caller, request: Request, ti
     body = json_body(request, WithdrawTicket)
     ticket = _own_kind(sessions, name, caller, ticket)
     sessions.get(name).withdraw(ticket, body.holder)
-    return nothing()
+    return no_content()
 
 
 def _own_kind(sessions: Registry, name: str, caller: Caller, ticket: str) -> str:
-    """The ticket's id, after a check that it exists and that the caller may take its kind. Changes nothing.
+    """Return the ticket's id if the ticket exists and the caller may take its kind. Changes nothing.
 
     Raises:
         Problem: `not-found`, `ticket-ended`, `forbidden`.
@@ -72,7 +72,7 @@ def release(sessions: Registry, name: str, caller: Caller, request: Request) -> 
     """DELETE /lease."""
     secret = auth.lease_secret(request)
     sessions.held(name).release(secret)
-    return nothing()
+    return no_content()
 
 
 ROUTES: Final = (

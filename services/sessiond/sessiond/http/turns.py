@@ -9,7 +9,7 @@ from sessiond.http import auth
 from sessiond.http.bodies import Key, StartTurn, bad, checked, checked_id, json_body
 from sessiond.http.keys import Caller
 from sessiond.http.ports import Registry
-from sessiond.http.render import json_response, nothing
+from sessiond.http.render import json_response, no_content
 from sessiond.http.sse import turn_response
 from sessiond.service.commands import TurnRequest
 from sessiond_common.roles import Role
@@ -44,7 +44,7 @@ def cancel(sessions: Registry, name: str, caller: Caller, request: Request, turn
     if as_admin:
         sessions.look(name).turn(turn)  # an unknown turn is a 404, and creates no session
     sessions.held(name).cancel_turn(turn, secret)
-    return nothing()
+    return no_content()
 
 
 ROUTES: Final = (

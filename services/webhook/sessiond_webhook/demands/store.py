@@ -146,7 +146,7 @@ class Demands:
         """Store an edited comment.
 
         Outcomes: `edited`; `unchanged`; `duplicate`; `late`, the comment is answered; `early`, the comment has not
-                arrived yet.
+        arrived yet.
         """
 
         def work(pipe: Any) -> StoredDelivery:

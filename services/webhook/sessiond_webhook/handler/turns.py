@@ -44,9 +44,9 @@ class Turns:
     def answer(self, lease: Lease, demand: Demand) -> Answer:
         """Run both turns: understand the question, then answer it.
 
-                Raises:
-        NoAnswer: the demand gets no answer.
-                    LeaseLost, Unavailable, ProblemError: there is no answer now. Another run tries again.
+        Raises:
+            NoAnswer: the demand gets no answer.
+            LeaseLost, Unavailable, ProblemError: there is no answer yet; the caller decides whether to try again.
         """
         for step in prompts.STEPS:
             result = self._turn(lease, demand, step)

@@ -82,7 +82,7 @@ class Poster:
         """Lock the next thread to serve.
 
         Returns None if nothing is pending, or if each thread must wait or is locked by another run. That run looks
-                again.
+        again.
         """
         if stopping().is_set():
             return None
