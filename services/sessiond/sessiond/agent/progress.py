@@ -3,9 +3,9 @@
 Every step ends in `advance`, whatever event came last.
 
 A turn is over when its lifecycle is terminal, its result was read or it never started, no permission
-question is open, and claude is idle. It is closed when, in addition, every control request is answered, no
-background task runs that must be stopped, and the fence was answered while claude was idle. The fence is one
-cheap request that is written last. After the lease's end, no stray process of a tool may be left either.
+question is open, and claude is idle. It is closed when three more things hold: every control request is
+answered, no background task runs that must be stopped, and the fence was answered while claude was idle. The fence
+is one cheap request that is written last. After the lease's end, no stray process of a tool may be left either.
 """
 
 from sessiond.agent import protocol as wire

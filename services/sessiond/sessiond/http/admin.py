@@ -14,7 +14,7 @@ from sessiond.http.sse import ledger_response
 
 def view(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
     """GET the session."""
-    return json_response(sessions.look(name).view())
+    return json_response(sessions.queries(name).view())
 
 
 def ledger(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
@@ -22,7 +22,7 @@ def ledger(sessions: Registry, name: str, caller: Caller, request: Request) -> R
     after = query_entry(request, "after")
     seconds = query_number(request, "wait", LedgerWait, 0)
     count = int(query_number(request, "count", LedgerCount, 500))
-    session = sessions.look(name)
+    session = sessions.queries(name)
     if "text/event-stream" in request.headers.get("Accept", ""):
         return ledger_response(session, after)
     entries = session.ledger_after(after, count)

@@ -37,9 +37,9 @@ def wait(sessions: Registry, name: str, caller: Caller, request: Request, ticket
         return json_response(waiting.answer(body.wait))
 
 
-def look(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
+def get(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
     """GET /tickets/{id}."""
-    return json_response(sessions.look(name).ticket(checked_id(ticket, "ticket")))
+    return json_response(sessions.queries(name).ticket(checked_id(ticket, "ticket")))
 
 
 def withdraw(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
@@ -57,7 +57,7 @@ def _own_kind(sessions: Registry, name: str, caller: Caller, ticket: str) -> str
         Problem: `not-found`, `ticket-ended`, `forbidden`.
     """
     ticket = checked_id(ticket, "ticket")
-    auth.require_kind(caller, Kind(sessions.look(name).ticket(ticket)["kind"]))
+    auth.require_kind(caller, Kind(sessions.queries(name).ticket(ticket)["kind"]))
     return ticket
 
 
@@ -65,20 +65,20 @@ def renew(sessions: Registry, name: str, caller: Caller, request: Request) -> Re
     """POST /lease/renew."""
     secret = auth.lease_secret(request)
     json_body(request, NoMembers)
-    return json_response(sessions.held(name).renew(secret))
+    return json_response(sessions.get_used(name).renew(secret))
 
 
 def release(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
     """DELETE /lease."""
     secret = auth.lease_secret(request)
-    sessions.held(name).release(secret)
+    sessions.get_used(name).release(secret)
     return no_content()
 
 
 ROUTES: Final = (
     ("POST", "/tickets", take),
     ("POST", "/tickets/<ticket>/wait", wait),
-    ("GET", "/tickets/<ticket>", look),
+    ("GET", "/tickets/<ticket>", get),
     ("DELETE", "/tickets/<ticket>", withdraw),
     ("POST", "/lease/renew", renew),
     ("DELETE", "/lease", release),

@@ -81,9 +81,9 @@ class SessionQueries:
 
     # ---- the board ---------------------------------------------------------------------------
 
-    def moment(self) -> tuple[object, ...]:
+    def board_values(self) -> tuple[object, ...]:
         """Return the values that the board shows. A change replaces at least one of them with another object."""
-        return self._reader.moment
+        return self._reader.board_values
 
     def keys(self) -> dict[str, str | None]:
         """Return the keys of the tickets that have not ended."""

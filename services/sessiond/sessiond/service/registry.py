@@ -81,7 +81,7 @@ class SessionRegistry:
             session = self._acquire(name)
         return SessionCommands(session)
 
-    def held(self, name: str) -> SessionCommands:
+    def get_used(self, name: str) -> SessionCommands:
         """Return the session for a call with a lease's secret. An unused session has no leases and no secrets.
 
         Raises:
@@ -92,7 +92,7 @@ class SessionRegistry:
             raise no_lease()
         return found
 
-    def look(self, name: str) -> SessionQueries | UnusedSession:
+    def queries(self, name: str) -> SessionQueries | UnusedSession:
         """Return the session for a call that changes nothing. Such a call creates no session.
 
         Raises:

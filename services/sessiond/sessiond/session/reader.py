@@ -27,7 +27,7 @@ class SessionReader:
         return self._context.state.agent
 
     @property
-    def moment(self) -> tuple[object, ...]:
+    def board_values(self) -> tuple[object, ...]:
         """The values of the state. A change replaces at least one of them with another object."""
         state = self._context.state
         return state.lock, state.agent, state.lease_extras

@@ -1,7 +1,7 @@
 """The tickets of a ledger. An entry costs at most the logarithm of their number.
 
 Two heaps give the lowest place that blocks the places behind it, and the lowest lapsed place. A place that no longer
-counts is removed when it reaches the top, so each change of a place costs at most one push and one pop.
+counts is removed when it reaches the top. So each change of a place costs at most one push and one pop.
 """
 
 import heapq

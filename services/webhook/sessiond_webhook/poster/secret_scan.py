@@ -1,10 +1,10 @@
 """Finds secrets of this service in a text. Pure.
 
-The poster searches every text before it posts it, for every configured secret. It finds a secret as it is, with blanks,
-line ends or invisible characters inside, URL-encoded, as HTML entities, as hexadecimal, and as base64 of any text that
-holds it. It does not find other encodings, such as a cipher. This is a second protection: the agent never has the
-secrets in its environment. Values with fewer than `SHORTEST` characters are not searched, because many texts contain
-them by chance.
+The poster searches every text before it posts it, for every configured secret. It finds a secret in plain text, even
+with blanks, line ends or invisible characters inside. It finds the encodings URL, HTML entities, hexadecimal, and
+base64 of any text that holds the secret. It does not find other encodings, such as a cipher. This is a second
+protection: the agent never has the secrets in its environment. Values with fewer than `SHORTEST` characters are not
+searched, because many texts contain them by chance.
 """
 
 import base64

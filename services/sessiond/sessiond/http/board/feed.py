@@ -37,7 +37,7 @@ class _SessionFeed:
     """The last rendering of one session."""
 
     def __init__(self) -> None:
-        self.moment: tuple[object, ...] = ()
+        self.values: tuple[object, ...] = ()
         self.row = self.detail = b""
         self.tail: LedgerTail | None = None
         self.changed: dict[int, int] = {}
@@ -169,8 +169,8 @@ class Board:
             self._render(session, self._feeds.setdefault(name, _SessionFeed()), name in selected)
 
     def _render(self, session: Watched, feed: _SessionFeed, selected: bool) -> None:
-        moment = session.moment()
-        same = len(moment) == len(feed.moment) and all(a is b for a, b in zip(moment, feed.moment, strict=True))
+        values = session.board_values()
+        same = len(values) == len(feed.values) and all(a is b for a, b in zip(values, feed.values, strict=True))
         if selected and (not same or not feed.detail):
             detail = orjson.dumps(session.detail())
             if detail != feed.detail:
@@ -183,7 +183,7 @@ class Board:
             feed.tail = LedgerTail(session, lambda fences: self._leases_changed(name, feed, fences))
         if same:
             return
-        feed.moment = moment
+        feed.values = values
         if feed.tail:
             feed.tail.wake()
         row = orjson.dumps(session.row())
