@@ -1,6 +1,8 @@
 """Private files: whole or not at all, for their owner only, and nothing left beside them."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,15 +50,50 @@ def test_a_directory_that_is_not_there_is_not_made(tmp_path: Path, write: Write)
         write(tmp_path / "none" / "secret", "text")
 
 
-def test_a_durable_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_durable_file_is_on_disk_before_it_has_its_name_and_then_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "secret"
-    synced: list[tuple[int, bool]] = []
+    synced: list[tuple[Path, str | None]] = []
     fsync = os.fsync
 
     def seen(descriptor: int) -> None:
         fsync(descriptor)
-        synced.append((os.fstat(descriptor).st_size, path.exists()))
+        named = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((named, path.read_text() if path.exists() else None))
+        if named != tmp_path:
+            assert os.fstat(descriptor).st_size == 4
 
     monkeypatch.setattr(os, "fsync", seen)
     write_durable(path, "four")
-    assert synced == [(4, False)] and path.read_text() == "four"
+    (draft, before), (directory, after) = synced
+    assert draft.parent == tmp_path and before is None
+    assert directory == tmp_path and after == "four"
+
+
+def test_a_durable_file_is_written_where_directories_cannot_be_synchronized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refused(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    write_durable(tmp_path / "secret", "text")
+    assert (tmp_path / "secret").read_text() == "text"
+
+
+def test_a_durable_file_whose_directory_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def broken(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_durable(tmp_path / "secret", "text")

@@ -43,15 +43,6 @@ class Stream:
         self._response = response
         self.headers: Mapping[str, str] = response.headers
 
-    @property
-    def is_events(self) -> bool:
-        return self.headers.get("Content-Type", "").startswith("text/event-stream")
-
-    def body(self) -> Any:
-        """Return the whole response as JSON, for a server that did not stream."""
-        with connection_errors():
-            return decode(self._response.read())
-
     def __iter__(self) -> Iterator[ServerEvent | None]:
         lines: list[bytes] = []
         for line in self._lines():
