@@ -1,8 +1,8 @@
 """The agent's state machine: `decide(agent, event)` returns the next state and its outputs. Pure.
 
 Only this machine writes lines to the agent. A cancel names its turn; the machine drops a cancel for a
-closed turn or a dead process. Every step ends in `progress.advance`, which sends, fences and closes as
-soon as the state allows it.
+closed turn or a dead process. Every step ends in `progress.advance`, which sends prompts and fence requests
+and closes turns as soon as the state allows it.
 
 `transitions` has the table of states; `Draft.go` is the only way to change the phase. `messages` handles
 the agent's lines. `termination` handles the end of a turn or of the process. This module handles all other events.
@@ -95,7 +95,7 @@ def _drain_timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
         found["drain", subject] = times.drain_deadline
         found["again", subject] = times.drain_deadline / 2
     if not agent.leased and only_strays_left(agent):
-        if not agent.requests:  # runs from the fence's answer on, however long that took
+        if not agent.requests:  # runs from the answer to the fence request
             found["look", str(agent.count)] = LOOK_AGAIN
         found["strays", agent.conversation] = STRAYS_END
     return found
@@ -142,7 +142,7 @@ def _lease_began(d: Draft, _: st.LeaseBegan) -> None:
 
 
 def _lease_ended(d: Draft, e: st.LeaseEnded) -> None:
-    # Stray processes seen before may belong to a task that is stopped only now, so check again after a fence.
+    # Stray processes seen before may belong to a task that is stopped only now, so check again.
     d.set(leased=False, dirty=d.agent.dirty or d.agent.strays, strays=False)
     if d.agent.turn is not None:
         cancel(d, st.Cancel(d.agent.turn.id, e.why))

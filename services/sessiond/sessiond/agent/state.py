@@ -84,13 +84,13 @@ class Agent:
     tasks: frozenset[str] = frozenset()
     stopped_tasks: frozenset[str] = frozenset()
     strays: bool = False
-    """Whether tools left processes behind that claude does not know, as of the last fence."""
+    """Whether tools left processes that claude does not know, as of the last fence request."""
     questions: Mapping[str, Question] = field(default_factory=dict)
     """Permission questions without an answer: request id to question."""
     foreign: bool = False
     """Whether a turn runs that claude started by itself."""
     dirty: bool = False
-    """Whether something ran, or may still run, that no holder sent. Nothing is sent or granted before a fence."""
+    """Whether something ran, or may still run, that no holder sent. The next send or grant needs a fence request."""
     fenced: bool = False
     busy: bool = False
     model: str | None = None
@@ -145,7 +145,7 @@ class Got:
 
 @dataclass(frozen=True, slots=True)
 class TreeExamined:
-    """The agent's tree was examined for processes other than the agent. Happens at each fence's response."""
+    """The agent's tree was examined for processes other than the agent. Happens at each fence request's answer."""
 
     strays: bool
 

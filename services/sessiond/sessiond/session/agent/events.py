@@ -13,7 +13,7 @@ HISTORY_LOST: Final = "history-lost"
 
 
 def line_events(message: protocol.Message, agent: st.Agent, link: AgentLink) -> list[st.Event]:
-    """Return the events of a line. The answer to a fence also gives whether other processes run in the agent's tree."""
+    """Return the events of a line. For the answer to a fence request, one says whether the tree has other processes."""
     got = st.Got(message)
     if isinstance(message, protocol.Response) and agent.requests.get(message.request_id) == "fence":
         return [st.TreeExamined(link.strays), got]
