@@ -125,10 +125,10 @@ class Poster:
                 log.warning("another run holds the lock of this thread now", thread=lock.thread)
                 return
             except (RateLimited, Unreachable, OutcomeUnknown, _Settling) as error:
-                self._put_off(lock.thread, demand, error)
+                self._postpone(lock.thread, demand, error)
                 return
 
-    def _put_off(
+    def _postpone(
         self, thread: str, demand: Demand, error: "RateLimited | Unreachable | OutcomeUnknown | _Settling"
     ) -> None:
         now, times = self._posts.now(), self._settings.times
