@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from sessiond.client.errors import LeaseLost, LeaseSuspended, SessiondError, Unavailable
@@ -26,7 +26,7 @@ class Grant:
     session: str
     ticket: str
     fence: int
-    secret: str
+    secret: str = field(repr=False)
     conversation: Mapping[str, Any]
 
     @classmethod

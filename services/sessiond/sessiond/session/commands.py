@@ -3,7 +3,7 @@
 Each command names the type of its reply. `handlers.dispatch` has one handler for each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from sessiond.lock.rules import Kind
@@ -76,14 +76,14 @@ class WithdrawTicket(Command[None]):
 class RenewLease(Command[dict[str, Any]]):
     """Renew the lease for its full ttl. Replies with `{expires_at}`."""
 
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseLease(Command[None]):
     """End the lease and its ticket. With a lost lease's secret, the ticket ends unless another holder waits on it."""
 
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class ForceRelease(Command[None]):
 class TurnRequest:
     """One prompt. `timeout` in seconds, None for no limit of its own; `raw` sends the prompt uncomposed."""
 
-    prompt: str
+    prompt: str = field(repr=False)
     model: str | None = None
     key: str | None = None
     timeout: float | None = None
@@ -113,7 +113,7 @@ class TurnRequest:
 class StartTurn(Command[TurnStream]):
     """Start a turn of the lease's holder. Replies with its events."""
 
-    secret: str
+    secret: str = field(repr=False)
     request: TurnRequest
 
     @property
@@ -127,7 +127,7 @@ class CancelTurn(Command[None]):
     """End a turn and keep the lease. Without a secret, an operator asks."""
 
     turn: str
-    secret: str | None
+    secret: str | None = field(repr=False)
 
 
 # ---- the agent -------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class LeaseExtras:
     display only.
     """
 
-    secret: str
+    secret: str = field(repr=False)
     hold_left: float | None = None
     granted_at: str = ""
 
