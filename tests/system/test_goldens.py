@@ -1421,7 +1421,7 @@ READERS: Mapping[str, tuple[Callable[[Any], Any], tuple[Mapping[str, str], ...]]
     "poster": (poster_settings.poster_settings, ({},)),
     "worker": (worker_settings.from_env, ({"SESSIOND_KEY": "x"}, {})),
     "task": (worker_commands.redis_url, ({},)),
-    "up": (up.place_from, ({},)),
+    "up": (up.settings_from, ({},)),
 }
 """The functions that read settings, with environments in which they get as far as can be."""
 WITHOUT_ARGUMENT: Mapping[str, Callable[[], Any]] = {

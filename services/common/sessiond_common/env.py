@@ -1,7 +1,7 @@
 """Settings from environment variables, parsed by `environs`.
 
-A program describes its settings in a function that takes an `Env` and returns a dataclass; `load` calls it. All
-variables that are not valid are reported together, in one line. No error shows a variable's value: it may be a secret.
+A program describes its settings in a function that takes an `Env` and returns a dataclass. `load` calls this function,
+and reports all variables that are not valid in one line. No error shows a variable's value: it may be a secret.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One variable: its name, its default as text (empty for none), what it is."""
+    """One variable: its name, its default as text (empty for none), and its meaning."""
 
     name: str
     default: str
@@ -34,7 +34,7 @@ def load(read: Callable[["Env"], _T], environ: Mapping[str, str]) -> _T:
     """Return the settings that `read` takes from the environment.
 
     Raises:
-        SettingsError: names every variable that is not valid.
+        SettingsError: at least one variable is not valid. The text names each of them.
     """
     env = Env(environ)
     found = read(env)
@@ -42,7 +42,7 @@ def load(read: Callable[["Env"], _T], environ: Mapping[str, str]) -> _T:
     return found
 
 
-def listed(read: Callable[["Env"], object]) -> tuple[Setting, ...]:
+def list_settings(read: Callable[["Env"], object]) -> tuple[Setting, ...]:
     """Return all variables that `read` reads, in its order."""
     env = Env({})
     read(env)
@@ -52,8 +52,8 @@ def listed(read: Callable[["Env"], object]) -> tuple[Setting, ...]:
 class Env:
     """Typed readers of variables. An empty variable counts as not set.
 
-    A variable that is not valid gives its default for now; `check` then raises. Each reader takes the variable's name,
-    its default, and what it is, for the reference.
+    If a variable is not valid, its reader returns the default, and `check` raises later. Each reader takes the
+    variable's name, its default and its meaning. The reference documentation shows the meaning.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -63,11 +63,11 @@ class Env:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """What has been read so far, valid or not."""
+        """The variables that were read so far, valid or not."""
         return tuple(self._settings.values())
 
     def check(self) -> None:
-        """End the reading. Raises SettingsError if a variable is not valid."""
+        """Check all variables that were read. Raises SettingsError if one is not valid."""
         errors = self._variables.errors()
         lines = [f"{name}: {', '.join(dict.fromkeys(reasons))}" for name, reasons in errors.items()]
         for names, reason in self._refused:
@@ -77,7 +77,7 @@ class Env:
             raise SettingsError("; ".join(lines))
 
     def refuse(self, names: tuple[str, ...], reason: str) -> None:
-        """Report variables that are valid each by itself, but missing or not valid together."""
+        """Report that a combination of variables is not valid, although each is valid by itself."""
         self._refused.append((names, reason))
 
     def read(self, name: str, parse: Callable[[str], _T], default: _T, what: str) -> _T:
@@ -156,7 +156,7 @@ class Env:
 
 
 class _Variables(environs.Env):
-    """`environs` on a given mapping. It collects errors until it is sealed."""
+    """`environs` on a given mapping. It collects errors until `errors` is called."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(eager=False)
@@ -167,7 +167,7 @@ class _Variables(environs.Env):
         return bool(self._given.get(name))
 
     def errors(self) -> Mapping[str, list[str]]:
-        """End the reading; return the reasons by variable."""
+        """Return the reasons by variable. Nothing can be read after that."""
         try:
             self.seal()
         except environs.EnvValidationError as error:
@@ -175,12 +175,12 @@ class _Variables(environs.Env):
         return {}
 
     def _get_value(self, env_key: str, default: Any) -> Any:
-        """The place where `environs` looks up a variable; its own FileAwareEnv replaces it likewise."""
+        """Look up a variable in the given mapping. FileAwareEnv of `environs` overrides the same method."""
         return self._given.get(env_key) or default
 
 
 def _parsed(text: str | None, parse: Callable[[str], _T], default_value: _T) -> _T:
-    """A parser for `environs`, which calls parsers with defaults too: here None."""
+    """Adapt `parse` to `environs`, which also passes defaults (here None) to a parser."""
     if text is None:
         return default_value
     try:
@@ -263,7 +263,7 @@ def first_line(path: str) -> str:
 
 
 def file_text(path: str) -> str:
-    """Read a text file. Raises ValueError, which does not show the path: a secret may stand there by mistake."""
+    """Read a text file. Raises ValueError without the path, because the path may be a secret by mistake."""
     try:
         return Path(path).read_text()
     except UnicodeDecodeError as error:

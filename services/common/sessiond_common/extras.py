@@ -12,7 +12,7 @@ class ExtraMissing(Exception):
 
 
 def import_with_extra(module: str, extra: str) -> ModuleType:
-    """Imports one of the project's modules, whose third-party packages belong to `extra`.
+    """Import one of the project's modules, whose third-party packages belong to `extra`.
 
     Raises:
         ExtraMissing: A third-party package is not installed.

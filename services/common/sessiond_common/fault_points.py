@@ -1,6 +1,6 @@
-"""Fault points: places in the code where a test stops a process, to kill it or to change something meanwhile.
+"""Fault points: places in the code where a test pauses a process, to kill it or to change something during the pause.
 
-A test creates `<point>.hold` in a directory. A process that comes to the point writes its pid to `<point>.reached`
+A test creates `<point>.hold` in a directory. A process that reaches the point writes its pid to `<point>.reached`
 and waits until the test removes the `.hold` file. Without a directory, a fault point does nothing.
 """
 

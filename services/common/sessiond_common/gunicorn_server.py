@@ -1,6 +1,6 @@
 """The gunicorn server that sessiond and webhook run: shared options, its logger, and signals.
 
-Import this only to serve: it loads gunicorn.
+Import this module only in a process that serves HTTP, because it loads gunicorn.
 """
 
 import faulthandler
@@ -23,7 +23,7 @@ SHARED: Final[Mapping[str, Any]] = {
     "http_parser": "python",
     "accesslog": None,
 }
-"""Options of every service. `worker_class` is a name, so that gunicorn imports and patches gevent in its own order."""
+"""Options of every service. `worker_class` is a name, so that gunicorn decides when to import and patch gevent."""
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -60,7 +60,7 @@ def quiet_logger(log_format: str) -> type[Any]:
             self.access_log.disabled = True
 
         def reopen_files(self) -> None:
-            """Do nothing: there are no files, and SIGUSR1 writes stacks here."""
+            """Do nothing: this logger has no files, and SIGUSR1 writes stacks in this project."""
 
     return QuietLogger
 
@@ -68,8 +68,8 @@ def quiet_logger(log_format: str) -> type[Any]:
 def dump_stacks_on_usr1() -> None:
     """Make SIGUSR1 write every thread's stack to stderr, even while the event loop is stuck.
 
-    Call it again in each worker: faulthandler counts as registered after a fork, but gunicorn has since set its own
-    handler. Without `unregister` the second call would do nothing.
+    Call it again in each worker: after a fork, faulthandler counts as registered, but gunicorn has set its own
+    handler since then. Without `unregister`, the second call would do nothing.
     """
     faulthandler.unregister(signal.SIGUSR1)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -78,7 +78,7 @@ def dump_stacks_on_usr1() -> None:
 def hold_sigterm_in_new_workers() -> None:
     """Fork workers with SIGTERM blocked. `stop_on_sigterm` unblocks it.
 
-    A new worker still has the master's handler, which would swallow the signal: a service that is stopped just after
+    A new worker still has the master's handler, which would ignore the signal. A service that is stopped right after
     its start would then wait for the master's whole `graceful_timeout`.
     """
     master = os.getpid()
@@ -94,7 +94,7 @@ def stop_on_sigterm(stop: Callable[[], None]) -> None:
     """In a worker: on SIGTERM run `stop` in a greenlet first, then gunicorn's own handler."""
     gunicorn_handler = signal.getsignal(signal.SIGTERM)
 
-    def stop_then_leave(number: int, frame: Any) -> None:
+    def stop_then_exit(number: int, frame: Any) -> None:
         try:
             stop()
         finally:
@@ -102,7 +102,7 @@ def stop_on_sigterm(stop: Callable[[], None]) -> None:
                 gunicorn_handler(number, frame)
 
     def handle(number: int, frame: Any) -> None:
-        gevent.spawn(stop_then_leave, number, frame)  # a signal handler must not switch greenlets
+        gevent.spawn(stop_then_exit, number, frame)  # a signal handler must not switch greenlets
 
     signal.signal(signal.SIGTERM, handle)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -1,7 +1,7 @@
 """A gevent worker for gunicorn that exits as soon as every open request is answered. Use it as `worker_class`.
 
-gunicorn's own worker checks once a second whether it is to stop, then waits for idle keep-alive connections as for
-requests, and ends them with an error in the log. This one closes idle connections at once.
+gunicorn's own worker checks only once a second whether it must stop. It then waits for idle keep-alive connections as
+if they were open requests, and logs an error when it ends them. This worker closes idle connections at once.
 """
 
 import socket
@@ -27,14 +27,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: dict[object, gevent.Timeout] = {}
-        """By greenlet: connections that wait for a request, or whose request has not wholly arrived."""
+        """By greenlet: connections that wait for a request, or whose request has not arrived completely."""
 
     def run(self) -> None:
         """Serve until a signal stops it; then finish open requests for at most `graceful_timeout` seconds."""
         pool = Pool(self.worker_connections)
         servers = [StreamServer(s, handle=partial(self.handle, s), spawn=pool) for s in self.sockets]
         for server in servers:
-            if self.cfg.workers > 1:  # as gunicorn does: else one process accepts all waiting connections
+            if self.cfg.workers > 1:  # as gunicorn does; otherwise one process accepts all of them
                 server.max_accept = 1
             server.start()
         while self.alive:

@@ -47,7 +47,7 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Beat while inside."""
+        """Run the thread inside the `with` block."""
         self.start()
         try:
             yield

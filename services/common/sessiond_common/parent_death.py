@@ -8,7 +8,7 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the thread that started this process ends. Only Linux has this; else no effect.
+    """Ask the kernel for SIGTERM when the thread that started this process ends. It has an effect on Linux only.
 
     Call it in the child before its program starts (`preexec_fn`).
     """

@@ -1,4 +1,4 @@
-"""Files for this user alone (mode 0600), replaced as a whole: a reader sees the old text or the new, never a part."""
+"""Files that only this user can read (mode 0600). A reader sees the whole old text or the whole new one."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457): what every HTTP service of this project answers when it refuses a request.
+"""Problem details (RFC 9457): the answer of every HTTP service of this project when it refuses a request.
 
 Pure: knows no web framework. Each service defines its own table of types.
 """
@@ -27,7 +27,7 @@ class BaseProblem(Exception):
     are further members of the body, such as `reason`; a member that is None is left out.
 
     Raises:
-        ValueError: `type` is not in `kinds`; that is a mistake in the code.
+        ValueError: `type` is not in `kinds`, which is a mistake in the code.
     """
 
     kinds: ClassVar[Mapping[str, ProblemKind]] = {}

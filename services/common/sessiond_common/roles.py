@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a key may do. Every role may look; `handler` and `worker` take their own kind of ticket, `admin` any."""
+    """What a key may do. Every role may read. `handler` and `worker` may take their own kind of ticket, `admin` any."""
 
     HANDLER = "handler"
     WORKER = "worker"

@@ -1,1 +1,1 @@
-"""What an operator starts: `make up` on one machine, and `sessionctl`. Imports every service; none imports it."""
+"""The programs of an operator: `make up` on one machine, and `sessionctl`. Imports every service; none imports it."""

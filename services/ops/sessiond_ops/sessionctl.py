@@ -70,7 +70,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
 
 
 def _add(command: ServiceCommand, called: str, commands: Any) -> None:
-    """Adds the whole command if it is the called one, else its line in the help.
+    """Add the whole command if it is the called one, otherwise only its line in the help.
 
     Raises:
         ExtraMissing: The called command needs the extra `services`, which is not installed.

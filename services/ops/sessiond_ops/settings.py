@@ -1,6 +1,6 @@
 """`python -m sessiond_ops.settings`: prints every setting of every program as Markdown tables.
 
-The tables come from the code that reads the variables: name, default, what it is.
+The tables come from the code that reads the variables. They show the name, the default and the meaning.
 """
 
 import sys
@@ -13,7 +13,7 @@ import sessiond_webhook.handler.settings
 import sessiond_webhook.ingress.settings
 import sessiond_webhook.poster.settings
 import sessiond_worker.settings
-from sessiond_common.env import Env, Setting, listed
+from sessiond_common.env import Env, Setting, list_settings
 from sessiond_ops import compose_init, up
 
 
@@ -45,7 +45,7 @@ PROGRAMS: Final[dict[str, Callable[[Env], object]]] = {
 
 def programs() -> dict[str, tuple[Setting, ...]]:
     """Return the settings by program."""
-    return {program: listed(read) for program, read in PROGRAMS.items()}
+    return {program: list_settings(read) for program, read in PROGRAMS.items()}
 
 
 def table(settings: Iterable[Setting]) -> str:

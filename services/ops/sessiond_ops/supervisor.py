@@ -1,7 +1,7 @@
-"""The processes of `make up`: restarted with growing pauses when they end by themselves, and stopped in order.
+"""The child processes of `make up`: restarts them with growing pauses, and stops them in order.
 
-Each leads a process group of its own, so that a terminal's Ctrl-C reaches only their parent. The kernel sends them
-SIGTERM when that parent dies.
+Each child leads a process group of its own, so that a terminal's Ctrl-C reaches only the parent. The kernel sends
+every child SIGTERM when the parent dies.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from sessiond_common.restart import RestartBackoff
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 STEADY_SECONDS: Final = 60.0
-"""A child that lived longer begins with the first pause again."""
+"""After a child that ran for longer than this, the next pause is the first one again."""
 
 
 class BadSettings(Exception):
@@ -27,7 +27,7 @@ class BadSettings(Exception):
 
 
 class Child:
-    """One process of `python -m module`. `patience`: seconds from its SIGTERM to its SIGKILL.
+    """One process of `python -m module`. `patience` is the time from its SIGTERM to its SIGKILL, in seconds.
 
     Use it from the main thread only: the kernel's death signal follows the thread that started the process.
     """
@@ -79,7 +79,7 @@ class Child:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self) -> None:
-        """Wait for the end that `terminate` asked for; after `patience` seconds kill the process and its children."""
+        """Wait for the end after `terminate`. After `patience` seconds, kill the process and its children."""
         if self._process is None:
             return
         try:
@@ -92,7 +92,7 @@ class Child:
 
 
 def stop(layers: Sequence[Sequence[Child]]) -> None:
-    """Stop one layer after the other; the children of a layer all at once."""
+    """Stop one layer after the other, and all children of a layer at once."""
     for layer in layers:
         for child in layer:
             child.terminate()

@@ -1,7 +1,7 @@
 """`make up`: run everything on this machine, in the foreground.
 
-That is an embedded Redis, sessiond, a webhook, two handlers, a poster and a worker. A process that ends by itself is
-restarted. Ctrl-C stops all: callers first, Redis last.
+It runs an embedded Redis, sessiond, a webhook, two handlers, a poster and a worker. It restarts a process that ends by
+itself. Ctrl-C stops everything: callers first, Redis last.
 """
 
 import faulthandler
@@ -31,7 +31,7 @@ class _Stop(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class UpSettings:
     """Paths, addresses, numbers of processes, and the environment of every process."""
 
     state: Path
@@ -42,25 +42,25 @@ class Place:
     env: dict[str, str]
 
 
-def place_from(environ: Mapping[str, str]) -> Place:
-    """Return the place that this environment describes. Raises SettingsError."""
-    place = load(read, environ)
-    place.env.update(environ)
-    place.env.update({"SESSIOND_STATE_DIR": str(place.state), "SESSIOND_URL": place.url})
-    place.env.setdefault("OUTBOX_DIR", str(place.state / "outbox"))
+def settings_from(environ: Mapping[str, str]) -> UpSettings:
+    """Return the settings of this environment. Raises SettingsError."""
+    settings = load(read, environ)
+    settings.env.update(environ)
+    settings.env.update({"SESSIOND_STATE_DIR": str(settings.state), "SESSIOND_URL": settings.url})
+    settings.env.setdefault("OUTBOX_DIR", str(settings.state / "outbox"))
     if not (environ.get("WEBHOOK_SECRET") or environ.get("WEBHOOK_SECRET_FILE")):
-        place.env["WEBHOOK_SECRET_FILE"] = str(place.state / "webhook-secret")
-    return place
+        settings.env["WEBHOOK_SECRET_FILE"] = str(settings.state / "webhook-secret")
+    return settings
 
 
-def read(env: Env) -> Place:
+def read(env: Env) -> UpSettings:
     """Read the variables that `make up` itself needs; `env` of the result is empty."""
     state = env.state_dir()
     host = env.text("SESSIOND_HOST", "127.0.0.1", "address on which sessiond listens")
     port = env.port("SESSIOND_PORT", 8420, "port on which sessiond listens")
     webhook_host = env.text("WEBHOOK_HOST", "127.0.0.1", "address on which the webhook listens")
     webhook_port = env.port("WEBHOOK_PORT", 8421, "port on which the webhook listens")
-    return Place(
+    return UpSettings(
         state=state,
         url=env.url("SESSIOND_URL", f"http://{host}:{port}", "URL of sessiond"),
         webhook_url=f"http://{webhook_host}:{webhook_port}",
@@ -76,29 +76,29 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _raise_stop)
     try:
-        place = place_from(os.environ)
-        make_keys(Path(os.environ.get("SESSIOND_KEYS_FILE") or place.state / "keys"), place.state / "keys.d")
-        make_secret(place.state / "webhook-secret")
+        settings = settings_from(os.environ)
+        make_keys(Path(os.environ.get("SESSIOND_KEYS_FILE") or settings.state / "keys"), settings.state / "keys.d")
+        make_secret(settings.state / "webhook-secret")
     except (SettingsError, OSError) as error:
         print(f"up: {error}", file=sys.stderr)
         return 2
-    redis = None if os.environ.get("REDIS_URL") else EmbeddedRedis(place.state / "redis", bound=True)
-    return _run(place, redis)
+    redis = None if os.environ.get("REDIS_URL") else EmbeddedRedis(settings.state / "redis", bound=True)
+    return _run(settings, redis)
 
 
 def _raise_stop(number: int, _: FrameType | None) -> None:
     raise _Stop(number)
 
 
-def _run(place: Place, redis: EmbeddedRedis | None) -> int:
+def _run(settings: UpSettings, redis: EmbeddedRedis | None) -> int:
     layers: list[list[Child]] = []
     try:
         if redis is not None:
             redis.start()
-            place.env["REDIS_URL"] = redis.url
-        layers = _children(place)
-        _print_summary(place)
-        _begin(place, layers)
+            settings.env["REDIS_URL"] = redis.url
+        layers = _children(settings)
+        _print_summary(settings)
+        _begin(settings, layers)
         while True:
             time.sleep(POLL_SECONDS)
             _restart_ended(redis)
@@ -128,19 +128,19 @@ def _restart_ended(redis: EmbeddedRedis | None) -> None:
         redis.start()
 
 
-def _children(place: Place) -> list[list[Child]]:
+def _children(settings: UpSettings) -> list[list[Child]]:
     """Return the processes in layers, in the order in which they stop: intake, workers, sessiond."""
 
     def child(name: str, module: str, patience: float, role: str | None = None) -> Child:
-        env = dict(place.env)
-        key = place.state / "keys.d" / (role or "")
+        env = dict(settings.env)
+        key = settings.state / "keys.d" / (role or "")
         if role is not None and not env.get("SESSIOND_KEY") and key.exists():
             env["SESSIOND_KEY_FILE"] = str(key)
         return Child(name, module, env, patience)
 
-    handlers = [child(f"handler-{n}", "sessiond_webhook.handler", 8.0, "handler") for n in range(1, place.handlers + 1)]
-    workers = [child(f"worker-{n}", "sessiond_worker", 8.0, "worker") for n in range(1, place.workers + 1)]
-    # It calls nothing with this key, but it searches what it posts for every secret.
+    handlers = [child(f"handler-{n + 1}", "sessiond_webhook.handler", 8.0, "handler") for n in range(settings.handlers)]
+    workers = [child(f"worker-{n + 1}", "sessiond_worker", 8.0, "worker") for n in range(settings.workers)]
+    # The poster never uses this key, but it must know every secret to keep it out of its posts.
     poster = child("poster", "sessiond_webhook.poster", 8.0, "handler")
     return [
         [child("webhook", "sessiond_webhook", 6.0, "handler")],
@@ -149,11 +149,11 @@ def _children(place: Place) -> list[list[Child]]:
     ]
 
 
-def _begin(place: Place, layers: list[list[Child]]) -> None:
-    """Start sessiond first. The others would wait for it, with a warning each."""
+def _begin(settings: UpSettings, layers: list[list[Child]]) -> None:
+    """Start sessiond first, so that the others need not wait for it and log warnings."""
     layers[-1][0].start()
     ends = time.monotonic() + READY_SECONDS
-    while not _ready(place.url) and time.monotonic() < ends:
+    while not _ready(settings.url) and time.monotonic() < ends:
         layers[-1][0].watch()
         time.sleep(0.05)
     for child in (child for layer in layers[:-1] for child in layer):
@@ -168,16 +168,17 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _print_summary(place: Place) -> None:
-    def say(text: str) -> None:
+def _print_summary(settings: UpSettings) -> None:
+    def show(text: str) -> None:
         print(f"up: {text}", file=sys.stderr)
 
-    say(f"sessiond on {place.url}, keys in {place.state / 'keys.d'}; Ctrl-C stops everything")
-    say(f"GitHub deliveries go to {place.webhook_url}/github, secret in {place.env.get('WEBHOOK_SECRET_FILE', '…')}")
-    if not any(place.env.get(name) for name in MODEL_KEYS):
-        say("no model key: turns will fail; set ANTHROPIC_API_KEY")
-    if not any(place.env.get(name) for name in ("GITHUB_TOKEN", "GITHUB_TOKEN_FILE", "GITHUB_APP_ID")):
-        say(f"no GitHub token: answers go to {place.env['OUTBOX_DIR']}; set GITHUB_TOKEN to post them")
+    show(f"sessiond on {settings.url}, keys in {settings.state / 'keys.d'}; Ctrl-C stops everything")
+    secret_file = settings.env.get("WEBHOOK_SECRET_FILE", "…")
+    show(f"GitHub deliveries go to {settings.webhook_url}/github, secret in {secret_file}")
+    if not any(settings.env.get(name) for name in MODEL_KEYS):
+        show("no model key: turns will fail; set ANTHROPIC_API_KEY")
+    if not any(settings.env.get(name) for name in ("GITHUB_TOKEN", "GITHUB_TOKEN_FILE", "GITHUB_APP_ID")):
+        show(f"no GitHub token: answers go to {settings.env['OUTBOX_DIR']}; set GITHUB_TOKEN to post them")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ _RUNNING: list[Any] = []
 
 
 def _application(settings: Settings, keys: Keys) -> Any:
-    """Build the application. In the worker: these imports need gevent's patches."""
+    """Build the application. Call it in the worker, because these imports need gevent's patches."""
     from sessiond import metrics
     from sessiond.http.app import create_app
     from sessiond.http.board.signin import instance_secret
@@ -91,13 +91,13 @@ def _after_init(worker: Any) -> None:
     from sessiond_common import gunicorn_server
 
     gunicorn_server.dump_stacks_on_usr1()
-    # `_stop` has answered every caller by then; the master keeps its longer timeout.
+    # `_stop` has answered every caller before that. The master keeps its longer timeout.
     worker.cfg.set("graceful_timeout", 1)
     gunicorn_server.stop_on_sigterm(_stop)
 
 
 def _stop() -> None:
-    """Answer every waiting caller and give the sessions up."""
+    """Answer every waiting caller and release the sessions."""
     for sessions in _RUNNING:
         sessions.stop()
 

@@ -104,7 +104,7 @@ CHECKED = _counter("sessiond_ledger_checked_total", "Ledger entries checked for 
 
 
 def build_version() -> str:
-    """The version of the package with the agent's binary, or `unknown`."""
+    """Return the version of the package with the agent's binary, or `unknown`."""
     try:
         return version("claude-agent-sdk")
     except PackageNotFoundError:
@@ -115,5 +115,5 @@ BUILD.info({"version": VERSION, "python": platform.python_version(), "agent_pack
 
 
 def exposition() -> bytes:
-    """All metrics in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     return generate_latest(REGISTRY)

@@ -37,7 +37,7 @@ KINDS: Final[Mapping[str, ProblemKind]] = {
 class Problem(BaseProblem):
     """A refusal that the caller receives; see `BaseProblem`.
 
-    `status` is written out where a problem is raised, so that readers need not look it up.
+    Code that raises a problem also gives its `status`, so that readers need not look it up.
 
     Raises:
         ValueError: `type` is not in `KINDS`, or `status` is not that type's.
@@ -94,7 +94,7 @@ def not_owner(url: str | None) -> Problem:
 
 
 def problem_of(refused: ev.Refused) -> Problem:
-    """The problem for an event that the lock machine refused."""
+    """Return the problem for an event that the lock machine refused."""
     match refused:
         case ev.Superseded():
             return superseded()

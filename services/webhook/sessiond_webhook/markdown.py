@@ -1,6 +1,6 @@
 """Markdown as GitHub reads it: one CommonMark parser for comments that arrive and for notes that the bot posts. Pure.
 
-Tables and strikethrough are on, because GitHub has them. Bare URLs stay text: CommonMark has no links without brackets.
+Tables and strikethrough are on, because GitHub has them. Bare URLs are text, because CommonMark does not link them.
 `docs/decisions/0008-markdown-it-for-mentions.md` gives the reasons.
 """
 
@@ -13,7 +13,7 @@ from markdown_it.rules_inline import StateInline, autolink, backtick, link
 from markdown_it.token import Token
 
 MAX_NESTING: Final = 20
-"""Levels of quotes, lists, links. The parser drops blocks below that, which bounds its work on hostile text."""
+"""Depth of nested quotes, lists and links. The parser drops deeper blocks, which limits its work on hostile text."""
 SOURCE: Final = "source"
 """The key of `Token.meta` under which `parse` records `(start, end)`, offsets into the content of the inline token."""
 
@@ -26,7 +26,7 @@ def unify_line_ends(text: str) -> str:
 
 
 def render(text: str) -> str:
-    """Return the text as HTML. Raw HTML passes as it is."""
+    """Return the text as HTML. Raw HTML is kept as it is."""
     return str(_PARSER.render(text))
 
 
@@ -40,7 +40,7 @@ def parse(text: str) -> tuple[list[Token], Mapping[str, Any]]:
 
 
 def parse_blocks(text: str) -> list[Token]:
-    """Return the tokens of blocks only: cheaper than `parse`, and inline tokens have no children."""
+    """Return the tokens of blocks only. This is cheaper than `parse`; inline tokens have no children."""
     return _BLOCK_PARSER.parse(text)
 
 
@@ -59,7 +59,7 @@ def _recording(rule: _Rule, start_of: Callable[[StateInline, int], int] = lambda
 
 
 def _end_of_label(state: StateInline, start: int) -> int:
-    """Only what follows a link's label is no text. After the mark of a footnote, which GitHub has, it may be text."""
+    """Return where a link's literal range starts: after its label. A footnote (GitHub has these) has no such range."""
     return state.pos if state.src.startswith("[^", start) else parseLinkLabel(state, start, True)
 
 

@@ -3,10 +3,10 @@
 The child is `python -m sessiond_worker jobs`. The supervisor restarts it when it ends by itself. When the supervisor
 dies, the kernel sends the child SIGTERM: its run stops warmly and the next worker continues the task.
 
-The sweep is no thread beside rq's loop: rq forks a work-horse for each job, and a fork copies the locks that another
-thread holds at that moment. Nor is it in rq's loop, which is busy while a task runs.
+The sweep does not run in a thread beside rq's loop: rq forks a work-horse for each job, and a fork copies the locks
+that other threads hold. It does not run in rq's loop either, because that loop is busy while a task runs.
 
-    SIGTERM, SIGINT   warm: a run that waits ends at once, a turn is cancelled, the next worker continues the task
+SIGTERM, SIGINT   warm: a run that waits ends at once, a turn is cancelled, the next worker continues the task
 """
 
 import faulthandler
@@ -36,7 +36,7 @@ STOP_SECONDS: Final = 30.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 10.0
 STEADY_SECONDS: Final = 3.0
-"""A child that lived longer begins with the first pause again."""
+"""After a child that ran for longer than this, the next pause is the first one again."""
 
 
 def main(words: list[str]) -> int:
@@ -93,7 +93,7 @@ class Supervisor:
         self._signalled.clear()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # In a session of its own: a terminal's Ctrl-C reaches only the supervisor, which then stops the child once.
+        # In a session of its own, so that a terminal's Ctrl-C reaches only the supervisor, which then stops the child.
         return subprocess.Popen(
             [sys.executable, "-m", "sessiond_worker", "jobs"], stdin=subprocess.DEVNULL, start_new_session=True,
             preexec_fn=die_with_parent,
@@ -104,7 +104,7 @@ class Supervisor:
             for task_id in sweep(self._tasks, self._settings.sweep_seconds):
                 log.info("woken by the sweep", task=task_id)
         except redis.RedisError as error:
-            log.warning("cannot sweep, Redis is away; the next sweep tries again", error=str(error))
+            log.warning("cannot reach Redis to sweep; the next sweep tries again", error=str(error))
 
     @staticmethod
     def _stop(child: "subprocess.Popen[bytes]") -> int:

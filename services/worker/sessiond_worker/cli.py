@@ -1,7 +1,7 @@
-"""`sessionctl task …`: list and operate tasks. Talks to Redis directly, so it works while sessiond is away.
+"""`sessionctl task …`: list and operate tasks. It uses Redis directly, so it works while sessiond is away.
 
-Every command's `run(options)` returns the exit status: 0 done, 1 refused or Redis away, 2 bad input. Each error is one
-line.
+Every command's `run(options)` returns the exit status: 0 done, 1 refused or Redis is away, 2 bad input. Each error is
+one line.
 """
 
 import argparse
@@ -47,9 +47,9 @@ def add_commands(subparsers: Any) -> None:
     add.add_argument("--turns", type=_count, help="budget in turns (default: the worker's TASK_TURNS)")
     add.add_argument("--minutes", type=_positive, help="budget in minutes of running turns (default: TASK_MINUTES)")
     add.add_argument("--usd", type=_positive, help="budget in US dollars (default: TASK_USD)")
-    look = command("list", _list, "list tasks, oldest first")
-    look.add_argument("session", nargs="?", metavar="owner/repo")
-    look.add_argument("--state", choices=[state.value for state in TaskState])
+    show_list = command("list", _list, "list tasks, oldest first")
+    show_list.add_argument("session", nargs="?", metavar="owner/repo")
+    show_list.add_argument("--state", choices=[state.value for state in TaskState])
     for name, run, what in (
         ("show", _show, "show everything about one task"),
         ("cancel", _cancel, "end a task; a running one stops at once"),

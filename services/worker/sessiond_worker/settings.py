@@ -19,7 +19,7 @@ class Settings:
     redis_url: str
     budget: TaskBudget
     sweep_seconds: float
-    claim_ttl: float
+    run_lease_ttl: float
     lease_ttl: float
     retry_seconds: float
     failures_allowed: int
@@ -46,7 +46,7 @@ def read(env: Env) -> Settings:
         redis_url=env.redis_url(),
         budget=_budget(env),
         sweep_seconds=env.seconds("WORKER_SWEEP_SECONDS", 30.0, "time between two sweeps for tasks without a run"),
-        claim_ttl=env.seconds("WORKER_CLAIM_SECONDS", 15.0, "how long a run keeps its task without a renewal"),
+        run_lease_ttl=env.seconds("WORKER_CLAIM_SECONDS", 15.0, "how long a run keeps its task without a renewal"),
         lease_ttl=env.seconds("SESSIOND_LEASE_TTL", 30.0, "how long a lease lives; must be sessiond's value"),
         retry_seconds=env.seconds(
             "WORKER_RETRY_SECONDS", 5.0, "pause after a failed turn; doubles with each further one"

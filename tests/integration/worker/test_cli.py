@@ -35,7 +35,7 @@ def test_a_tasks_life_at_the_command_line(redis_server: Redis) -> None:
     assert ctl(url, "cancel", task_id, USER="ann").stdout == "cancelled\n"
     assert [t["reason"] for t in json.loads(ctl(url, "list", "--json").stdout)] == ["cancelled by ann"]
     again = ctl(url, "cancel", task_id)
-    assert (again.returncode, again.stderr) == (1, "sessionctl: a task that is cancelled takes no cancel\n")
+    assert (again.returncode, again.stderr) == (1, "sessionctl: a task that is cancelled does not accept cancel\n")
     assert ctl(url, "retry", task_id, "--json").returncode == 0
     assert ctl(url, "list", SESSION, "--state", "queued").stdout.count("\n") == 1
     assert ctl(url, "list", "octo/other").stdout == "no tasks\n"

@@ -363,7 +363,7 @@ class Histories(RuleBasedStateMachine):
         turn = self.reference.lock.turn
         if turn is not None:
             return [(st.Cancel(turn, "cancelled"),), (st.Cancel("tu-none", "cancelled"),), (st.Stop("restart"),)]
-        return [(st.Stop("restart"),), (st.Afresh(f"c{next(self.turns)}", "asked"), st.Stop("conversation"))]
+        return [(st.Stop("restart"),), (st.BeginConversation(f"c{next(self.turns)}", "asked"), st.Stop("conversation"))]
 
     def one(self, event: ev.Event, fault: Fault | None) -> None:
         match event:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sessiond_common.env import DEFAULT_REDIS, Env, Setting, SettingsError, listed, load
+from sessiond_common.env import DEFAULT_REDIS, Env, Setting, SettingsError, list_settings, load
 
 Read = Callable[[Env], Any]
 
@@ -212,7 +212,7 @@ def test_what_is_read_can_be_listed() -> None:
         env.secret("KEY", "the key")
         env.port("PORT", 81, "again")
 
-    assert listed(read) == (
+    assert list_settings(read) == (
         Setting("PORT", "80", "the port"),
         Setting("LIFE", "86400", "the life"),
         Setting("ON", "0", "a switch"),

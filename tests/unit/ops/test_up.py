@@ -1,6 +1,6 @@
 """What `make up` takes from the environment, and what its processes get."""
 
-from sessiond_ops.up import place_from
+from sessiond_ops.up import settings_from
 from support.settings import COUNT, PORT, URL, assert_all_named
 
 
@@ -12,17 +12,17 @@ def test_all_errors_are_in_one_line() -> None:
         "UP_HANDLERS": ("0", COUNT),
         "UP_WORKERS": ("two", COUNT),
     }
-    assert_all_named(place_from, {}, bad)
+    assert_all_named(settings_from, {}, bad)
 
 
 def test_ups_processes_get_the_environment_and_what_it_lacks() -> None:
-    place = place_from({"PATH": "/bin", "SESSIOND_STATE_DIR": "/s", "WEBHOOK_PORT": "81", "UP_WORKERS": "3"})
-    assert (place.webhook_url, place.handlers, place.workers) == ("http://127.0.0.1:81", 2, 3)
-    assert place.env == {
+    settings = settings_from({"PATH": "/bin", "SESSIOND_STATE_DIR": "/s", "WEBHOOK_PORT": "81", "UP_WORKERS": "3"})
+    assert (settings.webhook_url, settings.handlers, settings.workers) == ("http://127.0.0.1:81", 2, 3)
+    assert settings.env == {
         "PATH": "/bin", "SESSIOND_STATE_DIR": "/s", "WEBHOOK_PORT": "81", "UP_WORKERS": "3", "OUTBOX_DIR": "/s/outbox",
         "SESSIOND_URL": "http://127.0.0.1:8420", "WEBHOOK_SECRET_FILE": "/s/webhook-secret",
     }  # fmt: skip
-    assert place_from({"OUTBOX_DIR": "/o", "WEBHOOK_SECRET": "x"}).env == {
+    assert settings_from({"OUTBOX_DIR": "/o", "WEBHOOK_SECRET": "x"}).env == {
         "OUTBOX_DIR": "/o", "WEBHOOK_SECRET": "x", "SESSIOND_STATE_DIR": ".state",
         "SESSIOND_URL": "http://127.0.0.1:8420",
     }  # fmt: skip

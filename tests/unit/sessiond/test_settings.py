@@ -11,7 +11,7 @@ from sessiond.agent.process.user import User
 from sessiond.lock.rules import Times
 from sessiond.main import main
 from sessiond.settings import TIMES, Settings, from_env, read
-from sessiond_common.env import listed
+from sessiond_common.env import list_settings
 from support.settings import (
     COUNT,
     LOGS,
@@ -76,7 +76,7 @@ def test_bad_values(name: str) -> None:
 
 
 def test_every_variable_has_its_rows() -> None:
-    names = {one.name for one in listed(read)}
+    names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | {"REDIS_URL_FILE", "SESSIOND_AGENT_UID", "SESSIOND_AGENT_GID"}
     assert names == {*BAD} | FREE | {"REDIS_URL_FILE", "SESSIOND_AGENT_UID", "SESSIOND_AGENT_GID"}
 
@@ -89,7 +89,7 @@ def test_all_errors_are_in_one_line() -> None:
 
 
 def test_no_error_shows_a_value() -> None:
-    assert_no_value_shown(from_env, [one.name for one in listed(read)])
+    assert_no_value_shown(from_env, [one.name for one in list_settings(read)])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_without_variables_the_defaults_hold() -> None:
     found = from_env({})
     assert re.fullmatch(rf"{re.escape(found.host_name)}-{os.getpid()}-[0-9a-f]{{6}}", found.instance)
     assert replace(found, instance="", host_name="") == Settings()
-    assert from_env({one.name: "" for one in listed(read)}).port == Settings().port
+    assert from_env({one.name: "" for one in list_settings(read)}).port == Settings().port
 
 
 def test_every_time_has_its_variable() -> None:

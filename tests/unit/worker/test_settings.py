@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sessiond_common.env import listed
+from sessiond_common.env import list_settings
 from sessiond_worker.__main__ import main
 from sessiond_worker.settings import from_env, read
 from sessiond_worker.tasks.model import TaskBudget
@@ -33,7 +33,7 @@ GOOD = [
     ("TASK_MINUTES", "4.5", "budget", TaskBudget(20, 4.5, None)),
     ("TASK_USD", "0.75", "budget", TaskBudget(20, 120.0, 0.75)),
     ("WORKER_SWEEP_SECONDS", "5", "sweep_seconds", 5.0),
-    ("WORKER_CLAIM_SECONDS", "6", "claim_ttl", 6.0),
+    ("WORKER_CLAIM_SECONDS", "6", "run_lease_ttl", 6.0),
     ("WORKER_RETRY_SECONDS", "7", "retry_seconds", 7.0),
     ("WORKER_FAILURES", "8", "failures_allowed", 8),
     ("WORKER_BROKEN_SECONDS", "9", "broken_patience", 9.0),
@@ -75,7 +75,7 @@ def test_bad_values(name: str) -> None:
 
 
 def test_every_variable_has_its_rows() -> None:
-    names = {one.name for one in listed(read)}
+    names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | FILES
     assert names == {*BAD} | FREE | FILES
 
@@ -93,7 +93,7 @@ def test_a_key_is_needed_and_a_file_will_do(tmp_path: Path) -> None:
 
 
 def test_no_error_shows_a_value() -> None:
-    assert_no_value_shown(from_env, [one.name for one in listed(read)])
+    assert_no_value_shown(from_env, [one.name for one in list_settings(read)])
 
 
 def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,4 +103,4 @@ def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -
 
 def test_defaults_stay_beside_what_is_set() -> None:
     found = from_env({"SESSIOND_KEY": "k", "TASK_USD": "2.5"})
-    assert (found.budget, found.sweep_seconds, found.claim_ttl) == (TaskBudget(20, 120.0, 2.5), 30.0, 15.0)
+    assert (found.budget, found.sweep_seconds, found.run_lease_ttl) == (TaskBudget(20, 120.0, 2.5), 30.0, 15.0)

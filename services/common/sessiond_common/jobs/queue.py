@@ -1,7 +1,7 @@
-"""Job queues on rq. A job only wakes a process; what is to do stands in a record of our own.
+"""Job queues on rq. A job only wakes a process; a record of this project says what the process must do.
 
 Job ids are random, because rq does not deduplicate: a repeated id is enqueued twice, and a finished job is forgotten.
-A job too many is harmless, because every run first acquires its record. Arguments are JSON.
+An extra job is harmless, because every run first acquires its record. Arguments are JSON.
 """
 
 import uuid
@@ -26,7 +26,7 @@ FAILURE_TTL: Final = 86_400
 MONITORING_SECONDS: Final = 5
 """How often a parent records that its work-horse still runs."""
 STALE_SECONDS: Final = 4 * MONITORING_SECONDS
-"""A job without such a record for so long counts as dead."""
+"""A job counts as dead when its parent has not recorded this for so many seconds."""
 CALL_DEADLINE: Final = 5.0
 CONNECTIONS: Final = 64
 
@@ -36,7 +36,7 @@ def connect(
 ) -> "redis.Redis":
     """Return a client with a connection pool. Its calls raise redis.ConnectionError or redis.TimeoutError.
 
-    `deadline`: seconds of one attempt of a call, and of the wait for a free connection of the `connections`.
+    `deadline` limits one attempt of a call, and the wait for a free one of the `connections`, in seconds.
     """
     pool = redis.BlockingConnectionPool.from_url(
         url,
@@ -66,9 +66,9 @@ class Jobs:
     def enqueue(self, name: str, function: str, *args: Any, pipeline: Any = None, at: datetime | None = None) -> str:
         """Enqueue a job. `function` is a dotted path, `args` are JSON values. Returns the job's id.
 
-        With `pipeline`, the job is enqueued when that is executed. Call its `multi()` before any command: else rq
-        calls it too late, and redis-py raises RedisError. `at`, an aware time, delays the job; delayed jobs need a
-        worker process with a scheduler.
+        With `pipeline`, the job is enqueued when the pipeline is executed. Call `pipeline.multi()` before any command;
+        otherwise rq calls it too late, and redis-py raises RedisError. `at`, an aware time, delays the job; delayed
+        jobs need a worker process with a scheduler.
         """
         queue = self.queue(name)
         job_id = f"{name}-{uuid.uuid4().hex}"
@@ -85,7 +85,7 @@ class Jobs:
         return job_id
 
     def live(self, job_id: str | None) -> bool:
-        """Return whether a job waits or runs: queued, scheduled, or recorded as running just now."""
+        """Return whether a job waits or runs: it is queued, scheduled, or was recently recorded as running."""
         job = self._fetch(job_id)
         if job is None:
             return False
@@ -93,7 +93,7 @@ class Jobs:
         return self._waits(job) or (status in (JobStatus.QUEUED, JobStatus.STARTED) and self._fresh(job))
 
     def waiting(self, job_id: str | None) -> bool:
-        """Return whether a job is queued or scheduled and has not begun. For records whose runs have a lease."""
+        """Return whether a job is queued or scheduled and has not begun. Use it for records whose runs have a lease."""
         job = self._fetch(job_id)
         return job is not None and self._waits(job)
 

@@ -39,33 +39,35 @@ MAINTENANCE_SECONDS: Final = 30
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
 STEADY_SECONDS: Final = 10.0
-"""An rq loop that ran longer begins with the first pause again."""
+"""After an rq loop that ran for longer than this, the next pause is `FIRST_PAUSE` again."""
 STOP_SIGNAL: Final = signal.SIGUSR2
-"""What a parent sends its work-horse to stop it warmly. A terminal never sends it."""
+"""The signal by which a parent asks its work-horse for a warm shutdown. A terminal never sends it."""
 
 _stopping = threading.Event()
 _interruptible = False
 
 
 class Stopped(BaseException):
-    """The process stops. Raised in the main thread inside `interruptible`; no Exception, so that no handler of errors
-    catches it."""
+    """The process stops. Raised in the main thread inside `interruptible`.
+
+    It is not an Exception, so that `except Exception` does not catch it.
+    """
 
 
 def stopping() -> threading.Event:
-    """Return an event that is set once the process stops. A job that only waits ends then; another may finish."""
+    """Return an event that is set once the process stops. A job that only waits must then end; others may finish."""
     return _stopping
 
 
 def stop_self() -> None:
-    """Inside a job: stop as after a SIGTERM to the parent. Any thread may call it."""
+    """Stop this process as after a SIGTERM to its parent. Any thread of a job may call it."""
     _stopping.set()
     os.kill(os.getpid(), STOP_SIGNAL)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a warm shutdown raise Stopped inside it, also out of a blocking call. For a job's main thread."""
+    """Let a warm shutdown raise Stopped in the `with` block, even in a blocking call. Use it in a job's main thread."""
     global _interruptible
     if _stopping.is_set():
         raise Stopped
@@ -80,25 +82,25 @@ class JobWorker(Worker):
     """An rq worker that passes a warm shutdown on to its work-horse, and survives an outage of Redis during a job."""
 
     stop_requested = False
-    """Whether a signal asked it to stop. Otherwise the end of its loop is an error, and the loop starts again."""
+    """Whether a signal asked this worker to stop. A loop that ends without such a signal starts again."""
     stop_requested_before: Callable[[], bool] = staticmethod(lambda: False)
     """Whether a signal came before rq installed its handlers."""
 
     def _install_signal_handlers(self) -> None:
-        """Also honour a signal that came before: without this it would be lost, and the process would stay."""
+        """Also handle a signal that came before; otherwise it would be lost, and the process would not stop."""
         super()._install_signal_handlers()  # type: ignore[no-untyped-call]
         if self.stop_requested_before():
             self.stop_requested = self._stop_requested = True
 
     def handle_warm_shutdown_request(self) -> None:
         self.stop_requested = True
-        _stopping.set()  # for a work-horse that is forked just now
+        _stopping.set()  # for a work-horse that is being forked
         if self.horse_pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.horse_pid, STOP_SIGNAL)
 
     def _shutdown(self) -> None:
-        """rq asks Redis whether it is busy. While Redis is away, that error would lose the signal."""
+        """Stop even while Redis is away. rq asks Redis whether a job runs, and the error would lose the signal."""
         try:
             super()._shutdown()  # type: ignore[no-untyped-call]
         except (redis.ConnectionError, redis.TimeoutError):
@@ -107,15 +109,15 @@ class JobWorker(Worker):
             self._stop_requested = True
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
-        """While Redis is away, rq's loop would end here and leave the work-horse without a parent."""
+        """Go on while Redis is away. Otherwise rq's loop would end and leave the work-horse without a parent."""
         try:
             super().maintain_heartbeats(job, execution)
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            log.warning("Redis is away, the job goes on", job=job.id, error=str(error))
+            log.warning("cannot reach Redis; the job goes on", job=job.id, error=str(error))
 
     def setup_work_horse_signals(self) -> None:
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
-        # A terminal's SIGTERM to the group must not kill a job that its parent lets finish.
+        # A SIGTERM to the whole process group must not kill a job that its parent lets finish.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(STOP_SIGNAL, _on_stop_signal)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -144,15 +146,15 @@ def serve(
 ) -> int:
     """Take jobs from `queue` until SIGTERM or SIGINT; wait while Redis is away. Returns the exit status.
 
-    `metrics`: where the metrics of its jobs are served (`metrics.exporter`). `scheduler`: also enqueue the delayed jobs
-    that are due.
+    `metrics` says where the metrics of its jobs are served (`metrics.exporter`). With `scheduler`, the process also
+    enqueues delayed jobs that are due.
     """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.configure(log_format)
     for name in ("rq", "rq.worker", "rq.scheduler", "rq.job"):  # rq sets levels of its own for these
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Work-horses inherit it: the signal would kill one that has not installed a handler of its own yet.
+    # Work-horses inherit it. Without it, the signal would kill one that has no handler of its own yet.
     signal.signal(STOP_SIGNAL, _on_stop_signal)
     with served("worker" if queue == TASKS else "webhook", metrics):
         return _until_stopped(queue, redis_url, scheduler)
@@ -168,14 +170,14 @@ def _until_stopped(queue: str, redis_url: str, scheduler: bool) -> int:
                 return 0
             signals.install()
             pause = backoff.pause_after(time.monotonic() - began)
-            log.warning("rq's loop ended by itself", queue=queue, again_in=pause)
+            log.warning("rq's loop ended by itself; restarting it", queue=queue, again_in=pause)
             signals.wait(pause)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if _stopping.is_set():
                 return 0
             signals.install()
             pause = backoff.pause_after(time.monotonic() - began)
-            log.warning("Redis is away", queue=queue, error=str(error), again_in=pause)
+            log.warning("cannot reach Redis; retrying", queue=queue, error=str(error), again_in=pause)
             signals.wait(pause)
     return 0
 
@@ -199,19 +201,19 @@ def _work(queue: str, redis_url: str, scheduler: bool, signals: "_StopSignals") 
 
 
 class _StopSignals:
-    """SIGTERM and SIGINT while no rq worker runs."""
+    """Handles SIGTERM and SIGINT while no rq worker runs."""
 
     def __init__(self) -> None:
         self.received, self._pid = False, os.getpid()
         self.install()
 
     def install(self) -> None:
-        """Install the handlers. rq's loop leaves its own ones behind."""
+        """Install the handlers. Call it again after rq's loop, which does not remove its own handlers."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # rq's scheduler, before it has handlers of its own; its parent waits for it
+        if os.getpid() != self._pid:  # rq's scheduler without handlers of its own yet; its parent waits for it
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.received = True

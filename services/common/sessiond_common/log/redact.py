@@ -1,4 +1,4 @@
-"""Leave secrets, and text that people and agents wrote, out of log lines."""
+"""Removes secrets, and text that people and agents wrote, from log lines."""
 
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
@@ -16,7 +16,7 @@ def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mutable
 
 
 def hidden(name: object) -> bool:
-    """Return whether the value of this key is left out."""
+    """Return whether log lines hide the value of this key."""
     return str(name).lower().replace("-", "_").rpartition("_")[2] in HIDDEN
 
 

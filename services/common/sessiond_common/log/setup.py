@@ -1,4 +1,4 @@
-"""Log setup: one line an event, for a console or as JSON, to stderr. Prompts and secrets are left out (`redact`)."""
+"""Log setup: one line per event on stderr, for a console or as JSON. `redact` removes prompts and secrets."""
 
 import logging
 import sys

@@ -1,8 +1,8 @@
 """`/metrics` of a process that takes jobs, served by a small process of its own. Off unless METRICS_PORT is set.
 
-It is no thread of rq's parent, because a fork copies the locks that another thread holds at that moment. The parent
-makes the directory into which it and its work-horses count (`job_metrics`), and starts this module. When the parent
-ends, also by SIGKILL, this process removes the directory and ends.
+It is a process and not a thread of rq's parent, because a fork copies the locks that other threads hold. The parent
+creates the directory in which it and its work-horses count (`job_metrics`), and starts this module. When the parent
+ends, even by SIGKILL, this process removes the directory and ends.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from sessiond_common.metrics.settings import MetricsSettings
 from sessiond_common.parent_death import die_with_parent
 
 BIND_PATIENCE: Final = 10.0
-"""Seconds to wait until the exporter of the process before has left the port."""
+"""Seconds to wait until the exporter of the previous process has released the port."""
 ANSWER_SECONDS: Final = 5.0
 
 
 @contextlib.contextmanager
 def served(name: str, settings: MetricsSettings) -> Iterator[None]:
-    """Serve the metrics of this process and its forks while inside. Does nothing without a port in the settings.
+    """Serve the metrics of this process and its forks inside the `with` block. Does nothing without a port.
 
     `name` is the first word of the metrics' names.
     """
@@ -43,7 +43,7 @@ def served(name: str, settings: MetricsSettings) -> Iterator[None]:
     os.environ[DIRECTORY] = directory
     # Import it once here, not in each work-horse.
     __import__("prometheus_client")
-    # In a session of its own: a terminal's Ctrl-C reaches only the parent, and a last scrape sees its end.
+    # In a session of its own, so that a terminal's Ctrl-C does not end it before a last scrape.
     child = subprocess.Popen(
         [sys.executable, "-m", "sessiond_common.metrics.exporter", name, directory, settings.host, str(settings.port)],
         stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent,
@@ -108,7 +108,7 @@ def _handler(name: str, directory: Path) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Scrapes are not logged."""
+            """Do not log scrapes."""
 
     return Handler
 

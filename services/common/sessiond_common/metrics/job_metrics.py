@@ -1,10 +1,10 @@
 """Counters and histograms of processes that fork: each process writes a file, and a scrape adds the files up.
 
-An rq work-horse lives for one job, and its numbers must outlive it. So they are kept by prometheus-client's
-multiprocess mode, in a directory that the parent makes (`exporter`). Without that directory nothing is counted, and
+An rq work-horse lives for one job, but its numbers must be kept longer. prometheus-client's multiprocess mode keeps
+them in a directory that the parent creates (`exporter`). Without that directory, nothing is counted and
 prometheus-client is not imported.
 
-A file that cannot be written loses a number and never fails the work.
+If a file cannot be written, a number is lost, but the job does not fail.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ Make = Callable[[str, str, tuple[str, ...]], Any]
 
 
 class Metric:
-    """A metric that each process makes when it uses it first."""
+    """A metric that each process creates at its first use."""
 
     def __init__(self, name: str, text: str, labels: tuple[str, ...], make: Make) -> None:
         self.name, self.text, self.labels = name, text, labels

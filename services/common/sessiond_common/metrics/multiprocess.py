@@ -1,7 +1,7 @@
 """The files of prometheus-client's multiprocess mode: read them as one, and merge those of dead processes.
 
-A reader holds the directory's lock shared, and a merge holds it exclusively: no scrape sees a number twice or misses
-one. The files hold only counters and histograms, which are sums.
+A reader holds a shared lock on the directory, and a merge holds an exclusive one. So no scrape counts a number twice
+or misses one. The files hold only counters and histograms, which are sums.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 PAST: Final = "past"
-"""Replaces the process id in the name of the file with the numbers of dead processes."""
+"""Stands for the process id in the name of the file that has the numbers of dead processes."""
 
 
 class _Files(Collector):

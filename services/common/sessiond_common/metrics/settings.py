@@ -8,7 +8,7 @@ from sessiond_common.env import Env
 
 @dataclass(frozen=True, slots=True)
 class MetricsSettings:
-    """Port and address; with port 0 nothing is served."""
+    """Port and address. With port 0, nothing is served."""
 
     port: int = 0
     host: str = "127.0.0.1"

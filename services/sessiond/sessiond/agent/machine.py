@@ -1,11 +1,11 @@
 """The agent's state machine: `decide(agent, event)` returns the next state and its outputs. Pure.
 
 Only this machine writes lines to the agent. A cancel names its turn; the machine drops a cancel for a
-closed turn or a dead process. Every step ends in `progress.advance`, which sends, fences and closes as
-soon as the state allows it.
+closed turn or a dead process. Every step ends in `progress.advance`, which sends prompts and fence requests
+and closes turns as soon as the state allows it.
 
 `transitions` has the table of states; `Draft.go` is the only way to change the phase. `messages` handles
-the agent's lines, `termination` the end of a turn or of the process, this module all other events.
+the agent's lines. `termination` handles the end of a turn or of the process. This module handles all other events.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,9 @@ from sessiond.agent.transitions import ALIVE, Draft, Move
 from sessiond.lock.rules import Times
 
 LOOK_AGAIN: Final = 0.05
-"""Seconds between two looks for stray processes."""
+"""Seconds between two checks for stray processes."""
 STRAYS_END: Final = 1.0
-"""Seconds that stray processes of tools may still run when nothing else is awaited. Then the tree is stopped."""
+"""Seconds for which only stray processes of tools may keep a lease draining. Then the tree is stopped."""
 _RECOVERED: Final = {
     "drain": "drain-deadline", "not-taken": "not-taken", "strays": "strays", "answer": "no-answer",
 }  # fmt: skip
@@ -95,7 +95,7 @@ def _drain_timers(agent: Agent, times: Times) -> dict[tuple[str, str], float]:
         found["drain", subject] = times.drain_deadline
         found["again", subject] = times.drain_deadline / 2
     if not agent.leased and only_strays_left(agent):
-        if not agent.requests:  # runs from the fence's answer on, however long that took
+        if not agent.requests:  # runs from the answer to the fence request
             found["look", str(agent.count)] = LOOK_AGAIN
         found["strays", agent.conversation] = STRAYS_END
     return found
@@ -142,13 +142,13 @@ def _lease_began(d: Draft, _: st.LeaseBegan) -> None:
 
 
 def _lease_ended(d: Draft, e: st.LeaseEnded) -> None:
-    # Stray processes seen before may belong to a task that is stopped only now: look again behind a fence.
+    # Stray processes seen before may belong to a task that is stopped only now, so check again.
     d.set(leased=False, dirty=d.agent.dirty or d.agent.strays, strays=False)
     if d.agent.turn is not None:
         cancel(d, st.Cancel(d.agent.turn.id, e.why))
 
 
-def _looked(d: Draft, e: st.Looked) -> None:
+def _tree_examined(d: Draft, e: st.TreeExamined) -> None:
     if d.agent.phase in ALIVE:
         d.set(strays=e.strays)
 
@@ -159,7 +159,7 @@ def _spawned(d: Draft, _: st.Spawned) -> None:
         d.ask("initialize", wire.initialize)
 
 
-def _afresh(d: Draft, e: st.Afresh) -> None:
+def _begin_conversation(d: Draft, e: st.BeginConversation) -> None:
     generation = d.agent.generation + 1
     d.set(conversation=e.conversation, generation=generation, known=False)
     d.note("conversation", conversation=e.conversation, generation=generation, why=e.why)
@@ -199,7 +199,7 @@ def _not_started(d: Draft, turn: st.AgentTurn) -> None:
 
 
 def _fault(d: Draft, e: st.Fault) -> None:
-    """Stop using the process: nobody knows what else is missing. A process gets at most one such entry."""
+    """Stop using the process, because more of its output may be missing. Add at most one entry for each process."""
     if d.agent.phase in ALIVE:
         d.note("fault", what=e.what, detail=e.detail[:200])
         recover(d, e.what)
@@ -212,11 +212,11 @@ _HANDLERS: Final[Mapping[type, Callable[[Draft, Any], None]]] = {
     st.LeaseEnded: _lease_ended,
     st.Spawned: _spawned,
     st.Got: read,
-    st.Looked: _looked,
+    st.TreeExamined: _tree_examined,
     st.Fault: _fault,
     st.Exited: exited,
     st.Stop: stop,
     st.AnswerQuestion: answer,
-    st.Afresh: _afresh,
+    st.BeginConversation: _begin_conversation,
     st.Due: _due,
 }

@@ -53,7 +53,7 @@ def _state(d: Draft, m: wire.StateChanged) -> None:
     d.set(fenced=False)
     turn = d.agent.turn
     if (turn is None or not turn.written) and not d.agent.foreign:
-        # No prompt is outstanding: claude started this turn by itself. Interrupt it, then fence.
+        # No prompt is outstanding: claude started this turn by itself. Interrupt it, then send a fence request.
         d.set(foreign=True, dirty=True)
         d.ask("interrupt", wire.interrupt)
         _odd(d, "foreign", origin="unasked", state=m.state[:200])
@@ -142,7 +142,7 @@ def _initialized(d: Draft, m: wire.Response, _: str) -> None:
 
 
 def _fence_answered(d: Draft, m: wire.Response, _: str) -> None:
-    # The fence counts only if nothing was written behind it, such as a cancel.
+    # The fence request counts only if nothing, such as a cancel, was written after it.
     d.set(fenced=d.agent.said == "idle" and m.request_id == d.last_request)
 
 
@@ -218,7 +218,7 @@ def answer(d: Draft, e: st.AnswerQuestion) -> None:
 
 
 def _tasks(d: Draft, m: wire.Tasks) -> None:
-    # A task that ended may have left processes behind that claude does not know: look for them.
+    # A task that ended may have left processes that claude does not know, so check for them.
     d.set(tasks=m.ids, dirty=d.agent.dirty or bool(d.agent.tasks - m.ids))
     _forward(d)
 

@@ -1,11 +1,12 @@
-"""Progress that depends on the state alone: launch, send, fence and close as soon as the state allows it. Pure.
+"""Progress that depends on the state alone: launch, send, fence request and close, as soon as possible. Pure.
 
-Every step ends in `advance`, whatever event came last.
+Every step ends in `advance`, after any event.
 
-A turn is over when its lifecycle is terminal, its result was read or it never started, no permission
-question is open, and claude is idle. It is closed when, in addition, every control request is answered, no
-background task runs that must be stopped, and the fence was answered while claude was idle. The fence is one
-cheap request that is written last. After the lease's end, no stray process of a tool may be left either.
+A turn is over when its lifecycle is terminal, its result was read or it never started, no permission question
+is open, and claude is idle. It is closed when three more things hold: every control request is answered, no
+background task runs that must be stopped, and the fence request was answered while claude was idle. The fence
+request is one cheap request that is written last. After the lease's end, no stray process of a tool may be left
+either.
 """
 
 from sessiond.agent import protocol as wire
@@ -43,7 +44,7 @@ def advance(d: Draft) -> None:
         if _settled(d):
             _send(d)
     if d.agent.phase is Phase.STOPPING:
-        return  # the tree may outlive its lease until it is gone; `exited` reports that
+        return  # the tree may still run after the lease; `exited` reports its end
     busy = d.agent.phase in ALIVE and bool(d.agent.tasks or d.agent.dirty or d.agent.strays)
     if busy != d.agent.busy:
         d.set(busy=busy)
@@ -59,7 +60,7 @@ def _stop_tasks(d: Draft) -> None:
 
 
 def _settled(d: Draft) -> bool:
-    """Fence what is over and close it. Return True when only a turn to send is left."""
+    """Send the fence request for a turn that is over, then close the turn. Return True if only a send is left."""
     over = turn_over(d.agent)
     waiting = d.agent.turn is not None and d.agent.turn.written and not over
     if waiting or d.agent.said != "idle" or d.agent.requests or d.agent.questions:
@@ -74,7 +75,7 @@ def _settled(d: Draft) -> bool:
         return False
     if strays:
         return False
-    d.set(dirty=False, foreign=False, fenced=False)  # a fence counts once: later events need their own
+    d.set(dirty=False, foreign=False, fenced=False)  # a fence request counts once; later events need their own
     if over and d.agent.turn is not None:
         close(d, d.agent.turn)
     return d.agent.phase is Phase.IDLE

@@ -290,7 +290,7 @@ def apply_rules(request_id: str, allow: Sequence[str], deny: Sequence[str]) -> b
 
 
 def cost(request_id: str) -> bytes:
-    """Encode the fence: a cheap request whose response follows everything that claude wrote before it."""
+    """Encode the fence request, a cheap one. Its response follows everything that claude wrote before it."""
     return _ask(request_id, "get_session_cost")
 
 

@@ -9,7 +9,7 @@ from sessiond.agent.protocol import Message, Question, Result
 from sessiond.lock.rules import Kind
 
 OWNER_RESTART: Final = "owner-restart"
-"""Why an agent that a previous owner left is stopping. The code that waits for its guard ends it."""
+"""Why an agent of a previous owner is stopping. The code that waits for its guard ends it."""
 
 
 class Phase(StrEnum):
@@ -84,13 +84,13 @@ class Agent:
     tasks: frozenset[str] = frozenset()
     stopped_tasks: frozenset[str] = frozenset()
     strays: bool = False
-    """Whether tools left processes behind that claude does not know, as of the last fence."""
+    """Whether tools left processes that claude does not know, as of the last fence request."""
     questions: Mapping[str, Question] = field(default_factory=dict)
     """Permission questions without an answer: request id to question."""
     foreign: bool = False
     """Whether a turn runs that claude started by itself."""
     dirty: bool = False
-    """Whether something that no holder sent ran, or may still run. Nothing is sent or granted before a fence."""
+    """Whether something ran, or may still run, that no holder sent. The next send or grant needs a fence request."""
     fenced: bool = False
     busy: bool = False
     model: str | None = None
@@ -144,8 +144,8 @@ class Got:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """The agent's tree was examined for processes other than the agent. Happens at each fence's response."""
+class TreeExamined:
+    """The agent's tree was examined for processes other than the agent. Happens at each fence request's answer."""
 
     strays: bool
 
@@ -191,7 +191,7 @@ class AnswerQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class Afresh:
+class BeginConversation:
     """The history is lost or abandoned: the next process begins this conversation."""
 
     conversation: str
@@ -213,12 +213,12 @@ Event = (
     | LeaseEnded
     | Spawned
     | Got
-    | Looked
+    | TreeExamined
     | Fault
     | Exited
     | Stop
     | AnswerQuestion
-    | Afresh
+    | BeginConversation
     | Due
 )
 

@@ -65,7 +65,7 @@ class Draft:
         """Make a move of the table.
 
         Raises:
-            BadMove: the table does not have this move from the present phase.
+            BadMove: the table does not have this move from the current phase.
         """
         after = MOVES[self.agent.phase].get(move)
         if after is None:
@@ -77,7 +77,7 @@ class Draft:
         self.out.append(st.Note(event, data))
 
     def ask(self, what: str, encode: Callable[[str], bytes]) -> None:
-        """Write a control request. It invalidates an earlier fence."""
+        """Write a control request. It invalidates an earlier fence request."""
         self.set(count=self.agent.count + 1, fenced=False)
         self.set(requests={**self.agent.requests, self.last_request: what})
         self.out.append(st.Write(what, encode(self.last_request)))

@@ -1,4 +1,4 @@
-"""sessionctl's commands for sessions: look at them, ask a question, release a lease."""
+"""sessionctl's commands for sessions: show them, ask a question, release a lease."""
 
 import argparse
 import os
@@ -65,11 +65,11 @@ def add_commands(commands: Commands) -> None:
     ask.add_argument("--priority", type=int, choices=range(10), metavar="0-9", help="0 is the most urgent")
     ask.add_argument("--model", help="model of this turn")
     ask.add_argument("--timeout", type=float, help="seconds to wait for the lease")
-    release = command("release", _release, "end the present lease without asking its holder")
+    release = command("release", _release, "end the current lease without asking its holder")
     release.add_argument("session", metavar="owner/repo")
     release.add_argument("--force", action="store_true", required=True, help="required: the holder is not asked")
     release.add_argument("--reason", required=True, help="recorded in the ledger")
-    release.add_argument("--fence", type=int, help="fence of the lease to end (default: the present lease)")
+    release.add_argument("--fence", type=int, help="fence of the lease to end (default: the current lease)")
 
 
 def _dump(value: object) -> None:

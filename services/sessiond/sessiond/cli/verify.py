@@ -14,7 +14,7 @@ Entries = Iterator[tuple[str, Any]]
 """Pairs of an entry's position, for error messages, and the entry."""
 COUNTS: Final = ("entries", "handoffs", "inversions", "misorders", "preemptions")
 REPORT_EVERY: Final = 1000
-"""Entries after which the reader's report is taken, so that it does not grow with the ledger."""
+"""The reader's report is taken after this many entries, so that it does not grow with the ledger."""
 
 
 class BadInput(Exception):
@@ -120,7 +120,7 @@ class Printer:
 
 
 def _one_line(text: str) -> str:
-    """Escape control characters, so that the text stays on one line whatever names the ledger has."""
+    """Escape control characters, so that the text stays on one line for any names in the ledger."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -21,7 +21,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8420"
 LONG_WAIT: Final = 240.0
 """Seconds of one wait call. It is long because a new call costs the server more than a waiting one."""
 MAX_OUTAGE: Final = 600.0
-"""Seconds for which the server may be unavailable without a break while a lease is awaited."""
+"""A wait for a lease fails when the server has been unavailable for this many seconds without a break."""
 
 
 class LeaseOptions(TypedDict, total=False):

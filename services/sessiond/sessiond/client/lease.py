@@ -148,9 +148,9 @@ class Lease:
     def end(self, failed: bool = False) -> None:
         """Stop renewing and release the lease.
 
-        An abandoned lease is not released, so that its ticket keeps its place. Nor is a lost lease, if its loss cut
-        a turn short or the block ended with an exception (`failed`). A process that was forked inside the block does
-        nothing: the lease belongs to its parent.
+        An abandoned lease is not released, so that its ticket keeps its place. A lost lease is not released either, if
+        its loss cut a turn short or the block ended with an exception (`failed`). A process that was forked inside the
+        block does nothing, because the lease belongs to its parent.
 
         Raises:
             Unavailable: the server was unavailable for too long.
@@ -188,7 +188,7 @@ class Lease:
                 self._renew(self._renew_transport)
                 pause = self._ttl / 3
             except LeaseLost as lost:
-                if not self._done.is_set():  # otherwise it was released meanwhile
+                if not self._done.is_set():  # otherwise it was just released
                     self._lose(lost.reason)
                 return
             except SessiondError:
@@ -203,7 +203,7 @@ class Lease:
                     self._on_lost(reason)
 
     def _check_result(self, result: TurnResult) -> None:
-        """Note the loss of the lease if the turn's result reports it first."""
+        """Record the loss of the lease if the turn's result is the first to report it."""
         if result.outcome in ("cancelled", "lost") and result.reason in LOSSES:
             self._turn_cut_short = True
             self._lose(result.reason)

@@ -32,7 +32,7 @@ class Backoff:
     _since: float = field(default=0.0, init=False)
 
     def reset(self) -> None:
-        """Note that the server answered."""
+        """Record that the server answered."""
         self._failures = 0
 
     def left(self) -> float | None:

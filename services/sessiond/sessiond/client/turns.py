@@ -14,7 +14,7 @@ from sessiond.client.transport import Transport
 
 POLL_SECONDS: Final = 0.5
 MAX_OUTAGE: Final = 120.0
-"""Seconds for which the server may be unavailable without a break while a turn's result is awaited."""
+"""A wait for a turn's result fails when the server has been unavailable for this many seconds without a break."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from sessiond.http import auth
 from sessiond.http.bodies import ForceRelease, LedgerCount, LedgerWait, NoMembers, json_body, query_entry, query_number
 from sessiond.http.keys import Caller
 from sessiond.http.ports import Registry
-from sessiond.http.render import json_response, nothing
+from sessiond.http.render import json_response, no_content
 from sessiond.http.sse import ledger_response
 
 
 def view(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
     """GET the session."""
-    return json_response(sessions.look(name).view())
+    return json_response(sessions.queries(name).view())
 
 
 def ledger(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
@@ -22,7 +22,7 @@ def ledger(sessions: Registry, name: str, caller: Caller, request: Request) -> R
     after = query_entry(request, "after")
     seconds = query_number(request, "wait", LedgerWait, 0)
     count = int(query_number(request, "count", LedgerCount, 500))
-    session = sessions.look(name)
+    session = sessions.queries(name)
     if "text/event-stream" in request.headers.get("Accept", ""):
         return ledger_response(session, after)
     entries = session.ledger_after(after, count)
@@ -36,7 +36,7 @@ def force_release(sessions: Registry, name: str, caller: Caller, request: Reques
     auth.require_admin(caller)
     body = json_body(request, ForceRelease)
     sessions.get(name).force_release(body.fence, body.reason, caller.name)
-    return nothing()
+    return no_content()
 
 
 def restart(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
@@ -44,7 +44,7 @@ def restart(sessions: Registry, name: str, caller: Caller, request: Request) -> 
     auth.require_admin(caller)
     json_body(request, NoMembers)
     sessions.get(name).restart_agent(caller.name)
-    return nothing()
+    return no_content()
 
 
 def conversation(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The Flask application: routes, authentication and error answers. Each call validates, asks the service, renders."""
+"""The Flask application: routes, authentication and error answers. A call validates, asks the service, and renders."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -22,11 +22,11 @@ from sessiond.problems import Problem
 log = structlog.get_logger("sessiond.http")
 SESSION_PATH: Final = "/v1/sessions/<owner>/<repo>"
 View = Callable[..., Response]
-"""Called with the registry, the session's name, the caller, the request, and the ids of the path by name."""
+"""A function of the registry, the session's name, the caller, the request, and the ids in the path by name."""
 
 
 def create_app(sessions: Registry, keys: Keys, secret: bytes) -> Flask:
-    """The application over these sessions. `secret` signs the board's cookies."""
+    """Return the application for these sessions. `secret` signs the board's cookies."""
     app = Flask("sessiond", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = bodies.BODY_LIMIT + 1
     app.url_map.strict_slashes = False
@@ -46,7 +46,7 @@ def _add(app: Flask, method: str, path: str, view: View) -> None:
 
 
 def _authorized(sessions: Registry, keys: Keys, view: View) -> View:
-    """The view, for callers whose key is for the session and whose role may use the method."""
+    """Return the view with a check: the key must include the session, and the role must allow the method."""
 
     @wraps(view)
     def handler(owner: str, repo: str, **ids: str) -> Response:

@@ -1,4 +1,4 @@
-"""Authentication and authorization: which key a request has, and what it may do."""
+"""Authentication and authorization: the key of a request, and the calls that it may make."""
 
 from flask import Request
 
@@ -10,7 +10,7 @@ from sessiond_common.roles import Role
 
 
 def caller_of(request: Request, keys: Keys) -> Caller:
-    """The owner of the request's key.
+    """Return the owner of the request's key.
 
     Raises:
         Problem: `unauthorized` if there is no key, or an unknown one.
@@ -23,7 +23,7 @@ def caller_of(request: Request, keys: Keys) -> Caller:
 
 
 def require(allowed: bool, action: str) -> None:
-    """Refuse unless `allowed`; `action` completes "This key may not ...".
+    """Refuse the request unless `allowed`. `action` completes "This key may not ...".
 
     Raises:
         Problem: `forbidden`.
@@ -48,7 +48,7 @@ def require_kind(caller: Caller, kind: Kind) -> None:
 
 
 def lease_secret(request: Request) -> str:
-    """The Lease-Secret header.
+    """Return the Lease-Secret header.
 
     Raises:
         Problem: `bad-request` if it is missing or longer than 200 characters.

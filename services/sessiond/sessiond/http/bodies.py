@@ -1,4 +1,4 @@
-"""Request bodies and parameters: what they are, and how they are read.
+"""Request bodies and parameters: their definitions, and the functions that read them.
 
 Each body is one msgspec Struct, and each parameter one annotated type. Both validate requests, and `schema` turns them
 into the OpenAPI document. orjson parses the JSON, as everywhere in this project. Every refusal names the wrong member.
@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, structs
 from sessiond.problems import Problem
 
 BODY_LIMIT: Final = 4 * 2**20
-"""Bytes of a body."""
+"""The size limit of a body, in bytes."""
 BODY_SECONDS: Final = 30.0
 """Time limit for a whole body, so that slow clients free their connection."""
 NAME: Final = re.compile(r"[a-z0-9._-]{1,100}")
@@ -28,7 +28,7 @@ STREAM_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _LINE: Final = r"^(?=\s*\S)[^\x00-\x1f\x7f\ud800-\udfff]+\Z"
 _TEXT: Final = r"^(?=\s*\S)[^\x00]+\Z"
 _PUBLISHED: Final = {_LINE: r"^[^\x00-\x1f\x7f]+$", _TEXT: r"^[^\x00]*\S[^\x00]*$"}
-"""By pattern: what OpenAPI shows. JSON Schema uses ECMAScript, which has no `\\Z`."""
+"""The pattern that OpenAPI shows, by our pattern. JSON Schema uses ECMAScript, which has no `\\Z`."""
 _RULES: Final = {
     _PUBLISHED[_LINE]: "not blank and without control characters",
     _PUBLISHED[_TEXT]: "not blank and without NUL characters",
@@ -98,7 +98,7 @@ B = TypeVar("B", bound=Body)
 
 
 def schema(of: Any) -> dict[str, Any]:
-    """The JSON Schema of a body or a parameter, as OpenAPI publishes it: without titles and defaults."""
+    """Return the JSON Schema of a body or a parameter, as OpenAPI publishes it: without titles and defaults."""
     if not (isinstance(of, type) and issubclass(of, Body)):
         return _published(msgspec.json.schema(of))
     _, components = msgspec.json.schema_components([of])
@@ -120,12 +120,12 @@ def _published(member: dict[str, Any]) -> dict[str, Any]:
 
 
 def bad(field: str, why: str) -> Problem:
-    """A 400 whose `field` and sentence name the wrong member, parameter or header."""
+    """Return a problem 400. Its `field` and sentence name the wrong member, parameter or header."""
     return Problem("bad-request", 400, f"`{field}` {why}", field=field)
 
 
 def checked(field: str, value: Any, of: Any) -> Any:
-    """The value as the annotated type `of`.
+    """Return the value as the annotated type `of`.
 
     Raises:
         Problem: `bad-request` if it does not fit; the sentence says what the type requires.
@@ -152,7 +152,7 @@ def _requirement(member: Mapping[str, Any]) -> str:
 
 
 def _explained(members: Mapping[str, Any], shape: type[Body], error: Exception) -> Problem:
-    """Why these members are no such body: unknown ones first, then missing ones, then values in their order."""
+    """Return why these members do not fit: unknown ones first, then missing ones, then values in their order."""
     fields = {field.name: field for field in structs.fields(shape)}
     for name in members:
         if name not in fields:
@@ -172,7 +172,7 @@ def _explained(members: Mapping[str, Any], shape: type[Body], error: Exception) 
 
 
 def json_body(request: Request, shape: type[B]) -> B:
-    """The request's body. An empty one is `{}` if `shape` requires no member.
+    """Return the request's body. An empty one is `{}` if `shape` requires no member.
 
     Raises:
         Problem: `bad-request` (with `field` where one member is wrong), `too-large`, `unsupported-media-type`.
@@ -195,10 +195,10 @@ def json_body(request: Request, shape: type[B]) -> B:
 
 
 def _raw(request: Request) -> bytes:
-    """The body's bytes. A chunked body has no declared length; werkzeug then reads up to MAX_CONTENT_LENGTH."""
+    """Return the body's bytes. A chunked body has no declared length; werkzeug then reads up to MAX_CONTENT_LENGTH."""
     length = request.content_length or 0
     try:
-        # No OSError: werkzeug would report that as a disconnected client.
+        # Not an OSError, which werkzeug would report as a disconnected client.
         with gevent.Timeout(BODY_SECONDS):
             raw = request.get_data(cache=False) if length <= BODY_LIMIT else b""
     except gevent.Timeout as error:
@@ -217,7 +217,7 @@ def _close_connection(response: Response) -> Response:
 
 
 def query_number(request: Request, field: str, of: Any, default: float) -> float:
-    """A number in the query, of the annotated type `of`.
+    """Return a number of the query, as the annotated type `of`.
 
     Raises:
         Problem: `bad-request` if it is not a number or out of range.
@@ -233,7 +233,7 @@ def query_number(request: Request, field: str, of: Any, default: float) -> float
 
 
 def query_entry(request: Request, field: str) -> str | None:
-    """A ledger entry's id from `Last-Event-ID` (sent by an EventSource that reconnects), else from the query.
+    """Return a ledger entry's id: `Last-Event-ID` (an EventSource that reconnects sends it), else the query's value.
 
     Raises:
         Problem: `bad-request` if it is not an id that Redis could have given.
@@ -250,7 +250,7 @@ def query_entry(request: Request, field: str) -> str | None:
 
 
 def session_name(owner: str, repo: str) -> str:
-    """`owner/repo` in lower case.
+    """Return `owner/repo` in lower case.
 
     Raises:
         Problem: `bad-request` for a part that is not a name.
@@ -262,7 +262,7 @@ def session_name(owner: str, repo: str) -> str:
 
 
 def checked_id(value: str, what: str) -> str:
-    """The id of a ticket or a turn.
+    """Return the id of a ticket or a turn.
 
     Raises:
         Problem: `not-found` for text that cannot be an id.

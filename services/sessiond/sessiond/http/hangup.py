@@ -1,4 +1,4 @@
-"""Detect that a waiting caller has disconnected. WSGI does not report it, so this reads the socket."""
+"""Detects that a waiting caller has disconnected. WSGI does not report this, so this module reads the socket."""
 
 import select
 import socket
@@ -11,7 +11,7 @@ from gevent.monkey import get_original
 
 
 def disconnected(environ: Mapping[str, Any]) -> bool:
-    """Whether the caller's connection is closed already, as after a pause of this process."""
+    """Return whether the caller's connection is already closed, for example after a pause of this process."""
     sock = environ.get("gunicorn.socket")
     if sock is None:
         return False
@@ -29,7 +29,7 @@ def disconnected(environ: Mapping[str, Any]) -> bool:
 def watched(environ: Mapping[str, Any], hang_up: Callable[[], None]) -> Iterator[None]:
     """Call `hang_up` when the caller's connection closes while the block runs: at most once, in the event loop.
 
-    Data from the caller, such as a pipelined request, is no hang-up and ends the watch.
+    Data from the caller, such as a pipelined request, is not a hang-up. It ends the watch.
     """
     sock = environ.get("gunicorn.socket")
     if sock is None:

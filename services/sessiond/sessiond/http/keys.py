@@ -1,4 +1,4 @@
-"""The keys file: who may call, and what. Its lines are `name role sha256-of-key [session patterns]`."""
+"""The keys file: the callers and their rights. Its lines are `name role sha256-of-key [session patterns]`."""
 
 import hashlib
 import hmac
@@ -50,12 +50,12 @@ class Keys:
         self._callers = tuple(callers)
 
     def find(self, key: str) -> Caller | None:
-        """The caller that owns this key, or None."""
+        """Return the caller that owns this key, or None."""
         wanted = digest_of(key)
         return self.find_by(lambda digest: hmac.compare_digest(digest, wanted))
 
     def find_by(self, fits: Callable[[str], bool]) -> Caller | None:
-        """The last caller whose digest `fits`. All are compared, so that timing reveals nothing."""
+        """Return the last caller whose digest `fits`. All are compared, so that the time reveals nothing."""
         found = None
         for digest, caller in self._callers:
             if fits(digest):
@@ -64,12 +64,12 @@ class Keys:
 
 
 def digest_of(key: str) -> str:
-    """The SHA-256 of a key, in hex, as the keys file has it."""
+    """Return the SHA-256 of a key in hex, as in the keys file."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def parse(text: str) -> Keys:
-    """The keys in this text. Empty lines and `#` comments are skipped.
+    """Return the keys in this text. Empty lines and `#` comments are skipped.
 
     Raises:
         KeysError: a line is not valid.
@@ -91,7 +91,7 @@ def parse(text: str) -> Keys:
 
 
 def read(path: Path) -> Keys:
-    """The keys of this file.
+    """Return the keys of this file.
 
     Raises:
         KeysError: the file cannot be read, or a line is not valid.

@@ -50,7 +50,7 @@ def _call(
     summary: str, answers: Document, *problems: int, parameters: tuple[Document, ...] = (),
     body: type[bodies.Body] | None = None,
 ) -> Document:  # fmt: skip
-    """One call of a session."""
+    """Return one call of a session."""
     found: Document = {
         "summary": summary,
         "parameters": [*_PATH, *parameters],
@@ -141,7 +141,7 @@ def _session() -> Document:
 
 
 def _board() -> Document:
-    """The board's own calls. Its cookie opens GET /v1/board and nothing else."""
+    """Return the board's own calls. The board's cookie is valid for GET /v1/board only."""
     selected = _parameter("session", "query", {"type": "string", "pattern": f"^{_PART}/{_PART}$"}, False)
     shown = _answer(200, "The sessions, and one in detail with its last leases; as a stream: then every change")
     shown["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
@@ -205,7 +205,7 @@ def _problem_schema() -> Document:
 
 
 def document() -> Document:
-    """The OpenAPI 3.1 document."""
+    """Return the OpenAPI 3.1 document."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     types: dict[int, list[str]] = {}
     for name, kind in KINDS.items():

@@ -11,20 +11,20 @@ from sessiond_common.problems import MEDIA_TYPE
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON answer with `Cache-Control: no-store`."""
+    """Return a JSON answer with `Cache-Control: no-store`."""
     return Response(
         orjson.dumps(body), status=status, mimetype="application/json",
         headers={"Cache-Control": "no-store", **(headers or {})},
     )  # fmt: skip
 
 
-def nothing() -> Response:
-    """An answer without content: 204."""
+def no_content() -> Response:
+    """Return 204, an answer without content."""
     return Response(status=204)
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Problem details (RFC 9457), with `WWW-Authenticate` for a 401 and `Retry-After` where it helps."""
+    """Return problem details (RFC 9457), with `WWW-Authenticate` for a 401 and `Retry-After` if a retry may succeed."""
     found = {**(headers or {}), **problem.headers()}
     if problem.status == 401:
         found["WWW-Authenticate"] = "Bearer"

@@ -15,27 +15,27 @@ LEDGER_BEAT: Final = 10.0
 
 
 def event(name: str, data: Any, entry_id: str | None = None) -> bytes:
-    """One event, with `data` as one line of JSON."""
+    """Return one event, with `data` as one line of JSON."""
     head = f"id: {entry_id}\n" if entry_id else ""
     return f"{head}event: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
 
 
 def turn_response(stream: EventStream) -> Response:
-    """The turn as events. A reader that disconnects does not change the turn."""
+    """Return the turn as a stream of events. A reader that disconnects does not change the turn."""
     response = Response(_turn(stream), mimetype="text/event-stream", headers={**HEADERS, "Turn-Id": stream.turn})
     response.call_on_close(stream.close)
     return response
 
 
 def _turn(stream: EventStream) -> Iterator[bytes]:
-    # The first bytes carry the headers: a caller needs the turn's id to cancel it before the agent's first line.
+    # The first bytes send the headers. A caller needs the turn's id to cancel it before the agent's first line.
     yield b": accepted\n\n"
     for name, data in stream:
         yield b": beat\n\n" if name == "beat" else _turn_event(name, data)
 
 
 def _turn_event(name: str, data: Any) -> bytes:
-    """One event; a `gap` for a line that is nested too deeply to be encoded."""
+    """Return one event, or a `gap` for a line that is nested too deeply to be encoded."""
     try:
         return event(name, data)
     except TypeError:
@@ -43,7 +43,7 @@ def _turn_event(name: str, data: Any) -> bytes:
 
 
 def ledger_response(session: Queries, after: str | None) -> Response:
-    """The ledger's entries after `after`, and new ones until the reader disconnects."""
+    """Return a stream of the ledger's entries after `after`, with new ones until the reader disconnects."""
     return Response(_ledger(session, after), mimetype="text/event-stream", headers=HEADERS)
 
 

@@ -9,37 +9,37 @@ from sessiond.http.bodies import NoMembers, TakeTicket, WaitTicket, WithdrawTick
 from sessiond.http.hangup import disconnected, watched
 from sessiond.http.keys import Caller
 from sessiond.http.ports import Registry
-from sessiond.http.render import json_response, nothing
+from sessiond.http.render import json_response, no_content
 from sessiond.lock.rules import DEFAULT_PRIORITY, Kind
 
 
 def take(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
-    """POST /tickets. A keyless ticket is not taken for a caller that has gone: it would only block the worker."""
+    """POST /tickets. A caller that has disconnected gets no keyless ticket, which would only block the worker."""
     body = json_body(request, TakeTicket)
     kind = Kind(body.kind)
     auth.require_kind(caller, kind)
     if body.key is None and disconnected(request.environ):
-        return nothing()
+        return no_content()
     priority = DEFAULT_PRIORITY if body.priority is None else body.priority
     view, new = sessions.get(name).take(kind, priority, body.key)
     return json_response(view, 201 if new else 200)
 
 
 def wait(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
-    """POST /tickets/{id}/wait. A caller that has gone does not wait: it would be granted a lease nobody uses."""
+    """POST /tickets/{id}/wait. A caller that has disconnected does not wait, so it gets no lease that nobody uses."""
     body = json_body(request, WaitTicket)
     ticket = _own_kind(sessions, name, caller, ticket)
     session = sessions.get(name)
     if disconnected(request.environ):
-        return nothing()
-    waiting = session.park(ticket, body.holder)
+        return no_content()
+    waiting = session.wait(ticket, body.holder)
     with watched(request.environ, waiting.hang_up):
         return json_response(waiting.answer(body.wait))
 
 
-def look(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
+def get(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
     """GET /tickets/{id}."""
-    return json_response(sessions.look(name).ticket(checked_id(ticket, "ticket")))
+    return json_response(sessions.queries(name).ticket(checked_id(ticket, "ticket")))
 
 
 def withdraw(sessions: Registry, name: str, caller: Caller, request: Request, ticket: str) -> Response:
@@ -47,17 +47,17 @@ def withdraw(sessions: Registry, name: str, caller: Caller, request: Request, ti
     body = json_body(request, WithdrawTicket)
     ticket = _own_kind(sessions, name, caller, ticket)
     sessions.get(name).withdraw(ticket, body.holder)
-    return nothing()
+    return no_content()
 
 
 def _own_kind(sessions: Registry, name: str, caller: Caller, ticket: str) -> str:
-    """The ticket's id, after a check that it exists and that the caller may take its kind. Changes nothing.
+    """Return the ticket's id if the ticket exists and the caller may take its kind. Changes nothing.
 
     Raises:
         Problem: `not-found`, `ticket-ended`, `forbidden`.
     """
     ticket = checked_id(ticket, "ticket")
-    auth.require_kind(caller, Kind(sessions.look(name).ticket(ticket)["kind"]))
+    auth.require_kind(caller, Kind(sessions.queries(name).ticket(ticket)["kind"]))
     return ticket
 
 
@@ -65,20 +65,20 @@ def renew(sessions: Registry, name: str, caller: Caller, request: Request) -> Re
     """POST /lease/renew."""
     secret = auth.lease_secret(request)
     json_body(request, NoMembers)
-    return json_response(sessions.held(name).renew(secret))
+    return json_response(sessions.get_used(name).renew(secret))
 
 
 def release(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
     """DELETE /lease."""
     secret = auth.lease_secret(request)
-    sessions.held(name).release(secret)
-    return nothing()
+    sessions.get_used(name).release(secret)
+    return no_content()
 
 
 ROUTES: Final = (
     ("POST", "/tickets", take),
     ("POST", "/tickets/<ticket>/wait", wait),
-    ("GET", "/tickets/<ticket>", look),
+    ("GET", "/tickets/<ticket>", get),
     ("DELETE", "/tickets/<ticket>", withdraw),
     ("POST", "/lease/renew", renew),
     ("DELETE", "/lease", release),

@@ -9,7 +9,7 @@ from sessiond.http import auth
 from sessiond.http.bodies import Key, StartTurn, bad, checked, checked_id, json_body
 from sessiond.http.keys import Caller
 from sessiond.http.ports import Registry
-from sessiond.http.render import json_response, nothing
+from sessiond.http.render import json_response, no_content
 from sessiond.http.sse import turn_response
 from sessiond.service.commands import TurnRequest
 from sessiond_common.roles import Role
@@ -20,12 +20,12 @@ def start(sessions: Registry, name: str, caller: Caller, request: Request) -> Re
     secret = auth.lease_secret(request)
     body = json_body(request, StartTurn)
     auth.require(not body.raw or caller.role is Role.ADMIN, "send a raw prompt")
-    return turn_response(sessions.held(name).start_turn(secret, TurnRequest(**asdict(body))))
+    return turn_response(sessions.get_used(name).start_turn(secret, TurnRequest(**asdict(body))))
 
 
-def look(sessions: Registry, name: str, caller: Caller, request: Request, turn: str) -> Response:
+def get(sessions: Registry, name: str, caller: Caller, request: Request, turn: str) -> Response:
     """GET /turns/{id}."""
-    return json_response(sessions.look(name).turn(checked_id(turn, "turn")))
+    return json_response(sessions.queries(name).turn(checked_id(turn, "turn")))
 
 
 def find(sessions: Registry, name: str, caller: Caller, request: Request) -> Response:
@@ -33,7 +33,7 @@ def find(sessions: Registry, name: str, caller: Caller, request: Request) -> Res
     key = request.args.get("key")
     if key is None:
         raise bad("key", "is missing")
-    return json_response(sessions.look(name).turn_by_key(checked("key", key, Key)))
+    return json_response(sessions.queries(name).turn_by_key(checked("key", key, Key)))
 
 
 def cancel(sessions: Registry, name: str, caller: Caller, request: Request, turn: str) -> Response:
@@ -42,14 +42,14 @@ def cancel(sessions: Registry, name: str, caller: Caller, request: Request, turn
     secret = None if as_admin else auth.lease_secret(request)
     turn = checked_id(turn, "turn")
     if as_admin:
-        sessions.look(name).turn(turn)  # an unknown turn is a 404, and creates no session
-    sessions.held(name).cancel_turn(turn, secret)
-    return nothing()
+        sessions.queries(name).turn(turn)  # an unknown turn is a 404, and creates no session
+    sessions.get_used(name).cancel_turn(turn, secret)
+    return no_content()
 
 
 ROUTES: Final = (
     ("POST", "/turns", start),
     ("GET", "/turns", find),
-    ("GET", "/turns/<turn>", look),
+    ("GET", "/turns/<turn>", get),
     ("DELETE", "/turns/<turn>", cancel),
 )

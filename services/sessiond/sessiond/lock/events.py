@@ -11,7 +11,7 @@ from sessiond.lock.state import Lock
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Take a place in the queue. The new ticket is not present."""
+    """Take a place in the queue. The new ticket is absent."""
 
     ticket: str
     kind: Kind

@@ -1,4 +1,4 @@
-"""Questions about a lock's state: who can be granted, which tickets are waited for, which deadlines run.
+"""Queries of a lock's state: who can be granted, which tickets the lock waits for, which deadlines run.
 
 Pure. Rule numbers refer to docs/concepts/lock.md.
 """

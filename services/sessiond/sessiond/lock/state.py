@@ -25,7 +25,7 @@ class Ticket:
     passed: bool = False
     """Whether the ticket was passed over and has not been present since."""
     lapsed: bool = False
-    """Whether this handler's ticket no longer bars the worker (rule 6). Stored."""
+    """Whether this handler's ticket no longer blocks the worker (rule 6). Stored."""
     losses: int = 0
     """Leases in a row that expired or were not confirmed in time. Stored."""
 
@@ -44,7 +44,7 @@ class Lease:
     holder: str
     claimed: bool = False
     restarts: int = 0
-    """How many owner restarts this lease has lived through. Only the first restarts `max_hold`."""
+    """How many owner restarts happened during this lease. Only the first restarts `max_hold`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What HTTP may ask of an owned session. Each call sends one command to the owner loop.
+"""The calls of an owned session for HTTP. Each call that changes it sends one command to the owner loop.
 
 All methods raise problems.Problem.
 """
@@ -19,7 +19,7 @@ __all__ = ["SessionCommands", "TurnRequest"]
 
 
 class SessionCommands(SessionQueries):
-    """The calls of one session's HTTP table: its queries, and its changes."""
+    """The queries and the changes of one session."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session.reader)
@@ -32,18 +32,18 @@ class SessionCommands(SessionQueries):
         ticket = f"tk-{uuid.uuid4().hex}"
         return self._session.ask(co.TakeTicket(ticket, kind, rank_of(kind, priority), key))
 
-    def park(self, ticket: str, holder: str) -> Waiter:
-        """Make `holder` present on the ticket. The answer comes through the waiter."""
+    def wait(self, ticket: str, holder: str) -> Waiter:
+        """Make `holder` present on the ticket. The returned waiter gets the answer."""
         return self._session.wait(ticket, holder)
 
     def withdraw(self, ticket: str, holder: str | None) -> None:
-        """End a ticket: the demand is gone (holder None), or its current holder gives it up."""
+        """End a ticket. Without a holder, the demand is withdrawn; with one, the current holder gives the ticket up."""
         self._session.ask(co.WithdrawTicket(ticket, holder))
 
     # ---- the lease ---------------------------------------------------------------------------
 
     def renew(self, secret: str) -> dict[str, Any]:
-        """Give the lease its full ttl again. Returns `{expires_at}`."""
+        """Renew the lease for its full ttl. Returns `{expires_at}`."""
         return self._session.ask(co.RenewLease(secret))
 
     def release(self, secret: str) -> None:
@@ -51,7 +51,7 @@ class SessionCommands(SessionQueries):
         self._session.ask(co.ReleaseLease(secret))
 
     def force_release(self, fence: int, reason: str, by: str) -> None:
-        """End the lease with this fence, once; never the next holder's."""
+        """End the lease with this fence. It never ends the next holder's lease."""
         self._session.ask(co.ForceRelease(fence, reason, by))
 
     # ---- turns -------------------------------------------------------------------------------
@@ -62,13 +62,13 @@ class SessionCommands(SessionQueries):
         return self._session.ask(co.StartTurn(secret, request))
 
     def cancel_turn(self, turn: str, secret: str | None) -> None:
-        """End a turn and keep the lease. A closed turn stays as it is. `secret` None: an operator asks."""
+        """End a turn and keep the lease. A closed turn does not change. Without a secret, an operator asks."""
         self._session.ask(co.CancelTurn(turn, secret))
 
     # ---- the agent ---------------------------------------------------------------------------
 
     def restart_agent(self, by: str) -> None:
-        """Stop the agent. The next turn resumes the conversation; `broken` ends."""
+        """Stop the agent, and end the state `broken`. The next turn resumes the conversation."""
         self._session.ask(co.RestartAgent(by))
 
     def new_conversation(self, by: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The gauges of each owned session, collected at the moment of a scrape. Only here `session` is a label."""
+"""The gauges of each owned session, collected at each scrape. No other metrics have the label `session`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What HTTP may see of a session. Nothing here changes anything.
+"""The queries of a session for HTTP. They change nothing.
 
 Views show the state as of the last committed step. All methods raise problems.Problem.
 """
@@ -19,11 +19,11 @@ from sessiond.session.state import conversation_of
 from sessiond.store.connection import RedisUnavailable
 
 POLL_SECONDS: Final = 0.5
-"""How often an unused session is checked for its first ticket."""
+"""Seconds between two checks of an unused session for its first ticket."""
 
 
 class SessionQueries:
-    """The reading half of an owned session's HTTP table."""
+    """The queries of an owned session."""
 
     def __init__(self, reader: SessionReader) -> None:
         self._reader = reader
@@ -57,15 +57,15 @@ class SessionQueries:
         return views.ticket_view(self._reader.lock, ticket, self._reader.taken)
 
     def turn(self, turn: str) -> dict[str, Any]:
-        """Return what became of a turn."""
+        """Return the record of a turn."""
         return _turn_view(self._reader.turn(turn))
 
     def turn_by_key(self, key: str) -> dict[str, Any]:
-        """Return what became of the last attempt under this key."""
+        """Return the record of the last attempt under this key."""
         return _turn_view(self._reader.turn_by_key(key))
 
     def ledger_after(self, after: str | None, count: int) -> list[dict[str, Any]]:
-        """Return at most `count` entries behind the id `after` (None: from the first)."""
+        """Return at most `count` entries after the id `after` (None: from the first)."""
         with _redis_away():
             return self._reader.ledger_after(after, count)
 
@@ -81,12 +81,12 @@ class SessionQueries:
 
     # ---- the board ---------------------------------------------------------------------------
 
-    def moment(self) -> tuple[object, ...]:
-        """Return the values that the board shows. After a change, other objects are in their place."""
-        return self._reader.moment
+    def board_values(self) -> tuple[object, ...]:
+        """Return the values that the board shows. A change replaces at least one of them with another object."""
+        return self._reader.board_values
 
     def keys(self) -> dict[str, str | None]:
-        """Return the living tickets' keys."""
+        """Return the keys of the tickets that have not ended."""
         return {t.id: t.key for t in self._reader.lock.tickets.values()}
 
     def row(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class SessionQueries:
         return views.board_row(self.name, reader.lock, reader.granted_at, reader.agent.phase.value)
 
     def detail(self) -> dict[str, Any]:
-        """Return who holds since when, who waits and why, and the agent's state."""
+        """Return the holder and since when it holds, the queue with reasons, and the agent's state."""
         reader, agent = self._reader, self._reader.agent
         shown = {
             "state": agent.phase.value, "why": agent.why or None, "tasks": len(agent.tasks),

@@ -1,4 +1,4 @@
-"""The sessions that this instance owns: claims them, keeps the claims alive, gives them up.
+"""The sessions that this instance owns. It acquires them, renews their ownership, and releases them.
 
 Each session has its own owner record, loop and agent. Another instance may own other sessions on the same Redis.
 """
@@ -26,9 +26,9 @@ from sessiond.store.store import Behind, Deposed, Store
 log = structlog.get_logger("sessiond.sessions")
 
 CHECK_SECONDS: Final = 1.0
-"""How often the registry checks for sessions without an owner, and for owners in doubt."""
+"""Seconds between two checks for sessions without an owner, and for owners in doubt."""
 RENEWALS: Final = 8
-"""How many owner records are renewed at once. Each may wait for Redis as long as a call may."""
+"""How many owner records are renewed at once. Each renewal may wait for Redis as long as a call may."""
 STOP_SECONDS: Final = 9.0
 
 
@@ -48,9 +48,9 @@ class SessionRegistry:
         self._tasks: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
-        """Begin to claim every known session that is free, and to keep the claims.
+        """Start to acquire every known session that is free, and to renew the ownership.
 
-        The timers of a session run from its claim on, so its callers are heard from then on.
+        A session's timers run from its acquisition on, so its commands are handled from then on.
         """
         renew = self._settings.times.owner_renew
         often = min(CHECK_SECONDS, renew)
@@ -69,7 +69,7 @@ class SessionRegistry:
     # ---- finding a session -------------------------------------------------------------------
 
     def get(self, name: str) -> SessionCommands:
-        """Return the session; claim it if it is free.
+        """Return the session. Acquire it if it is free.
 
         Raises:
             Problem: `not-owner`, `redis-away`, `stopping`.
@@ -78,11 +78,11 @@ class SessionRegistry:
             raise stopping()
         session = self._owned.get(name)
         if session is None or session.closed is not None:
-            session = self._claim(name)
+            session = self._acquire(name)
         return SessionCommands(session)
 
-    def held(self, name: str) -> SessionCommands:
-        """Return the session for a call with a lease's secret. Nobody has a secret of a session that is unused.
+    def get_used(self, name: str) -> SessionCommands:
+        """Return the session for a call with a lease's secret. An unused session has no leases and no secrets.
 
         Raises:
             Problem: `forbidden`, and as `get`.
@@ -92,7 +92,7 @@ class SessionRegistry:
             raise no_lease()
         return found
 
-    def look(self, name: str) -> SessionQueries | UnusedSession:
+    def queries(self, name: str) -> SessionQueries | UnusedSession:
         """Return the session for a call that changes nothing. Such a call creates no session.
 
         Raises:
@@ -107,13 +107,13 @@ class SessionRegistry:
             raise away() from error
         return self.get(name) if used else None
 
-    def _claim(self, name: str) -> Session:
+    def _acquire(self, name: str) -> Session:
         asked = time.monotonic()
         with self._locks.setdefault(name, RLock()):
             session = self._owned.get(name)
             if session is not None and session.closed is None:
                 return session
-            if self._away_at.get(name, 0.0) > asked:  # an earlier call found no Redis: do not wait for it once more
+            if self._away_at.get(name, 0.0) > asked:  # an earlier call could not reach Redis; do not wait again
                 raise away()
             try:
                 return self._open(name)
@@ -132,13 +132,13 @@ class SessionRegistry:
         except Deposed as error:
             raise OtherOwner(error.instance, error.url) from error
         self._owned[name] = session
-        if self._stopping:  # `stop` was called meanwhile
+        if self._stopping:  # `stop` was called during the start
             session.stop(stopping())
             self._release(session)
         log.info("session owned", session=name, epoch=owned.epoch, predecessor=owned.predecessor or None)
         return session
 
-    # ---- keeping the claims ------------------------------------------------------------------
+    # ---- renewing the ownership --------------------------------------------------------------
 
     def _repeat(self, work: Callable[[], None], seconds: float, first_pause: float) -> None:
         pause = first_pause
@@ -156,7 +156,7 @@ class SessionRegistry:
         Pool(RENEWALS).map(self._renew, list(self._owned.values()))
 
     def _doubt_unconfirmed(self) -> None:
-        """Have each session check Redis whose claim was not renewed in time, before another may own the session."""
+        """Make each session whose ownership was not renewed in time check Redis, before another may own it."""
         times = self._settings.times
         for session in self.running():
             if session.unconfirmed > (times.owner_renew + times.owner_doubt) / 2:
@@ -164,7 +164,7 @@ class SessionRegistry:
 
     def _renew(self, session: Session) -> None:
         if session.closed is not None:
-            if self._owned.get(session.name) is session:  # it may have been claimed anew meanwhile
+            if self._owned.get(session.name) is session:  # it may have been acquired again
                 del self._owned[session.name]
             return
         asked = time.monotonic()
@@ -181,7 +181,7 @@ class SessionRegistry:
         gevent.spawn(session.stop, not_owner(deposed))
 
     def _adopt(self) -> None:
-        """Claim the sessions whose owner is gone. Their leases expire too, also if nobody calls."""
+        """Acquire the sessions whose owner is gone, so that their leases expire even if nobody calls."""
         for name in self._owners.known():
             if name in self._owned or self._stopping:
                 continue
@@ -194,7 +194,7 @@ class SessionRegistry:
                     except RedisUnavailable:
                         raise
                     except Exception:
-                        # Its callers are refused; the other sessions' claims must be kept alive.
+                        # Its callers are refused. The ownership of other sessions must still be renewed.
                         log.exception("the session cannot be taken over", session=name)
         self._adopted = True
 
@@ -230,7 +230,7 @@ class SessionRegistry:
     # ---- the end -----------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Answer all callers 503 `stopping`, end the agents and give the sessions up. A second call waits for that."""
+        """Answer all callers 503 `stopping`, end the agents and release the sessions. A second call waits too."""
         self._stopping = True
         with self._stop_lock:
             if not self._stopped:
@@ -245,7 +245,7 @@ class SessionRegistry:
 
     def _give_up(self) -> None:
         problem = stopping()
-        owned = list(self._owned.values())  # `_renew` removes closed sessions meanwhile
+        owned = list(self._owned.values())  # `_renew` may remove closed sessions during the loop
         gevent.joinall([gevent.spawn(s.stop, problem) for s in owned], timeout=STOP_SECONDS)
         for session in owned:
             self._release(session)

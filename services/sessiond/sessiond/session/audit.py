@@ -1,4 +1,4 @@
-"""Reads what the owner loops wrote into the ledgers, and counts what breaks a rule.
+"""Reads the ledgers that the owner loops write, and counts violations of the rules.
 
 No grant depends on the audit: it reads the ledger like any client, through `verify`, which shares no code with the
 machines. One greenlet serves all sessions; it reads a session only after new steps.

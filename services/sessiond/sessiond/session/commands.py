@@ -1,4 +1,4 @@
-"""The commands of a session: what a request, or another part of the service, asks of the owner loop.
+"""The commands of a session, which requests and other parts of the service send to the owner loop.
 
 Each command names the type of its reply. `handlers.dispatch` has one handler for each.
 """
@@ -20,7 +20,7 @@ class Command(Generic[R]):
 
     @property
     def patient(self) -> bool:
-        """Whether the caller waits for the true reply, however long Redis is away.
+        """Whether the caller waits for the real reply until Redis is back.
 
         A caller that is not patient gets `redis-away` at once and asks again. A command that must not run twice must
         be patient, because the first step may have been committed.
@@ -63,7 +63,7 @@ class LeaveTicket(WaiterCommand):
 
 @dataclass(frozen=True, slots=True)
 class WithdrawTicket(Command[None]):
-    """End a ticket: the demand is gone (holder None), or its current holder gives it up."""
+    """End a ticket. Without a holder, the demand is withdrawn; with one, the current holder gives the ticket up."""
 
     ticket: str
     holder: str | None
@@ -74,7 +74,7 @@ class WithdrawTicket(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class RenewLease(Command[dict[str, Any]]):
-    """Give the lease its full ttl again. Replies `{expires_at}`."""
+    """Renew the lease for its full ttl. Replies with `{expires_at}`."""
 
     secret: str = field(repr=False)
 
@@ -118,13 +118,13 @@ class StartTurn(Command[TurnStream]):
 
     @property
     def patient(self) -> bool:
-        """Without a key, a turn that is asked for again runs again."""
+        """A second request without a key would run the turn twice, so the caller must wait."""
         return self.request.key is None
 
 
 @dataclass(frozen=True, slots=True)
 class CancelTurn(Command[None]):
-    """End a turn and keep the lease. `secret` None: an operator asks."""
+    """End a turn and keep the lease. Without a secret, an operator asks."""
 
     turn: str
     secret: str | None = field(repr=False)
@@ -135,7 +135,7 @@ class CancelTurn(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class RestartAgent(Command[None]):
-    """Stop the agent. The next turn resumes the conversation; `broken` ends."""
+    """Stop the agent, and end the state `broken`. The next turn resumes the conversation."""
 
     by: str
 

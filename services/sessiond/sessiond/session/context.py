@@ -1,4 +1,4 @@
-"""What the parts of one session's owner loop share."""
+"""The objects that the parts of one session's owner loop share."""
 
 from sessiond.session.agent.link import AgentLink
 from sessiond.session.agent.slots import Slots
@@ -36,5 +36,5 @@ class SessionContext:
         return self.state.idle_seconds()
 
     def sleep_now(self) -> None:
-        """Have the loop put the agent to sleep, if it still is idle then. Never blocks."""
+        """Ask the loop to put the agent to sleep if it is still idle then. Never blocks."""
         self.inbox.post(SleepAgent())

@@ -1,4 +1,4 @@
-"""The fault points of a session: where a test stops its loop or one of its calls (`sessiond_common.fault_points`)."""
+"""The fault points of a session, where a test pauses its loop or one of its calls (`sessiond_common.fault_points`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Final
 from sessiond_common.fault_points import hold_in
 
 BEFORE_TURN: Final = "before-turn"
-"""A turn is requested, and the loop has not seen it."""
+"""A turn is requested, and the loop has not read the command."""
 QUESTION: Final = "question"
 """The agent asks for permission and has no answer yet. The loop itself goes on."""
 

@@ -76,7 +76,7 @@ class Inbox:
     # ---- for other greenlets -----------------------------------------------------------------
 
     def ask(self, command: Command[R]) -> R:
-        """Have the owner loop handle a command and return its reply.
+        """Let the owner loop handle a command, and return its reply.
 
         Raises:
             Problem: the session takes no commands now, or refused this one.
@@ -96,7 +96,7 @@ class Inbox:
             raise away()
 
     def post(self, command: Command[R]) -> Request[R]:
-        """Have the owner loop handle a command, also while it takes none from callers. Never blocks."""
+        """Let the owner loop handle a command, even while it takes none from callers. Never blocks."""
         request = Request(command, time.monotonic())
         self._queue.put(request)
         return request
@@ -106,13 +106,13 @@ class Inbox:
         self._queue.put(item)
 
     def doubt(self) -> None:
-        """Have the loop check Redis: the owner record could not be renewed, or Redis lost writes. Never blocks."""
+        """Make the loop check Redis: the owner record could not be renewed, or Redis lost writes. Never blocks."""
         if not self.away:
             self.doubted = True
             self._queue.put(None)
 
     def close(self, problem: Problem) -> None:
-        """Take no commands any more, for this reason; the first reason counts. Never blocks."""
+        """Take no more commands, for this reason. The first reason counts. Never blocks."""
         if self.closed is None:
             self.closed = problem
             self._queue.put(None)
@@ -136,7 +136,7 @@ class Inbox:
         return self.serving is not None and self.serving.answered
 
     def refuse_requests(self, problem: Problem) -> None:
-        """Refuse the request that is handled now and all that wait here; items of the agent stay."""
+        """Refuse the request that is handled now and all waiting requests. Keep the items of the agent."""
         if self.serving is not None and not self.serving.command.patient:
             self.serving.refuse(problem)
         kept: list[AgentItem] = []

@@ -1,7 +1,7 @@
-"""The owner loop: one greenlet and one inbox a session. It alone decides, commits and acts, in that order.
+"""The owner loop: one greenlet and one inbox per session. Only the loop decides, commits and acts, in that order.
 
-Other greenlets put commands into the inbox and wait for the replies. This module has the loop and its life; its parts
-are `handlers` (what each command does), `pipeline` (the stages of a step), `outage` and `shutdown`.
+Other greenlets put commands into the inbox and wait for the replies. This module has the loop, its start and its end.
+Its parts are `handlers` (what each command does), `pipeline` (the stages of a step), `outage` and `shutdown`.
 """
 
 import time
@@ -49,12 +49,12 @@ STOP_SECONDS: Final = 8.0
 
 
 class Session:
-    """One session as its owner runs it. `reader` shows its state; `ask` and `wait` change it."""
+    """One session, run by its owner. `reader` shows its state; `ask` and `wait` change it."""
 
     def __init__(
         self, settings: Settings, store: Store, owned: Ownership, slots: Slots, handlers: Handlers = HANDLERS
     ) -> None:
-        """`owned` is the claim on the session that `store` names. `handlers` may add commands of a test."""
+        """`owned` is the ownership of the session that `store` names. `handlers` may add commands of a test."""
         self.name, self.settings, self.store = store.name, settings, store
         self._predecessor = owned.predecessor
         self._context = SessionContext(settings, store, slots)
@@ -63,13 +63,13 @@ class Session:
         self._dispatcher = Dispatcher(self.pipeline, handlers)
         self._long_waits_checked_at = time.monotonic()
         self.audit: Audit
-        """Set by `start`: it begins where the stored ledger ended then."""
+        """Set by `start`. It begins at the end of the ledger at that time."""
         self._greenlet: gevent.Greenlet[..., None] | None = None
 
     # ---- for other greenlets -----------------------------------------------------------------
 
     def ask(self, command: Command[R]) -> R:
-        """Have the owner loop handle a command and return its reply.
+        """Let the owner loop handle a command, and return its reply.
 
         Raises:
             Problem: the command was refused.
@@ -77,7 +77,7 @@ class Session:
         return self._context.inbox.ask(command)
 
     def wait(self, ticket: str, holder: str) -> Waiter:
-        """Make `holder` present on the ticket. The answer comes through the waiter.
+        """Make `holder` present on the ticket. The returned waiter gets the answer.
 
         Raises:
             Problem: the session takes no commands now.
@@ -91,7 +91,7 @@ class Session:
         self._context.inbox.post(LeaveTicket(waiter, hung_up))
 
     def doubt(self) -> None:
-        """Have the loop check Redis: the owner record could not be renewed, or Redis lost writes."""
+        """Make the loop check Redis: the owner record could not be renewed, or Redis lost writes."""
         self._context.inbox.doubt()
 
     def confirm(self, asked: float) -> None:
@@ -113,13 +113,13 @@ class Session:
         """Whether the owner loop runs."""
         return self._greenlet is not None and not self._greenlet.dead
 
-    # ---- life --------------------------------------------------------------------------------
+    # ---- start and end -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Load what is stored and run the loop.
+        """Load the stored state and run the loop.
 
         Raises:
-            StoreError: nothing runs then.
+            StoreError: the state cannot be loaded, and nothing runs.
         """
         self.audit = Audit(self.name, self.store, lambda: self.pipeline.commits.version)
         try:
@@ -129,15 +129,15 @@ class Session:
         self._greenlet = gevent.spawn(self._run)
 
     def stop(self, problem: Problem) -> None:
-        """Refuse all callers with `problem`, end the agent and the loop; return when all are gone."""
+        """Refuse all callers with `problem`, and end the agent and the loop. Returns when both have ended."""
         self._context.inbox.close(problem)
         if self._greenlet is not None:
             self._greenlet.join(timeout=STOP_SECONDS)
 
     def _load(self, predecessor: str, *, at_start: bool = False) -> None:
-        """Take the stored state as a new epoch finds it, and commit that. Raises NotApplied.
+        """Load the stored state, and commit it as the start of a new epoch. Raises NotApplied.
 
-        After the start, this waits for Redis to be back.
+        Except at the start, this waits until Redis is back.
         """
         state, link = self._context.state, self._context.link
         stored = self.store.read_state()
@@ -149,15 +149,15 @@ class Session:
         entry = {"instance": self.settings.instance, "url": self.settings.url, "predecessor": predecessor}
         plan = Plan(lock, state.agent, [("epoch", entry), ("snapshot", views.snapshot(lock))])
         self.pipeline.run(Step(plan, begins_epoch=True), do_not_wait if at_start else None)
-        if state.agent.phase is st.Phase.STOPPING:  # only the commit makes sure that they are ours to end
+        if state.agent.phase is st.Phase.STOPPING:  # only after the commit is it certain that we may end them
             link.await_predecessors(guards)
-        # `max_hold` starts again at most once a lease.
+        # `max_hold` starts again at most once per lease.
         again = lock.lease is not None and lock.lease.restarts > 1 and state.lease_extras is not None
         left = state.lease_extras.hold_left if again and state.lease_extras is not None else None
         self._context.lease_time.restart(None if left is None else max(1.0, left))
 
     def _adopt(self, stored: Stored) -> Lock:
-        """Make the stored state the present one. Returns the lock with which the new epoch begins."""
+        """Make the stored state the current one. Returns the lock with which the new epoch begins."""
         state, agent = self._context.state, stored.agent or {}
         state.lock, state.lease_extras, state.taken = stored.lock, stored.extras.lease, dict(stored.extras.taken)
         lock = lock_machine.restarted(stored.lock)
@@ -196,7 +196,7 @@ class Session:
         self.store.close()
 
     def _check_long_waits(self) -> None:
-        """Log who waits for long, at most once in `LONGEST_SLEEP`."""
+        """Log tickets that wait for long, at most once in `LONGEST_SLEEP`."""
         if time.monotonic() - self._long_waits_checked_at < LONGEST_SLEEP:
             return
         self._long_waits_checked_at = time.monotonic()
@@ -218,7 +218,7 @@ class Session:
                 self.pipeline.return_from_outage()
 
     def _recover(self, error: Exception) -> None:
-        """Recover from a step that must not be: name the invariant, end the agent, and take the stored state again."""
+        """Recover from a step that is not allowed: log the invariant, end the agent, and load the stored state."""
         name = error.name if isinstance(error, ev.InvariantBroken) else type(error).__name__
         log.exception("step refused", session=self.name, invariant=name)
         state = self._context.state

@@ -1,4 +1,4 @@
-"""While Redis is away: callers are refused, the agent goes on, and an owner in doubt ends its agent."""
+"""Outages of Redis: callers are refused, the agent goes on, and an owner in doubt ends its agent."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Outage:
 
     @contextmanager
     def declared(self) -> Iterator[None]:
-        """Refuse all waiters at once, and take no commands inside the block. Places and leases stand."""
+        """Refuse all waiters at once, and take no commands inside the block. Places and leases are kept."""
         inbox, began = self._context.inbox, time.monotonic()
         inbox.away = True
         log.warning("Redis is away", session=self._context.name)
@@ -33,7 +33,7 @@ class Outage:
         log.warning("Redis is back", session=self._context.name, seconds=round(time.monotonic() - began, 1))
 
     def check(self, unconfirmed: float) -> None:
-        """Refuse the requests that came in meanwhile.
+        """Refuse the requests that arrived during the outage.
 
         If the ownership was not confirmed for `owner_doubt` seconds, another instance may own the session by now, so
         the agent is ended.

@@ -10,7 +10,7 @@ from sessiond.session.pipeline.runner import Pipeline
 
 
 class SessionReader:
-    """The state of one session as of its last committed step, and what Redis holds of its past."""
+    """The state of one session as of its last committed step, and its past records in Redis."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline, self._context = pipeline, pipeline.context
@@ -27,30 +27,30 @@ class SessionReader:
         return self._context.state.agent
 
     @property
-    def moment(self) -> tuple[object, ...]:
-        """Values that other objects replace whenever the session changes."""
+    def board_values(self) -> tuple[object, ...]:
+        """The values of the state. A change replaces at least one of them with another object."""
         state = self._context.state
         return state.lock, state.agent, state.lease_extras
 
     @property
     def taken(self) -> dict[str, str]:
-        """When each living ticket was taken, RFC 3339, by ticket id."""
+        """When each ticket that has not ended was taken, RFC 3339, by ticket id."""
         return self._context.state.taken
 
     @property
     def granted_at(self) -> str | None:
-        """When the living lease was granted, RFC 3339."""
+        """When the current lease was granted, RFC 3339."""
         extras = self._context.state.lease_extras
         return extras.granted_at or None if extras else None
 
     @property
     def expires_at(self) -> str | None:
-        """When the living lease ends if its holder does not renew it, RFC 3339."""
+        """When the current lease ends if its holder does not renew it, RFC 3339."""
         return self._context.lease_time.expires_at()
 
     @property
     def guard(self) -> dict[str, Any]:
-        """The living guard's record: `pid`, `agent_pid`, …; empty without one."""
+        """The record of the current guard: `pid`, `agent_pid`, …; empty without a guard."""
         return self._context.link.guard or {}
 
     @property

@@ -17,7 +17,7 @@ from sessiond.session.pipeline.commits import NotApplied
 log = structlog.get_logger("sessiond.shutdown")
 
 SHUT_SECONDS: Final = 4.0
-"""How long the agent's tree may take to end before it is killed."""
+"""Seconds that the agent's tree may take to end before it is killed."""
 
 
 class Shutdown:
@@ -30,8 +30,8 @@ class Shutdown:
     def run(self, problem: Problem) -> None:
         """Refuse all callers with `problem`, end the agent, and return when its tree is gone or the time is over.
 
-        An owner that stops of its own accord still makes steps, so that the next owner finds a complete record. An
-        owner that was deposed makes none.
+        An owner that stops by itself still makes steps, so that the next owner finds a complete record. A deposed owner
+        makes no steps.
         """
         inbox, link = self._context.inbox, self._context.link
         owner = problem.type == "stopping"
@@ -60,7 +60,7 @@ class Shutdown:
 
     @contextmanager
     def _last_step(self) -> Iterator[None]:
-        """Drop a step that cannot be made any more."""
+        """Drop a step that can no longer be made."""
         try:
             yield
         except (AlreadyAnswered, NotApplied):

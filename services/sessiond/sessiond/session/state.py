@@ -1,4 +1,4 @@
-"""What the owner of a session knows, as of its last committed step."""
+"""The state of a session as of its last committed step."""
 
 import hmac
 import time
@@ -21,13 +21,13 @@ class SessionState:
     lock: Lock = field(default_factory=Lock)
     agent: st.Agent = field(default_factory=lambda: st.Agent(conversation=str(uuid.uuid4())))
     lease_extras: codec.LeaseExtras | None = None
-    """The living lease's secret and times."""
+    """The current lease's secret and times."""
     taken: dict[str, str] = field(default_factory=dict)
     """When each ticket was taken, RFC 3339, by ticket id."""
     idle_since: float = field(default_factory=time.monotonic)
 
     def lease_of(self, secret: str) -> Lease | None:
-        """Return the living lease if it has this secret."""
+        """Return the current lease if it has this secret."""
         if self.lock.lease is None or self.lease_extras is None:
             return None
         return self.lock.lease if hmac.compare_digest(self.lease_extras.secret.encode(), secret.encode()) else None
@@ -44,7 +44,7 @@ def conversation_of(agent: st.Agent) -> dict[str, Any]:
 
 
 class LeaseTime:
-    """The time that the living lease has left."""
+    """The time that the current lease has left."""
 
     def __init__(self, state: SessionState, timers: Timers[SessionTimer]) -> None:
         self._state, self._timers = state, timers
@@ -57,7 +57,7 @@ class LeaseTime:
         return now_text(self._timers.left(_timer("lease" if lease.claimed else "claim", lease)) or 0.0)
 
     def renewed(self) -> None:
-        """Give the lease its full ttl again."""
+        """Record that the lease was renewed for its full ttl."""
         if lease := self._state.lock.lease:
             self._timers.renew(_timer("lease", lease))
 

@@ -1,8 +1,8 @@
 """The timers of one session, on this process's monotonic clock.
 
 The machines name the timers that a state needs. Each timer runs from the step that first needs it. `restart` gives
-every timer its full time again after Redis was away or after the process stopped for a while: during that time the
-owner could not hear its callers.
+every timer its full time again after Redis was away or after the process stopped for a while. During that time the
+owner could not serve its callers.
 """
 
 import time
@@ -16,7 +16,7 @@ LONGEST_SLEEP: Final = 1.0
 STALL_SECONDS: Final = LONGEST_SLEEP + 2.0
 """If the loop did not check its timers for so long, the whole process stopped for a while."""
 FIRED: Final = float("inf")
-"""The due time of a timer that ran out and was given to its machine."""
+"""The due time of a timer that expired and was passed to its machine."""
 INSTANT: Final = 1e-6
 
 SessionTimer = tuple[Literal["lock"], ev.Timer] | tuple[Literal["agent"], tuple[str, str]]
@@ -26,20 +26,20 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Timers(Generic[K]):
-    """Maps each timer to the moment at which it runs out."""
+    """Maps each timer to the time at which it expires."""
 
     def __init__(self) -> None:
         self._due: dict[K, float] = {}
         self._durations: dict[K, float] = {}
         self.checked_at = time.monotonic()
-        """When `pop_due` last ran. No timer runs out between two of its calls."""
+        """When `pop_due` last ran. No timer expires between two of its calls."""
 
     def unchecked_seconds(self) -> float:
         """Return the seconds since `checked_at`."""
         return time.monotonic() - self.checked_at
 
     def update(self, timers: Mapping[K, float]) -> None:
-        """Set the timers that the present state needs, with their seconds: start new ones, drop all others."""
+        """Set the timers that the current state needs, with their seconds: start new ones, drop all others."""
         now = time.monotonic()
         self._due = {key: self._due.get(key, now + seconds) for key, seconds in timers.items()}
         self._durations = dict(timers)
@@ -54,14 +54,14 @@ class Timers(Generic[K]):
         now = self.checked_at = time.monotonic()
         kept, before = keep or {}, self._due
         self._due = {}
-        # An instant apart, so that the timers still run out in the same order.
+        # A tiny time apart, so that the timers still expire in the same order.
         for place, key in enumerate(sorted(self._durations, key=before.__getitem__)):
             self._due[key] = now + kept.get(key, self._durations[key]) + place * INSTANT
 
     def left(self, key: K, since: float | None = None) -> float | None:
-        """Return the seconds until a timer runs out, from now or from the moment `since`.
+        """Return the seconds until a timer expires, from now or from the time `since`.
 
-        The answer is 0 for a timer that ran out and None for one that does not run.
+        The result is 0 for an expired timer and None for one that does not run.
         """
         if key not in self._due:
             return None
@@ -70,16 +70,16 @@ class Timers(Generic[K]):
         return 0.0 if at == FIRED else min(self._durations[key], max(0.0, left))
 
     def until_next(self, at_most: float) -> float:
-        """Return the seconds until the next timer runs out."""
+        """Return the seconds until the next timer expires."""
         if not self._due:
             return at_most
         return max(0.0, min(at_most, min(self._due.values()) - time.monotonic()))
 
     def pop_due(self, until: Callable[[K], float | None] = lambda _: None) -> list[K]:
-        """Return the timers that ran out, earliest first. Each is returned once, until a state needs it anew.
+        """Return the expired timers, earliest first. Each is returned once, until a state needs it again.
 
-        `until` may return a moment for a timer: a timer that ran out later is held back, because an item that came in
-        before that moment is still unread.
+        `until` may return a time for a timer. A timer that expired later is held back, because an item that arrived
+        before that time is still unread.
         """
         now = self.checked_at = time.monotonic()
         over = [key for key, at in self._due.items() if at <= now]

@@ -1,4 +1,4 @@
-"""What callers see of a session's lock, as JSON objects. Pure: state in, dictionaries out."""
+"""The views of a session's lock for callers, as JSON objects. Pure: state in, dictionaries out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ class Queued:
                 found.append({"ticket": other.id, "kind": other.kind.value, "why": "handlers-first" if first else why})
 
     def ahead(self, ticket: Ticket) -> list[dict[str, Any]]:
-        """Return why this ticket does not have the lock: who is before it, the most decisive first.
+        """Return why this ticket does not have the lock: the holders and tickets ahead of it, the most decisive first.
 
         Of the queued tickets only the first `AHEAD_SHOWN` are named.
         """
@@ -60,7 +60,7 @@ class Queued:
         }
 
     def waiting(self, ticket: Ticket) -> dict[str, Any]:
-        """Return the answer of a wait that was not granted in its time."""
+        """Return the answer of a wait that ended without a grant."""
         return {"state": "waiting", "position": self._place.get(ticket.id), "ahead": self.ahead(ticket)}
 
 
@@ -70,7 +70,7 @@ def ticket_view(lock: Lock, ticket: str, taken: Mapping[str, str]) -> dict[str, 
 
 
 def holder_view(lock: Lock, expires_at: str | None) -> dict[str, Any] | None:
-    """Return the living lease without its secret, or None."""
+    """Return the current lease without its secret, or None."""
     lease = lock.lease
     if lease is None:
         return None
@@ -121,7 +121,7 @@ def board_row(session: str, lock: Lock, since: str | None, agent: str) -> dict[s
 
 
 def board_lock(lock: Lock, since: str | None, taken: Mapping[str, str]) -> dict[str, Any]:
-    """Return who holds since when, and who waits, in order and why. `taken` by ticket, RFC 3339.
+    """Return the holder and since when it holds, and the queue in order with reasons. `taken` by ticket, RFC 3339.
 
     The board renders this at every change, so its cost is linear in the queue, unlike `ahead` of every ticket.
     """

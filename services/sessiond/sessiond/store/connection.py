@@ -37,7 +37,7 @@ class RedisUnavailable(StoreError):
 
 
 class Broken(StoreError):
-    """Redis answered with an error that a retry does not cure: a bug, or a missing permission."""
+    """Redis answered with an error that a retry cannot fix: a bug, or a missing permission."""
 
 
 class Script:

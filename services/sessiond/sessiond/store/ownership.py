@@ -98,7 +98,7 @@ class Ownership:
 class _Observed:
     """Another instance's owner record as last read.
 
-    `since` is the time since which its beat has not moved, or (`older`) since which Redis has an older record.
+    Since the time `since`, its beat has not moved. With `older`, Redis has had an older record since then.
     """
 
     instance: str

@@ -65,7 +65,7 @@ def _skipped(r: State, e: Entry, place: Place) -> None:
 
 def claimed(r: State, e: Entry) -> None:
     if r.lease is None or (r.lease.fence, r.lease.ticket) != (e["fence"], e["ticket"]) or r.lease.claimed:
-        r.wrong("release_only_by_owner", f"lease {e['fence']} is confirmed but is not the present unconfirmed lease")
+        r.wrong("release_only_by_owner", f"lease {e['fence']} is confirmed but is not the current unconfirmed lease")
     else:
         r.lease.claimed = True
 
@@ -75,7 +75,7 @@ def ended(r: State, e: Entry) -> None:
     lease, was_open = r.lease, r.open
     r.report.preemptions += reason == "preempted"
     if lease is None or (lease.fence, lease.ticket, lease.kind) != (fence, ticket, e["kind"]):
-        r.wrong("release_only_by_owner", f"lease {fence} of {ticket} ends but is not the present lease")
+        r.wrong("release_only_by_owner", f"lease {fence} of {ticket} ends but is not the current lease")
     elif (why := _wrong_reason(r, lease, reason)) is not None:
         r.wrong(*why)
     if bool(e.get("open", was_open)) != was_open:

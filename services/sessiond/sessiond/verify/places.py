@@ -1,7 +1,7 @@
 """The tickets of a ledger. An entry costs at most the logarithm of their number.
 
-Two heaps give the lowest place that bars the places behind it, and the lowest lapsed place. A place that no longer
-counts is removed when it reaches the top, so each change of a place costs at most one push and one pop.
+Two heaps give the lowest place that blocks the places behind it, and the lowest lapsed place. A place that no longer
+counts is removed when it reaches the top. So each change of a place costs at most one push and one pop.
 """
 
 import heapq
@@ -57,7 +57,7 @@ class _Lowest:
         self._listed: set[int] = set()
 
     def update(self, place: Place) -> None:
-        """Note that the place has changed."""
+        """Record that the place has changed."""
         if place.serial not in self._listed and self._counts(place):
             self._listed.add(place.serial)
             heapq.heappush(self._heap, (place.score, place.serial, place))

@@ -26,7 +26,7 @@ class Reader:
 
     @property
     def report(self) -> Report:
-        """What was found since the last `take`."""
+        """The counts and violations since the last `take`."""
         return self._state.report
 
     @property

@@ -1,4 +1,4 @@
-"""The state that the entries read so far describe: the lock, its turn, its agent, and the present step."""
+"""The state that the entries read so far describe: the lock, its turn, its agent, and the current step."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,7 +9,7 @@ from sessiond.verify.report import Report
 
 @dataclass(slots=True)
 class Lease:
-    """The present lease. None in `holder` or `claimed` means unknown."""
+    """The current lease. None in `holder` or `claimed` means unknown."""
 
     fence: int
     ticket: str
@@ -59,7 +59,7 @@ class Agent:
 
 @dataclass(slots=True)
 class Ended:
-    """The lease that ended in the present step."""
+    """The lease that ended in the current step."""
 
     fence: int
     ticket: str
@@ -68,7 +68,7 @@ class Ended:
 
 @dataclass(slots=True)
 class LedgerStep:
-    """What the entries of the present version have said so far."""
+    """The facts from the entries of the current version that were read so far."""
 
     ended: Ended | None = None
     undrained: bool = False
@@ -90,7 +90,7 @@ class State:
 
     report: Report = field(default_factory=Report)
     id: str = ""
-    """The id of the present entry."""
+    """The id of the current entry."""
     known: bool = False
     places: Places = field(default_factory=Places)
     arrival: int = 0
@@ -106,7 +106,7 @@ class State:
     step: LedgerStep = field(default_factory=LedgerStep)
 
     def wrong(self, invariant: str, text: str) -> None:
-        """Report that the present entry breaks this invariant."""
+        """Report that the current entry breaks this invariant."""
         self.report.violations.append((invariant, self.id, text))
 
     @property

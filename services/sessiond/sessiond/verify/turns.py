@@ -18,7 +18,7 @@ def accepted(r: State, e: Entry) -> None:
         r.wrong("one_turn_open", f"{turn} is accepted while {r.turn.id} is open")
     if r.lease is None or r.lease.fence != fence:
         r.wrong(
-            "single_writer", f"{turn} is accepted with fence {fence}; the present fence is {r.lease and r.lease.fence}"
+            "single_writer", f"{turn} is accepted with fence {fence}; the current fence is {r.lease and r.lease.fence}"
         )
     elif (r.lease.ticket, r.lease.kind) != (e["ticket"], e["kind"]):
         r.wrong("one_holder_per_lease", f"{turn} belongs to {e['ticket']}, but the lease belongs to {r.lease.ticket}")

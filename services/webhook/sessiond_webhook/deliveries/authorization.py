@@ -1,4 +1,4 @@
-"""Which accounts may ask, and which account is the bot's. Pure. `Person.same` compares accounts, never the login."""
+"""Decides which accounts may ask, and which account is the bot's. Pure. Never compares accounts by their logins."""
 
 import re
 from dataclasses import dataclass
@@ -51,16 +51,16 @@ class People:
         return None if association is None or association in self.associations else "not-allowed"
 
 
-def own_account(login: str, number: int) -> Person:
+def bot_account(login: str, number: int) -> Person:
     """Return the bot's account from BOT_LOGIN and BOT_ID (0: not known). The login of an app ends with `[bot]`."""
     return Person(number, BOT if login.endswith("[bot]") else USER, login)
 
 
-def listed(word: str) -> Person:
-    """Return an account of ALLOWED_USERS: `id`, of a user, or `id:Type`.
+def account_of(word: str) -> Person:
+    """Return the account of one word of ALLOWED_USERS: `id` for a user, or `id:Type`.
 
     Raises:
-        ValueError: the word is neither.
+        ValueError: the word has neither form.
     """
     found = _LISTED.fullmatch(word)
     if found is None:

@@ -1,4 +1,4 @@
-"""Reads the intent of a delivery from the name of its event and its payload. Pure.
+"""Reads the intent of a delivery from the event's name and the payload. Pure.
 
 docs/reference/github-events.md has the table of events.
 """
@@ -31,7 +31,7 @@ class RefusedDemand:
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """A comment was edited. Its author stays the one who asks, whoever edited it."""
+    """A comment was edited. The demand still belongs to its author, even if somebody else edited it."""
 
     comment: Comment
 
@@ -165,12 +165,12 @@ def _comment(payload: Members, author: Person, source: CommentSource, found: Mem
         closed=about.text("state", "open") == "closed",
         labels=about.labels(),
         review_state=found.text("state").lower() if source is CommentSource.REVIEW else None,
-        path=found.maybe_text("path") if on_file else None,
+        path=found.optional_text("path") if on_file else None,
         # If the pull request no longer has the line, only `original_line` is set.
-        line=found.maybe_number("line") or found.maybe_number("original_line") if on_file else None,
-        diff_hunk=found.maybe_text("diff_hunk") if on_file else None,
-        commit=found.maybe_text("commit_id"),
-        root=(found.maybe_number("in_reply_to_id") or number) if on_file else None,
+        line=found.optional_number("line") or found.optional_number("original_line") if on_file else None,
+        diff_hunk=found.optional_text("diff_hunk") if on_file else None,
+        commit=found.optional_text("commit_id"),
+        root=(found.optional_number("in_reply_to_id") or number) if on_file else None,
         installation=_installation(payload),
     )
 
@@ -190,11 +190,11 @@ def _allowed_comment(payload: Members, rules: Rules, member: str, make: _MakeCom
 
 
 def _created(member: str, make: _MakeComment) -> "_ReadAction":
-    def act(payload: Members, rules: Rules) -> Intent:
+    def read_action(payload: Members, rules: Rules) -> Intent:
         comment = _allowed_comment(payload, rules, member, make)
         return comment if isinstance(comment, Ignored) else _demanded(comment, rules)
 
-    return act
+    return read_action
 
 
 def _demanded(comment: Comment, rules: Rules) -> Intent:
@@ -206,15 +206,15 @@ def _demanded(comment: Comment, rules: Rules) -> Intent:
 
 
 def _edited(member: str, make: _MakeComment) -> "_ReadAction":
-    def act(payload: Members, rules: Rules) -> Intent:
+    def read_action(payload: Members, rules: Rules) -> Intent:
         comment = _allowed_comment(payload, rules, member, make)
         return comment if isinstance(comment, Ignored) else Edited(comment)
 
-    return act
+    return read_action
 
 
 def _deleted(payload: Members, rules: Rules) -> Intent:
-    """The author is not checked, because somebody who left the repository may still withdraw a question."""
+    """Return the deletion. The author is not checked: a person who left the repository may withdraw a question."""
     found = payload.object("comment")
     author = found.person("user")
     if author is not None and rules.people.is_own(author):
@@ -256,9 +256,9 @@ def _labelled(payload: Members, rules: Rules) -> Intent:
 
 
 def _task(payload: Members, rules: Rules) -> Intent:
-    """Whoever assigns or labels has triage rights, with one exception.
+    """Return the task for an issue. An account that assigns or labels has triage rights, with one exception.
 
-    A template adds its labels in the name of the person who opened the issue.
+    An issue template adds its labels in the name of the person who opened the issue.
     """
     issue = payload.object("issue")
     sender, opener = payload.person("sender"), issue.person("user")

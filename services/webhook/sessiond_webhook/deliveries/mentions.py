@@ -1,4 +1,4 @@
-"""Which comments ask for an answer: those that mention the bot, those under a label, or all. Pure.
+"""Decides which comments ask for an answer: those that mention the bot, those under a label, or all. Pure.
 
 A mention counts where GitHub links one: in the text of the rendered comment, but not inside code or a link. The rule is
 that of GitHub's `MentionFilter` (html-pipeline). A mention inside a quote does not count either, because the author of
@@ -44,7 +44,7 @@ _MARKUP: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """Which comments ask. `login` is the bot's, as in BOT_LOGIN; `label` ignores case, as GitHub's labels do."""
+    """The rule for comments that ask. `login` is the bot's (BOT_LOGIN). Labels ignore case, as on GitHub."""
 
     kind: Kind
     login: str = ""

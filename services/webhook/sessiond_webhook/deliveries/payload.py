@@ -37,7 +37,7 @@ class Members:
         return BadPayload(self._where(name), why)
 
     def has(self, name: str) -> bool:
-        """Whether the member is there and not null."""
+        """Whether the member is present and not null."""
         return self.values.get(name) is not None
 
     def object(self, name: str) -> "Members":
@@ -56,7 +56,7 @@ class Members:
             raise self.bad(name, "must be a string")
         return found
 
-    def maybe_text(self, name: str) -> str | None:
+    def optional_text(self, name: str) -> str | None:
         """Return a string, or None."""
         return self.text(name) if self.has(name) else None
 
@@ -67,7 +67,7 @@ class Members:
             raise self.bad(name, "must be a whole number above 0")
         return found
 
-    def maybe_number(self, name: str) -> int | None:
+    def optional_number(self, name: str) -> int | None:
         """Return a whole number above 0, or None."""
         return self.number(name) if self.has(name) else None
 

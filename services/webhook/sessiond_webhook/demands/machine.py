@@ -5,7 +5,7 @@
       +--refuse, fail--> refused(reason) | failed(reason)         (also from answering)
 
 There are two rules. First, a demand ends with exactly one posted answer or one reason. Second, only the run that holds
-the demand (`holder`) may answer it. So a run whose lease has ended changes nothing when it comes back.
+the demand (`holder`) may answer it. So a run whose lease has ended cannot change anything later.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ class NotHolder(Exception):
 
 
 class CommentChanged(Exception):
-    """The comment was edited after this revision was read, so the answer would fit another question."""
+    """The comment was edited after this revision was read, so the answer belongs to an old question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Demand:
     reason: str | None = None
     """Why there is no answer: a stable word, for refused and failed."""
     tell: bool = True
-    """Whether the note gives the reason. For a deleted comment only if there is a note already."""
+    """Whether the note gives the reason. For a deleted comment, only if a note exists already."""
     note: Note | None = None
     at: Mapping[str, str] = field(default_factory=dict)
 
@@ -190,7 +190,7 @@ def promising(demand: Demand, task: str) -> Demand:
 
 
 def refused(demand: Demand, reason: str, now: str, *, tell: bool) -> Demand:
-    """Return the record of a demand that needs no answer any more, for example because it was withdrawn."""
+    """Return the record of a demand that no longer needs an answer, for example because it was withdrawn."""
     after = moved(demand, Move.REFUSE, now)
     return replace(after, reason=reason, tell=tell or demand.note is not None)
 
@@ -217,7 +217,7 @@ def seconds_between(at: Mapping[str, str], first: DemandState, second: DemandSta
 
 
 def edited(demand: Demand, comment: Comment, now: str) -> Demand:
-    """Return the record with the edited comment. It keeps its place. A version older than the known one is ignored."""
+    """Return the record with the edited comment. The demand keeps its place. An older version is ignored."""
     after = moved(demand, Move.EDIT, now)
     if comment.updated_at < demand.comment.updated_at or comment.body == demand.comment.body:
         return demand

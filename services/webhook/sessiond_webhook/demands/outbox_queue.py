@@ -3,13 +3,13 @@
     webhook:threads              threads with pending posts, by the time when they were last served
     webhook:posts:{thread}       keys of the thread's demands with pending posts, by order
     webhook:posts-claim:{thread} the lock of the thread: the run that works on it, for 60 s
-    webhook:posts-wait:{thread}  until when nobody tries, and how many tries failed
+    webhook:posts-wait:{thread}  the end of the thread's pause, and how many tries failed
     webhook:posts-job:{thread}   the last rq job that was enqueued to wake a poster
     webhook:posts-limit:{account} until when the rate limit of this account lasts
 
-A pending key only means that the note is out of date. `poster.notes` computes its text from the record when a run
-serves it. A key leaves the set in the transaction that records that the note is up to date. Times are those of Redis,
-because the posters are on many machines.
+A pending key only means that the note is out of date. `poster.notes` computes the note's text from the record when a
+run serves it. The transaction that records an up-to-date note removes its key. Times are those of Redis's clock,
+because the posters run on many machines.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A pause of a thread: until `until` (Redis's clock, epoch seconds), after `tries` failures in a row."""
+    """A pause of a thread. It ends at `until` (Redis's clock, epoch seconds), after `tries` failures in a row."""
 
     until: float = 0.0
     tries: int = 0
@@ -55,11 +55,11 @@ class Posts:
         return self.redis.zcard(posts_key(thread))
 
     def threads(self) -> list[str]:
-        """Return the threads with pending posts, the one that waits longest first."""
+        """Return the threads with pending posts. The first has waited longest."""
         return texts(cast(list[bytes], self.redis.zrange(THREADS, 0, -1)))
 
     def served(self, thread: str) -> None:
-        """Record that a run serves the thread now, so that the others come before it next time."""
+        """Record that a run serves the thread now, so that the other threads come first next time."""
         self.redis.zadd(THREADS, {thread: self.now()}, xx=True)
 
     def is_locked(self, thread: str) -> bool:
@@ -94,11 +94,11 @@ class Posts:
         return Wait(*orjson.loads(data)) if data else Wait()
 
     def limit(self, account: str) -> float:
-        """Return until when the rate limit of this account lasts, or 0.0."""
+        """Return the time at which the rate limit of this account ends, or 0.0."""
         return float(text(cast(bytes, self.redis.get(limit_key(account)) or b"0")))
 
     def set_limit(self, account: str, until: float) -> None:
-        """Record that the rate limit of this account lasts until `until`. A later known time stays."""
+        """Record that the rate limit of this account ends at `until`. A later recorded time is kept."""
 
         def work(pipe: Any) -> None:
             known = float(text(pipe.get(limit_key(account)) or b"0"))
@@ -108,8 +108,8 @@ class Posts:
 
         self.demands.transact(work, limit_key(account))
 
-    def put_off(self, thread: str, wait: Wait) -> None:
-        """Let the thread wait until `wait.until`, and schedule a job for then."""
+    def postpone(self, thread: str, wait: Wait) -> None:
+        """Let the thread wait until `wait.until`, and schedule a job for that time."""
         pipe = self.redis.pipeline()
         pipe.multi()
         at = datetime.fromtimestamp(wait.until, UTC)
@@ -130,13 +130,13 @@ class Posts:
         pipe.set(post_job_key(thread), job, ex=_KEPT)
         pipe.execute()
 
-    def awake(self, thread: str) -> bool:
-        """Whether a job is enqueued or scheduled that will serve the thread."""
+    def has_job(self, thread: str) -> bool:
+        """Whether an enqueued or scheduled job will serve the thread."""
         return self.demands.jobs.waiting(text(cast(bytes, self.redis.get(post_job_key(thread)) or b"")))
 
 
 def stage_forget(pipe: Any, thread: str) -> None:
-    """Within a MULTI: stop to list a thread without pending posts."""
+    """Within a MULTI: stop listing a thread without pending posts."""
     pipe.zrem(THREADS, thread)
     pipe.delete(wait_key(thread), post_job_key(thread))
 
@@ -159,8 +159,8 @@ def _has_lost_job(posts: Posts, thread: str) -> bool:
     until, now = posts.wait(thread).until, posts.now()
     if until > now:
         return False
-    # The scheduler of a killed poster keeps its lock for a minute. Nobody starts its scheduled jobs then.
-    return (until > 0 and now - until > LATE) or not posts.awake(thread)
+    # The scheduler of a killed poster keeps its lock for a minute. During that time, no scheduled job starts.
+    return (until > 0 and now - until > LATE) or not posts.has_job(thread)
 
 
 def thread_lock_key(thread: str) -> str:

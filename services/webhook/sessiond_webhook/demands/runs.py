@@ -1,8 +1,8 @@
-"""The leases of handler runs: which runs are alive, and which demand each may answer.
+"""The run leases of handlers: which runs are alive, and which demand each may answer.
 
-A job only wakes a run. The run takes the first demand of its session that no live run answers, whatever its job names.
-A session has at most `limit` runs, so that many comments on one session do not delay the others. A run renews its lease
-every third of `ttl`. When the lease has ended, another run may acquire the demand.
+A job only wakes a run. The run takes the first demand of its session that no live run answers. The demand that the job
+names does not matter. A session has at most `limit` runs, so that many comments on one session do not delay other
+sessions. A run renews its lease every third of `ttl`. When the lease has ended, another run may acquire the demand.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ class RunLeases:
     ttl: float = 15.0
 
     def acquire(self, session: str, holder: str) -> Demand | None:
-        """Start the lease of this run and return its demand. Returns None without a free demand or a free run."""
+        """Start the lease of this run and return its demand. Returns None if no demand or no run is free."""
 
         def work(pipe: Any) -> Demand | None:
             now = self._now()
@@ -67,7 +67,7 @@ class RunLeases:
         return None
 
     def renew(self, session: str, holder: str) -> bool:
-        """Renew the lease of this run. Returns False if it has already ended; then it stays ended."""
+        """Renew the lease of this run. Returns False if it has already ended. An ended lease cannot be renewed."""
         pipe = self.demands.redis.pipeline()
         pipe.zadd(runs_key(session), {holder: self._now() + self.ttl}, xx=True)
         pipe.zscore(runs_key(session), holder)
@@ -99,13 +99,13 @@ class RunLeases:
         return {text(one) for one in source.zrangebyscore(runs_key(session), f"({now}", "+inf")}
 
     def _now(self) -> float:
-        """Return the time of Redis, because the runs are on many machines."""
+        """Return the time of Redis's clock, because the runs are on many machines."""
         seconds, micros = self.demands.redis.time()
         return seconds + micros / 1e6
 
     @contextmanager
     def held(self, session: str, holder: str, on_dead: Callable[[], None] | None = None) -> Iterator[None]:
-        """Renew the lease in a thread of its own while inside. `on_dead` is called if the lease has ended."""
+        """Renew the lease inside the `with` block, in a thread. `on_dead` is called if the lease has ended."""
 
         def beat() -> bool:
             if self.renew(session, holder):
@@ -115,8 +115,8 @@ class RunLeases:
                 on_dead()
             return False
 
-        def away(error: redis.RedisError) -> None:
-            log.warning("cannot renew the lease of this run: Redis is away", session=session, error=str(error))
+        def on_error(error: redis.RedisError) -> None:
+            log.warning("cannot reach Redis to renew this run's lease; retrying", session=session, error=str(error))
 
-        with Heartbeat(f"run-lease-{session}", self.ttl / 3, beat, away).running():
+        with Heartbeat(f"run-lease-{session}", self.ttl / 3, beat, on_error).running():
             yield

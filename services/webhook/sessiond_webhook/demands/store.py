@@ -1,4 +1,4 @@
-"""The demands in Redis. Each change is one MULTI under WATCH; the pure functions of `machine` decide it.
+"""The demands in Redis. The pure functions of `machine` decide each change, which is one MULTI under WATCH.
 
     webhook:demand:{key}       the record, JSON
     webhook:open:{session}     keys of unanswered demands, by order
@@ -13,7 +13,7 @@
     webhook:threads            threads with such keys
     webhook:posts-job:{thread} the last rq job that was enqueued to wake a poster (see `outbox_queue`)
 
-Delivery, record and rq job are written together or not at all, so a delivery counts as seen only when it is safe.
+Delivery, record and rq job are written together or not at all. So a delivery counts as seen only when it is durable.
 Every method raises redis.RedisError while Redis is away.
 """
 
@@ -107,9 +107,10 @@ class Demands:
     def accept(self, delivery: str, comment: Comment, *, refuse: str | None = None) -> StoredDelivery:
         """Store a comment that asks for an answer. It is durable when this returns.
 
-        `refuse` is the reason if it gets no answer. Outcomes: `accepted`; `refused`, also if its pull request was
-        closed before; `duplicate`, the delivery was seen; `known`, the comment was seen; `withdrawn`, the comment was
-        deleted before.
+        `refuse` is the reason if the comment gets no answer.
+
+        Outcomes: `accepted`; `refused`, also if the pull request was closed before; `duplicate`, this delivery was
+        seen before; `known`, this comment was seen before; `withdrawn`, the comment was deleted before.
         """
         closing = closed_key(comment.session, comment.number)
         order = self.redis.incr(ARRIVALS)
@@ -144,7 +145,8 @@ class Demands:
     def edit(self, delivery: str, comment: Comment) -> StoredDelivery:
         """Store an edited comment.
 
-        Outcomes: `edited`, `unchanged`, `duplicate`; `late`, it is answered; `early`, the comment has not arrived yet.
+        Outcomes: `edited`; `unchanged`; `duplicate`; `late`, the comment is answered; `early`, the comment has not
+        arrived yet.
         """
 
         def work(pipe: Any) -> StoredDelivery:
@@ -154,7 +156,7 @@ class Demands:
             early = pipe.get(early_key(comment.key))
             pipe.multi()
             if known is None:
-                if early != b"deleted":  # an earlier deletion stays
+                if early != b"deleted":  # an earlier deletion is kept
                     newest = codec.dump_comment(_newest(comment, early))
                     pipe.set(early_key(comment.key), newest, ex=EARLY_TTL)
                 return self._record_delivery(pipe, delivery, StoredDelivery("early"))
@@ -187,12 +189,12 @@ class Demands:
     def close(self, delivery: str, session: str, number: int, at: str | None = None) -> StoredDelivery:
         """Refuse the unanswered demands of a closed pull request. Their notes give the reason.
 
-        `at` is the time of the closing, RFC 3339 UTC. Comments from before that arrive later are refused too.
+        `at` is the time of the closing, RFC 3339 UTC. Comments that are older but arrive later are refused too.
         Outcomes: `withdrawn`, `nothing`, `duplicate`.
         """
         if self.delivered(delivery):
             return StoredDelivery("duplicate")
-        if at is not None:  # first, so that each comment accepted from here on sees it
+        if at is not None:  # first, so that every comment accepted from now on finds it
             self.redis.set(closed_key(session, number), at.encode(), ex=EARLY_TTL)
         ended: list[Demand] = []
         for one in self.unanswered(session):
@@ -303,8 +305,8 @@ class Demands:
     def stage_post(self, pipe: Any, demand: Demand) -> None:
         """Within a MULTI: add the demand's note to the pending posts, behind those of earlier comments."""
         thread = demand.comment.thread
-        # By the comment's arrival. By the post's own time, an answer that replaces its own pending "Seen" note
-        # would overtake the answer to an earlier comment.
+        # The score is the comment's arrival. If it were the post's time, an answer could be posted before the answer
+        # to an earlier comment, after replacing its own pending "Seen" note.
         pipe.zadd(posts_key(thread), {demand.key: demand.order})
         pipe.zadd(THREADS, {thread: 0}, nx=True)
         pipe.set(post_job_key(thread), self.jobs.enqueue(POSTS, POST_JOB, thread, pipeline=pipe), ex=EARLY_TTL)
@@ -323,7 +325,7 @@ class Demands:
             pipe.zremrangebyscore(ended_key(demand.state), "-inf", time.time() - ENDED_TTL)
 
     def transact(self, work: Callable[[Any], _T], *watched: str) -> _T:
-        """Run `work` under WATCH, again if another client changed what it read.
+        """Run `work` under WATCH. Run it again if another client changed what it read.
 
         `work` reads, calls `multi`, then writes.
         """

@@ -1,8 +1,8 @@
-"""The sweeper: every `interval` seconds it repairs what a crash left behind. One replica sweeps at a time.
+"""The sweeper: every `interval` seconds it repairs the effects of crashes. One replica sweeps at a time.
 
 It reads the records of the demands, never rq. It takes missing tickets and withdraws tickets that nobody needs. It
 enqueues a job for an unanswered demand without a live run or job, and for a note that no poster will post. It ends
-demands that are too old. The webhook processes run it, because they run as long as deliveries are accepted.
+demands that are too old. It runs in the webhook's processes, because they run as long as deliveries are accepted.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class Sweeper:
         self._wake_posters, self._interval = wake_posters, interval
 
     def sweep(self) -> SweepCounts | None:
-        """Sweep, unless another replica does, or did within the interval: then return None.
+        """Sweep. Returns None if another replica sweeps now, or has swept within the interval.
 
         Raises:
             redis.RedisError: Redis is away.
@@ -95,7 +95,7 @@ class Sweeper:
         return counts
 
     def _forget(self, session: str) -> None:
-        """Stop listing a session without unanswered demands, unless it has one by now."""
+        """Stop listing a session that has no unanswered demand."""
 
         def work(pipe: Any) -> None:
             left = pipe.zcard(open_key(session))

@@ -1,6 +1,7 @@
-"""Tickets of demands in sessiond's queue, best effort: the demand is durable without one, and the sweeper tries again.
+"""The tickets of demands in sessiond's queue. A failed call does no harm: the demand is durable; the sweeper retries.
 
-The ingress uses it with a short deadline, so that a comment preempts the worker at once. So do sweeper and handler.
+The ingress calls it with a short deadline, so that a comment preempts the worker at once. The sweeper and the handler
+use it too.
 """
 
 import time
@@ -30,9 +31,9 @@ class DeadlineExceeded(Exception):
 
 
 class CircuitBreaker:
-    """Stops calls to a service that does not answer: after `failures` in a row, for `pause` seconds.
+    """Stops calls to a service for `pause` seconds after `failures` calls in a row without an answer.
 
-    Then one call may try.
+    After the pause, one call may test the service.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class CircuitBreaker:
         self._open_until = 0.0
 
     def allows(self) -> bool:
-        """Whether a call may be made now. While the breaker is open, one call after each pause tries for all."""
+        """Whether a call may be made now. While the breaker is open, it allows one call after each pause."""
         if self._failures < self._threshold:
             return True
         now = self._clock()
@@ -53,11 +54,11 @@ class CircuitBreaker:
         return True
 
     def record_success(self) -> None:
-        """The service answered."""
+        """Record that the service answered."""
         self._failures = 0
 
     def record_failure(self) -> None:
-        """The service did not answer."""
+        """Record that the service did not answer."""
         self._failures += 1
         self._open_until = self._clock() + self._pause
 
@@ -101,12 +102,12 @@ class Tickets:
             return None
         if after.state in UNANSWERED:
             return after
-        # The demand ended between its commit and its ticket, so no run will use this ticket.
+        # The demand ended before its ticket was taken, so no run will use this ticket.
         self.withdraw(after)
         return None
 
     def withdraw(self, demand: Demand) -> bool:
-        """Withdraw the demand's ticket and record it. Returns False if that is not certain: the sweeper tries again."""
+        """Withdraw the demand's ticket and record it. Returns False if this may have failed; the sweeper retries."""
         ticket = demand.ticket
         if ticket is not None:
             done = self._call("withdraw", demand, lambda: self._withdraw_at_sessiond(demand.session, ticket))

@@ -17,7 +17,7 @@ from sessiond_worker.tasks.store import Tasks
 
 
 def task_for(demand: Demand, promise: Promise) -> NewTask:
-    """Return the task of this promise. Its key contains the demand's, so a promise made twice is one task."""
+    """Return the task of this promise. Its key contains the demand's key, so a repeated promise is one task."""
     comment = demand.comment
     source = TaskSource(kind="demand", number=comment.number, url=comment.url or None, demand=demand.key)
     return NewTask(
@@ -48,10 +48,10 @@ class AnswerStore:
                 return known  # an earlier call succeeded, but its reply was lost
             after = machine.answered(known, holder, demand.revision, answer.text, now_text())
             new = task_for(known, answer.promise) if answer.promise is not None else None
-            living = self.tasks.living(pipe, new.key) if new is not None else None
+            active = self.tasks.find_active(pipe, new.key) if new is not None else None
             pipe.multi()
             if new is not None:
-                after = machine.promising(after, living.id if living is not None else self.tasks.stage(pipe, new))
+                after = machine.promising(after, active.id if active is not None else self.tasks.stage(pipe, new))
             self.demands.save(pipe, after)
             self.demands.stage_post(pipe, after)
             return after

@@ -2,9 +2,9 @@
 
     python -m sessiond_webhook.handler
 
-The ingress took the ticket when the comment arrived; otherwise the handler takes it now, under the same key. It stores
-the answer before it releases the lease. Without an answer it lets the lease expire, so that the demand keeps its place.
-If this process dies, the record of the demand says how far it came, and the sweeper wakes another handler.
+The ingress took the ticket when the comment arrived; if that failed, the handler takes it now, with the same key. It
+stores the answer before it releases the lease. Without an answer it lets the lease expire, so that the demand keeps its
+place. If this process dies, the sweeper wakes another handler, which continues from the demand's record.
 """
 
 import random
@@ -40,11 +40,11 @@ _T = TypeVar("_T")
 EDITS: Final = 5
 """How often one run starts again because the comment was edited during the answer."""
 DURABLE_PATIENCE: Final = 120.0
-"""Seconds for which a write is tried while Redis is away."""
+"""A write is retried for this many seconds while Redis is away."""
 RESTART_PATIENCE: Final = 60.0
-"""Seconds for which a call is tried while sessiond is away."""
+"""A call is retried for this many seconds while sessiond is away."""
 FINAL: Final = frozenset({"forced", "hold-limit", "lost-thrice", "too-old"})
-"""Reasons for the end of a ticket or lease after which nobody tries again. The note gives the reason."""
+"""Reasons for the end of a ticket or lease after which no run tries again. The note gives the reason."""
 
 
 class HandlerRun:
@@ -73,9 +73,9 @@ class HandlerRun:
             self._durably(partial(self._runs.release, session, self.holder))
 
     def _acquire(self, session: str) -> Demand | None:
-        """Take a demand of this session. If it has its runs already, take one of another session.
+        """Take a demand of this session. If the session has all its runs already, take one of another session.
 
-        Otherwise a job would be wasted while a demand waits behind many jobs of a busy session.
+        Otherwise this job would do nothing while a demand waits behind many jobs of a busy session.
         """
         others = [name for name in self._demands.sessions() if name != session]
         for name in (session, *random.sample(others, len(others))):
@@ -102,13 +102,13 @@ class HandlerRun:
             self._put_back(demand, wake=False)
 
     def _take_tickets(self, demand: Demand) -> None:
-        """Take the missing tickets of this demand and of earlier ones, in order: sessiond was away when they came."""
+        """Take the tickets that could not be taken when this demand and earlier ones arrived, in order."""
         if demand.ticket is None:
             for one in (*self._demands.without_ticket_before(demand), demand):
                 self._tickets.take(one)
 
     def _check_ticket(self, demand: Demand) -> None:
-        """Raise NoAnswer if the ticket has ended for good: its key must not take another ticket."""
+        """Raise NoAnswer if the ticket has ended for good, because its key must not take another ticket."""
         known = self._demands.get(demand.key)
         if known is None or known.ticket is None:
             return
@@ -206,7 +206,7 @@ class HandlerRun:
             log.info("the demand has already ended", why=str(error))
 
     def _durably(self, work: Callable[[], _T]) -> _T:
-        """Run `work`, and again while Redis is away, for `DURABLE_PATIENCE` seconds. `work` may take effect twice."""
+        """Run `work`, and retry it for `DURABLE_PATIENCE` seconds while Redis is away. It may take effect twice."""
         ends = time.monotonic() + DURABLE_PATIENCE
         while True:
             try:
@@ -219,7 +219,7 @@ class HandlerRun:
 
 
 def run(session: str, key: str) -> None:
-    """The rq job. `key` is the demand that it was enqueued for. `RunLeases` chooses the demand to answer."""
+    """Run one rq job. `key` is the demand for which it was enqueued; `RunLeases` chooses the demand to answer."""
     settings = from_env()
     connection = connect(settings.redis_url)
     jobs = Jobs(connection)

@@ -1,4 +1,4 @@
-"""Runs the turns of one demand under a lease. A turn that is asked again says so in its prompt."""
+"""Runs the turns of one demand under a lease. The prompt of a repeated turn says that it is repeated."""
 
 import time
 from dataclasses import dataclass
@@ -45,7 +45,8 @@ class Turns:
         """Run both turns: understand the question, then answer it.
 
         Raises:
-            NoAnswer, LeaseLost, Unavailable, ProblemError: there is no answer yet, or never.
+            NoAnswer: the demand gets no answer.
+            LeaseLost, Unavailable, ProblemError: there is no answer yet; the caller decides whether to try again.
         """
         for step in prompts.STEPS:
             result = self._turn(lease, demand, step)
@@ -55,7 +56,7 @@ class Turns:
         return Answer(text, promise)
 
     def _turn(self, lease: Lease, demand: Demand, step: str) -> TurnResult:
-        """Return the completed turn of this step, from the store or by running it. A turn that was cut is run again."""
+        """Return the completed turn of this step, stored or run now. A turn that was cut off is run again."""
         again: str | None = None
         result: TurnResult | None = None
         for attempt in range(1, ATTEMPTS + 1):

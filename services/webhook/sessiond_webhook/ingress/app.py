@@ -1,4 +1,4 @@
-"""The HTTP interface for GitHub's deliveries: each is read, made durable, then answered.
+"""The HTTP interface for GitHub's deliveries. It reads each delivery, makes it durable, then answers it.
 
 `POST /github` answers 202 only after everything that the delivery means is in Redis. It takes the ticket after that, in
 the same request. If that fails, the answer is still 202.
@@ -110,7 +110,7 @@ def _document(outcome: DeliveryOutcome) -> dict[str, object]:
 
 @contextmanager
 def _durably() -> Iterator[None]:
-    """Turn each error inside into a 503, because nothing is certain to be durable: GitHub must deliver again."""
+    """Convert every error in the block to a 503: nothing is certain to be durable, so GitHub must deliver again."""
     try:
         yield
     except redis.RedisError as error:

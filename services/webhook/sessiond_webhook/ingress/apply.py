@@ -18,12 +18,12 @@ from sessiond_webhook.ingress.worker_tasks import TaskPort
 log = structlog.get_logger("webhook.delivering")
 
 EARLIER_SECONDS: Final = 2.0
-"""Seconds that a delivery spends on the tickets of earlier ones. GitHub gives a delivery up after 10."""
+"""Seconds that a delivery spends on the tickets of earlier ones. GitHub ends a delivery after 10 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOutcome:
-    """The result of a delivery. `name` is one word; the tickets of the `withdrawn` demands must go."""
+    """The result of a delivery. `name` is one word. The tickets of the `withdrawn` demands must be withdrawn."""
 
     name: str
     demand: Demand | None = None
@@ -41,11 +41,11 @@ class DeliveryProcessor:
         """Store what the intent changes. It is durable when this returns.
 
         Raises:
-            redis.RedisError: it is not certain that anything is stored. So is it for every error of the task port.
+            redis.RedisError: nothing is certain to be stored. An error of the task port means the same.
         """
         match intent:
             case intents.Demanded(comment):
-                # A stuck task goes on after the next comment in its thread. To wake it twice is harmless.
+                # A stuck task goes on after the next comment in its thread. Waking it twice is harmless.
                 if not self._demands.delivered(delivery):
                     self._tasks.wake(comment.session, comment.number)
                 return _outcome(self._demands.accept(delivery, comment))
@@ -64,7 +64,7 @@ class DeliveryProcessor:
         raise ValueError(f"nothing can be done for {intent}")
 
     def _apply_once(self, delivery: str, name: str, act: Callable[[], str | int]) -> DeliveryOutcome:
-        """Do what lies in another store, then record the delivery. If this fails between, it is done twice, safely."""
+        """Change another store, then record the delivery. If that fails, `act` runs again later, which is safe."""
         if self._demands.delivered(delivery):
             return DeliveryOutcome("duplicate")
         done = act()
@@ -77,15 +77,15 @@ class DeliveryProcessor:
             metrics.TICKETS.labels(outcome="withdrawn" if self._tickets.withdraw(demand) else "not-withdrawn").inc()
         try:
             return self._take_ticket(outcome)
-        except redis.RedisError as error:  # what was accepted stays accepted
-            log.warning("cannot take a ticket: Redis is away; the sweeper tries again", error=repr(error))
+        except redis.RedisError as error:  # the delivery is stored already
+            log.warning("cannot reach Redis to take a ticket; the sweeper tries again", error=repr(error))
             return outcome
 
     def _take_ticket(self, outcome: DeliveryOutcome) -> DeliveryOutcome:
         demand = outcome.demand
         if demand is None or demand.ticket is not None or demand.state not in UNANSWERED:
             return outcome
-        # Tickets follow the order of the comments, even while another process has yet to take an earlier one.
+        # Tickets follow the order of the comments, even if another process has not taken an earlier one yet.
         deadline = time.monotonic() + EARLIER_SECONDS
         for earlier in self._demands.without_ticket_before(demand):
             if time.monotonic() < deadline:

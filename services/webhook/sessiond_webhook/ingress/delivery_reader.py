@@ -21,7 +21,7 @@ _VISIBLE: Final = frozenset(map(chr, range(0x21, 0x7F)))
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is counted and logged of one request."""
+    """The values of one request that are counted and logged."""
 
     event: str | None = None
     delivery: str | None = None
@@ -34,7 +34,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReader:
-    """Reads deliveries. Each of the `secrets` signs what is accepted."""
+    """Reads deliveries. A delivery is accepted if one of the `secrets` signed it."""
 
     secrets: tuple[str, ...]
     rules: intents.Rules
@@ -65,7 +65,7 @@ class DeliveryReader:
 def _header_word(request: Request, header: str) -> str:
     found = request.headers.get(header, "")
     if not 0 < len(found) <= MAX_HEADER or not _VISIBLE.issuperset(found):
-        raise Problem("bad-request", f"{header} must be there, as 1 to {MAX_HEADER} visible characters")
+        raise Problem("bad-request", f"{header} must have 1 to {MAX_HEADER} visible characters")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Gauges of durable records: the process that answers a scrape reads them from Redis.
+"""Gauges of durable records. The process that answers a scrape reads them from Redis.
 
 Only the webhook exports them, because it runs as long as deliveries are accepted. Each process of each replica reads
 the same records, so a query takes the maximum. While Redis is away, only these gauges are missing from a scrape.
@@ -25,7 +25,7 @@ class Gauges(Collector):
         self._demands, self._tasks = demands, tasks
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: the registry must not read Redis when this is registered."""
+        """Return nothing, so that the registration of this collector does not read Redis."""
         return ()
 
     def collect(self) -> Iterator[Metric]:

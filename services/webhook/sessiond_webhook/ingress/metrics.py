@@ -63,5 +63,5 @@ class _Build(Collector):
 
 
 def exposition(*more: Collector) -> bytes:
-    """Return the text of a scrape: all processes of this service together, and the collectors `more`."""
+    """Return the text of a scrape: the sums of all processes of this replica, and the collectors `more`."""
     return multiprocess.exposition(Path(os.environ[DIRECTORY]), _Build(), *more)

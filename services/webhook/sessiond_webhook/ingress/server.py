@@ -1,6 +1,6 @@
-"""The ingress as a service: gunicorn with gevent workers, its parts put together in each, signals.
+"""Runs the ingress in gunicorn with gevent workers. Each worker process builds its own parts.
 
-SIGTERM ends it in order: nothing new is taken, what has arrived is answered. SIGUSR1 writes every stack to stderr.
+On SIGTERM it accepts nothing new and answers the requests that have arrived. SIGUSR1 writes every stack to stderr.
 """
 
 import faulthandler
@@ -25,16 +25,16 @@ from sessiond_webhook.ingress.settings import IngressSettings
 log = structlog.get_logger("webhook")
 
 CONNECTIONS: Final = 2_000
-"""Open connections a process."""
+"""Open connections per process."""
 STOP_SECONDS: Final = 4
-"""For what has arrived to be answered, on SIGTERM."""
+"""Time after SIGTERM to answer the requests that have arrived, in seconds."""
 
 
 def serve(settings: IngressSettings) -> None:
-    """Runs until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT."""
     faulthandler.enable()
     directory = tempfile.mkdtemp(prefix="webhook-metrics-")
-    # prometheus-client chooses its kind of storage from this when it is imported, which only workers do.
+    # prometheus-client reads this when it is imported, to choose its storage. Only workers import it.
     os.environ[DIRECTORY] = directory
     master = os.getpid()
     try:
@@ -55,14 +55,14 @@ def _options(settings: IngressSettings) -> dict[str, Any]:
         "graceful_timeout": STOP_SECONDS + 1,
         # Chained: the master also passes the signal on to its workers.
         "when_ready": lambda _: faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True),
-        "child_exit": lambda server, worker: _tidy(),
+        "child_exit": lambda server, worker: _merge_metrics(),
         "post_worker_init": lambda worker: _after_init(worker, settings.port),
         "proc_name": "webhook",
     }
 
 
 def _application(settings: IngressSettings) -> Any:
-    """Build the application. In the worker: these imports need gevent's patches."""
+    """Build the application. Call it in the worker, because these imports need gevent's patches."""
     logs.configure(settings.log_format)
     # A full pool only means that some connections to sessiond are not kept.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -81,21 +81,21 @@ def _after_init(worker: Any, port: int) -> None:
     log.info("taking deliveries", pid=os.getpid(), port=port)
 
 
-def _tidy() -> None:
-    """In the master: what a process counted that is gone stays counted, in one file."""
+def _merge_metrics() -> None:
+    """In the master: keep the counts of ended processes, in one file."""
     from sessiond_common.metrics.multiprocess import merge_dead
 
     try:
         merge_dead(Path(os.environ[DIRECTORY]))
     except OSError as error:
-        log.warning("metrics of a process that ended are not put together", error=str(error))
+        log.warning("cannot merge the metrics of an ended process", error=str(error))
 
 
 def _sweep_for_ever(sweep: Callable[[], object], pause: float) -> None:
-    """A greenlet, under gevent's patches. Replicas take turns by themselves."""
+    """Sweep again and again. Under gevent's patches this is a greenlet. `sweep` coordinates the replicas."""
     while True:
         time.sleep(pause)
         try:
             sweep()
         except Exception as error:
-            log.warning("no sweep", error=repr(error))
+            log.warning("cannot sweep; the next sweep tries again", error=repr(error))

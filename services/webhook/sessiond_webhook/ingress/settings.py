@@ -21,7 +21,7 @@ class IngressSettings:
     """How the ingress runs. Durations are in seconds, sizes in bytes."""
 
     secrets: tuple[str, ...] = field(repr=False)
-    """One or two; a delivery is accepted if one of them signed it."""
+    """One or two. A delivery is accepted if one of them signed it."""
     rules: Rules
     redis_url: str
     sessiond_url: str
@@ -36,7 +36,7 @@ class IngressSettings:
     ticket_seconds: float = 1.0
     sweep_seconds: float = 30.0
     runs_per_session: int = 2
-    """The handlers' value; the sweep wakes no more."""
+    """The handlers' value. A sweep wakes no more runs than this."""
     log_format: str = "console"
 
 
@@ -86,7 +86,7 @@ def _rules(env: Env) -> Rules:
     return Rules(
         trigger=Trigger(Kind(kind), login, label),
         people=People(
-            authorization.own_account(login, account), frozenset(associations) or DEFAULT_ASSOCIATIONS, users
+            authorization.bot_account(login, account), frozenset(associations) or DEFAULT_ASSOCIATIONS, users
         ),
         task_label=env.text("TASK_LABEL", "sessiond-task", "label that makes an issue a task"),
     )
@@ -96,12 +96,12 @@ def _association(word: str) -> str:
     try:
         return authorization.association(word)
     except ValueError as error:
-        raise ValueError(f"is none of {', '.join(sorted(ASSOCIATIONS))}") from error
+        raise ValueError(f"is not one of {', '.join(sorted(ASSOCIATIONS))}") from error
 
 
 def _user(word: str) -> Person:
     try:
-        return authorization.listed(word)
+        return authorization.account_of(word)
     except ValueError as error:
         raise ValueError("is not the number of an account, or number:Type") from error
 

@@ -29,12 +29,12 @@ from sessiond_worker.tasks.store import Tasks
 
 REDIS_CONNECTIONS: Final = 64
 REDIS_DEADLINE: Final = 2.0
-"""Seconds for one call. GitHub gives a delivery up after 10."""
+"""Seconds for one call. GitHub ends a delivery after 10 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The ingress of one process, its sweep (see `demands.sweeper`), and `warm`, to be called once."""
+    """The ingress of one process and its sweep (see `demands.sweeper`). Call `warm` once."""
 
     ingress: Ingress
     sweep: Callable[[], object]
@@ -70,9 +70,9 @@ def assemble(settings: IngressSettings) -> Parts:
 
 
 def _warm(settings: IngressSettings, ingress: Ingress, demands: Demands, ask_sessiond: Callable[[], None]) -> None:
-    """Do what a process does once (imports, connections, the server's version), so that no delivery waits for it.
+    """Do what a process does only once (imports, connections, the server's version), so that no delivery waits for it.
 
-    So two comments at two processes keep their order more often. Nothing depends on this, and it changes nothing.
+    Two comments that reach two processes then keep their order more often. No rule depends on this.
     """
     ingress.app().test_client().get("/healthz")
     signature.valid(settings.secrets, None, b"")
@@ -86,6 +86,6 @@ def _warm(settings: IngressSettings, ingress: Ingress, demands: Demands, ask_ses
 
 
 def _ask_sessiond(client: Client, time_limit: Callable[[], gevent.Timeout]) -> None:
-    """Open a connection to sessiond. One that hangs must not stop the start of the process."""
+    """Open a connection to sessiond. A call that hangs must not block the start of the process."""
     with contextlib.suppress(SessiondError, DeadlineExceeded), time_limit():
         client.sessions()

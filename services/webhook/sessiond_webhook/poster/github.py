@@ -1,7 +1,7 @@
 """Comments on GitHub, through PyGithub's requester, which does authentication, installation tokens and redirects.
 
 By default PyGithub sleeps until a rate limit is over, up to an hour, and repeats failed requests, even writes. Both are
-off here (`retry=None`). It takes a 307 of a renamed repository for success, so this module follows that itself.
+off here (`retry=None`). It treats a 307 of a renamed repository as success, so this module follows the redirect itself.
 docs/reference/github-events.md lists the paths. The rules of rate limits:
 https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api
 """
@@ -89,9 +89,9 @@ class Github:
         return int(self._read(self._requester(comment), f"/users/{quote(f'{slug}[bot]')}")[1]["id"])
 
     def _requester(self, comment: Comment) -> Requester:
-        """Return a requester that is logged in for this comment.
+        """Return a requester with a login for this comment.
 
-        An installation token that is about to expire is replaced here. If that fails, no write has begun yet.
+        It replaces an installation token that is about to expire. If that fails, no write has begun yet.
         """
         if self._app is None:
             return self._token
@@ -161,7 +161,7 @@ class Github:
 
 
 def refusal(status: int, headers: Mapping[str, Any], data: Any, *, write: bool) -> Exception:
-    """Return the exception of the port that a status of 400 or more means."""
+    """Return the port's exception for a status of 400 or more."""
     lower = {str(name).lower(): str(value) for name, value in headers.items()}
     message = str(data.get("message") or "") if isinstance(data, dict) else ""
     if status == 429 or (status in (403, 422) and _is_rate_limit(status, lower, message)):
@@ -174,7 +174,7 @@ def refusal(status: int, headers: Mapping[str, Any], data: Any, *, write: bool) 
 
 
 def _is_rate_limit(status: int, headers: Mapping[str, str], message: str) -> bool:
-    if status == 422:  # GitHub refuses content that comes too fast like this
+    if status == 422:  # GitHub's answer to content that comes too fast
         return "submitted too quickly" in message
     return (
         "retry-after" in headers
@@ -203,7 +203,7 @@ def _github_time(headers: Mapping[str, str]) -> float:
 
 
 def _never_sent(error: requests.RequestException) -> bool:
-    """Whether there never was a connection, so that nothing can have been done."""
+    """Whether no connection was ever open, so that GitHub cannot have done anything."""
     cause = error.args[0] if error.args else None
     reason = cause.reason if isinstance(cause, MaxRetryError) else cause
     return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError | ConnectTimeoutError)
@@ -219,7 +219,7 @@ def _thread(comment: Comment) -> str:
 
 
 def _root(comment: Comment) -> int | None:
-    """Return the first comment of a review thread: only that one takes replies. None outside review threads."""
+    """Return the first comment of a review thread, which alone accepts replies. None outside review threads."""
     return (comment.root or comment.id) if comment.source is CommentSource.REVIEW_COMMENT else None
 
 

@@ -1,9 +1,9 @@
-"""Answers that mention nobody. Pure.
+"""Removes mentions from answers. Pure.
 
 GitHub notifies everybody in a thread of an answer anyway. An agent that names people must not notify them again, nor
-give orders to other bots ("@bot merge"). So a zero-width space goes between each at sign and the name after it, which
-stays readable. Code, link targets and autolinks are left as they are: people copy them, and GitHub finds no mention
-there. Raw HTML counts as text.
+give orders to other bots ("@bot merge"). So this module puts a zero-width space between each at sign and the name after
+it. The text stays readable. Code, link targets and autolinks do not change: people copy them, and GitHub finds no
+mention there. Raw HTML counts as text.
 """
 
 import re
@@ -33,9 +33,9 @@ def mute(text: str) -> str:
 
 
 def close_code_block(text: str) -> str:
-    """Return the text with an end to a code block that is open at its end.
+    """Return the text, and close a code block that is still open at its end.
 
-    A code block inside a list or a quote ends with it, so it needs no fence of its own.
+    A code block inside a list or a quote ends with the list or quote, so it needs no fence of its own.
     """
     tokens, lines = markdown.parse_blocks(text), text.split("\n")
     if not tokens or tokens[-1].type != "fence" or tokens[-1].level or tokens[-1].map is None:
@@ -47,7 +47,7 @@ def close_code_block(text: str) -> str:
 
 
 def _literal_ranges(text: str, lines: Sequence[str]) -> Mapping[int, Sequence[_Range]]:
-    """Return, for each line, the ranges of columns that stay as they are, in order."""
+    """Return, for each line, the ranges of columns that must not change, in order."""
     tokens, environment = markdown.parse(text)
     found: defaultdict[int, list[_Range]] = defaultdict(list)
     for number in (*_code_lines(tokens, text), *_definition_lines(environment)):
@@ -63,7 +63,7 @@ def _literal_ranges(text: str, lines: Sequence[str]) -> Mapping[int, Sequence[_R
 def _code_lines(tokens: Sequence[Token], text: str) -> Iterator[int]:
     """Yield the lines of code blocks.
 
-    GitHub has footnotes, CommonMark has not. Indented lines below one are text, so with footnotes only fences count.
+    GitHub has footnotes, CommonMark does not. Indented lines below a footnote are text, so only fences count then.
     """
     kinds = ("fence",) if _FOOTNOTE in text else ("fence", "code_block")
     for token in tokens:
@@ -83,8 +83,8 @@ def _inline_ranges(
 ) -> Iterator[tuple[int, _Range]]:
     """Yield line and columns of each literal range of an inline token.
 
-    `columns` holds the column at which the search in a line goes on: the cells of a table's row share a line. From a
-    piece that differs from its source on, the line has no literal range.
+    `columns` holds the column at which the search in a line goes on, because the cells of a table's row share a line.
+    After a piece that differs from its source, the line has no further literal range.
     """
     ranges = deque(child.meta[markdown.SOURCE] for child in token.children or () if markdown.SOURCE in child.meta)
     offset = 0

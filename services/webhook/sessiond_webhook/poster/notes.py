@@ -1,7 +1,7 @@
-"""What the bot's one comment for a demand says, its *note*. The poster edits it in place. Pure.
+"""The text of a *note*, the bot's one comment for a demand. The poster edits it in place. Pure.
 
-The agent's text mentions nobody (`mute_mentions`). A marker inside that text is broken, so that no answer can pass for
-the note of another demand.
+The agent's text mentions nobody (`mute_mentions`). A marker inside that text is made invalid, so that no answer can be
+taken for the note of another demand.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ REASONS: Final[Mapping[str, str]] = {
     "too-old": "This comment waited too long for its turn. To try again, write a new comment.",
     "agent-broken": "I cannot start the agent at the moment. To try again, write a new comment later.",
 }
-"""The sentence for each reason. What follows the reason's name after ": " is for logs, never for the thread."""
+"""The sentence for each reason. A reason may have details after ": ", which are only for logs."""
 
 
 def marker(key: str) -> str:
@@ -61,7 +61,7 @@ def wanted(demand: Demand) -> str | None:
 
 
 def seen(place: int | None) -> str:
-    """Return the text that stands there until there is an answer.
+    """Return the text of the note until there is an answer.
 
     `place` is the place in the queue and counts from 1. None means that it is not known yet.
     """
@@ -89,12 +89,12 @@ def _with_marker(demand: Demand, text: str) -> str:
 
 
 def _length(text: str) -> int:
-    """Return the length in UTF-16 units: never less than GitHub counts, whether it counts those or characters."""
+    """Return the length in UTF-16 units. GitHub may count characters, which are never more."""
     return len(text.encode("utf-16-le")) // 2
 
 
 def _cut(text: str, room: int) -> str:
-    """Return the beginning of `text`, muted again: a code span that the cut has opened is text now."""
+    """Return the beginning of `text`, muted again, because the cut may turn a code span into text."""
     kept = room
     while True:
         data = text.encode("utf-16-le")[: kept * 2]
@@ -102,4 +102,4 @@ def _cut(text: str, room: int) -> str:
         excess = _length(begin) - room
         if excess <= 0:
             return begin
-        kept = max(0, kept - max(excess, room // 64))  # at least a part of it, so that hostile text ends soon
+        kept = max(0, kept - max(excess, room // 64))  # at least a part of `room`, so that the loop ends soon

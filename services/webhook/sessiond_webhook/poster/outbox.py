@@ -1,4 +1,4 @@
-"""Answers as readable files, for a service without a login at GitHub. Implements `threads.Threads`.
+"""Writes answers to readable files, for a service without a login at GitHub. Implements `threads.Threads`.
 
 owner/repo/number/key.md         the note of a comment on an issue or pull request, or of a review
 owner/repo/number/root/key.md    the note of a review comment, in its review thread

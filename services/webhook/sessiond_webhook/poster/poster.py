@@ -1,7 +1,7 @@
-"""The poster: it brings the notes of a thread up to date, one after another, the earliest comment's first.
+"""The poster: it brings the notes of a thread up to date, one after another, in the order of the comments.
 
 `run` is the rq job; `python -m sessiond_webhook.poster` takes such jobs. A note is created at most once. The poster
-records that it is about to create one. If the outcome is unknown, it waits until GitHub lists what may be on its way
+records that it is about to create one. If the outcome is unknown, it waits until GitHub would list the note
 (`PostTimes.settle`). Then it looks for the note in the thread before it does anything else.
 """
 
@@ -33,11 +33,11 @@ GONE: Final = (404, 410)
 LONGEST_INEXACT_PAUSE: Final = 900.0
 """The longest pause, in seconds, after a rate limit for which GitHub named no time."""
 FAIR_STEPS: Final = 5
-"""Steps in one thread before the run turns to another."""
+"""Steps in one thread before the run serves another."""
 
 
 def run(thread: str) -> None:
-    """The rq job: bring notes up to date. The job was made for `thread`; it serves the other threads too."""
+    """Bring notes up to date, as an rq job. The job was made for `thread`, but it serves the other threads too."""
     settings = poster_settings(os.environ)
     connection = connect(settings.redis_url)
     posts = Posts(Demands(connection, Jobs(connection)))
@@ -68,7 +68,7 @@ class Poster:
         self._posts, self._threads, self._settings = posts, threads, settings
 
     def run(self) -> None:
-        """Serve one thread after another, the one that waits longest first, until none can be served now.
+        """Serve one thread after another, beginning with the one that waits longest, until none can be served now.
 
         Each thread gets a few steps at a time, so that many comments in one do not delay the answers in the others.
         """
@@ -81,7 +81,8 @@ class Poster:
     def _lock_next(self) -> ThreadLock | None:
         """Lock the next thread to serve.
 
-        Returns None if nothing is pending, if each thread must wait, or if other runs hold the rest. Those look again.
+        Returns None if nothing is pending, or if each thread must wait or is locked by another run. That run looks
+        again.
         """
         if stopping().is_set():
             return None
@@ -89,7 +90,7 @@ class Poster:
             if not self._posts.pending(thread):
                 self._posts.forget(thread)
             elif not self._too_early(thread):
-                lock = try_acquire(self._posts, thread, self._settings.times.claim)
+                lock = try_acquire(self._posts, thread, self._settings.times.lock_ttl)
                 if lock is not None:
                     self._posts.served(thread)
                     return lock
@@ -100,8 +101,8 @@ class Poster:
         wait = self._posts.wait(thread)
         early = wait.until > self._posts.now()
         # A scheduler whose clock is ahead of Redis's has started the scheduled job too early.
-        if early and not self._posts.awake(thread):
-            self._posts.put_off(thread, wait)
+        if early and not self._posts.has_job(thread):
+            self._posts.postpone(thread, wait)
         return early
 
     def _serve(self, lock: ThreadLock) -> None:
@@ -124,16 +125,16 @@ class Poster:
                 log.warning("another run holds the lock of this thread now", thread=lock.thread)
                 return
             except (RateLimited, Unreachable, OutcomeUnknown, _Settling) as error:
-                self._put_off(lock.thread, demand, error)
+                self._postpone(lock.thread, demand, error)
                 return
 
-    def _put_off(
+    def _postpone(
         self, thread: str, demand: Demand, error: "RateLimited | Unreachable | OutcomeUnknown | _Settling"
     ) -> None:
         now, times = self._posts.now(), self._settings.times
         tries = self._posts.wait(thread).tries
         if isinstance(error, _Settling):
-            self._posts.put_off(thread, Wait(error.until, tries))
+            self._posts.postpone(thread, Wait(error.until, tries))
             return
         seconds = min(times.longest, times.backoff * 2 ** min(tries, 20))
         if isinstance(error, RateLimited):
@@ -142,13 +143,13 @@ class Poster:
         elif isinstance(error, OutcomeUnknown):
             # An edit that may still arrive must not overwrite a later one.
             seconds = max(seconds, times.settle)
-        log.warning("a post is put off", thread=thread, why=str(error)[:200], seconds=round(seconds, 1))
-        self._posts.put_off(thread, Wait(now + seconds, tries + 1))
+        log.warning("a post is postponed", thread=thread, why=str(error)[:200], seconds=round(seconds, 1))
+        self._posts.postpone(thread, Wait(now + seconds, tries + 1))
 
     # ---- one note ----------------------------------------------------------------------------
 
     def _step(self, lock: ThreadLock, demand: Demand) -> None:
-        """Do one step towards a note that is up to date."""
+        """Do one step to bring the note up to date."""
         body = notes.wanted(demand)
         if body is None:
             lock.drop(demand.key)
@@ -161,7 +162,7 @@ class Poster:
             return
         left = self._posts.limit(self._threads.account(demand.comment)) - self._posts.now()
         if left > 0:
-            raise RateLimited(left, "rate limit, known from before")
+            raise RateLimited(left, "rate limit, recorded before")
         try:
             if note is None:
                 self._create(lock, demand, body)
@@ -186,7 +187,7 @@ class Poster:
         self._record_posted(lock, demand, posted)
 
     def _find_or_create(self, lock: ThreadLock, demand: Demand, note: Note, body: str) -> None:
-        """Look for a note whose creation had an unknown outcome; create it if it is not there."""
+        """Look for a note whose creation had an unknown outcome. Create it if it does not exist."""
         settled = (note.begun or 0.0) + self._settings.times.settle
         if self._posts.now() < settled:
             raise _Settling(settled)
@@ -211,7 +212,7 @@ class Poster:
         return after
 
     def _give_up(self, lock: ThreadLock, demand: Demand, error: Refused) -> None:
-        """GitHub refuses for good. If only the note is gone, it is created again."""
+        """Record that GitHub refuses for good. If only the note is gone, create it again."""
         if error.status in GONE and demand.note is not None and demand.note.id is not None:
             lock.not_begun(demand.key)
             return
@@ -223,7 +224,7 @@ class Poster:
             lock.drop(demand.key)
 
     def _withhold_secret(self, lock: ThreadLock, demand: Demand, body: str) -> bool:
-        """Whether the body holds a secret. If so, it is not posted; a reason takes the place of an answer."""
+        """Return whether the body holds a secret. Such a body is not posted; a reason replaces an answer."""
         answer = demand.text if demand.state is DemandState.ANSWERED else None
         name = self._settings.secrets.found(f"{answer or ''}\n{body}")
         if name is None:

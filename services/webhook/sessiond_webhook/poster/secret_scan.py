@@ -1,10 +1,10 @@
-"""Whether a text holds a secret of this service. Pure.
+"""Finds secrets of this service in a text. Pure.
 
-The poster searches every text before it posts it, for every configured secret. It finds a secret as it is, with blanks,
-line ends or invisible characters inside, URL-encoded, as HTML entities, as hexadecimal, and as base64 of any text that
-holds it. It does not find other disguises, such as a cipher. This is a second barrier: the agent never has the secrets
-in its environment. Values with fewer than `SHORTEST` characters are not searched, because many texts hold them by
-chance.
+The poster searches every text before it posts it, for every configured secret. It finds a secret in plain text, even
+with blanks, line ends or invisible characters inside. It finds the encodings URL, HTML entities, hexadecimal, and
+base64 of any text that holds the secret. It does not find other encodings, such as a cipher. This is a second
+protection: the agent never has the secrets in its environment. Values with fewer than `SHORTEST` characters are not
+searched, because many texts contain them by chance.
 """
 
 import base64
@@ -21,7 +21,7 @@ NAMES: Final = re.compile(
 )
 """Names of variables that hold a secret. With _FILE at the end, the variable names a file that holds it."""
 _LONG_LINE: Final = 32
-"""Characters from which each line of a secret with several lines, such as a private key, is searched by itself."""
+"""A line of a secret (such as a private key) with this many characters or more is also searched by itself."""
 _INVISIBLE: Final = re.compile(r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
 
 
@@ -93,7 +93,7 @@ def _forms(value: str) -> set[str]:
     data = value.encode()
     forms = {_plain(value), data.hex()}
     for offset in range(3):
-        # The first and last characters depend on the neighbours of the secret, so they are left out.
+        # The first and last characters depend on the text around the secret, so they are left out.
         whole = base64.b64encode(b"\0" * offset + data).decode().rstrip("=")
         skipped = -(-offset * 8 // 6)
         ends = len(whole) - (1 if (offset + len(data)) % 3 else 0)

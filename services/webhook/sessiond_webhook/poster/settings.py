@@ -39,15 +39,15 @@ class PostTimes:
     deadline: int = 15
     """Time limit of one HTTP call: to connect, and between two reads."""
     lag: float = 10.0
-    """How long after a call's deadline GitHub may not list its effect yet."""
+    """How long after a call's deadline GitHub's lists may still lack its effect."""
     pace: float = 1.0
     """Pause between two writes of one run, as GitHub asks for."""
     backoff: float = 2.0
     """First pause after a failure; each further pause is twice as long."""
     longest: float = 300.0
     """Longest pause."""
-    claim: int = 60
-    """How long a silent run keeps the lock of its thread; far above `deadline`."""
+    lock_ttl: int = 60
+    """How long a silent run keeps the lock of its thread. It must be much longer than `deadline`."""
 
     @property
     def settle(self) -> float:
@@ -75,7 +75,7 @@ def poster_settings(environ: Mapping[str, str]) -> PosterSettings:
 
 
 def read(env: Env) -> PosterSettings:
-    """Read all variables of the poster. `secrets` stays empty: those are in variables of every program."""
+    """Read all variables of the poster. `secrets` stays empty: the secrets are in variables of every program."""
     return PosterSettings(
         redis_url=env.redis_url(),
         github=_github(env),
@@ -106,18 +106,17 @@ def _github(env: Env) -> GithubSettings:
 
 def _times(env: Env) -> PostTimes:
     times = PostTimes()
-    claim = env.count("POSTER_CLAIM", times.claim, "seconds that a silent run keeps the lock of its thread")
+    lock_ttl = env.count("POSTER_CLAIM", times.lock_ttl, "seconds that a silent run keeps the lock of its thread")
     deadline = env.count("POSTER_DEADLINE", times.deadline, "seconds of one HTTP call; at most a third of POSTER_CLAIM")
-    if deadline > claim // 3:  # a call must not outlive the claim under which it began
-        env.refuse(
-            ("POSTER_DEADLINE", "POSTER_CLAIM"), f"the deadline must be a third of the claim or less: {claim // 3}"
-        )
+    if deadline > lock_ttl // 3:  # a call must end before the lock under which it began
+        reason = f"the deadline must be at most a third of POSTER_CLAIM: {lock_ttl // 3}"
+        env.refuse(("POSTER_DEADLINE", "POSTER_CLAIM"), reason)
     return PostTimes(
         deadline=deadline,
         lag=env.seconds("POSTER_LAG", times.lag, "time for which GitHub may not list what was posted"),
         pace=env.seconds("POSTER_PACE", times.pace, "pause between two writes of one run"),
         backoff=env.seconds("POSTER_BACKOFF", times.backoff, "first pause after a failure"),
-        claim=claim,
+        lock_ttl=lock_ttl,
     )
 
 
@@ -131,7 +130,7 @@ def all_secrets(environ: Mapping[str, str]) -> Secrets:
 
 
 def _text_or_empty(path: str) -> str:
-    """Other variables end in _FILE too. What they name may be missing, or no text."""
+    """Return the file's text, or an empty text. Other variables end in _FILE too, and their files may be anything."""
     try:
         return file_text(path)
     except ValueError:
@@ -143,7 +142,7 @@ def _id(text: str) -> int:
 
 
 def _private_key(path: str) -> str:
-    # Imported here: it takes a tenth of a second, and only an app needs it.
+    # Imported here, because it takes a tenth of a second and only an app needs it.
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 

@@ -1,8 +1,8 @@
-"""The lock of a thread: the right of one poster's run to post there, and what that run may change.
+"""The lock of a thread: the right of one poster's run to post there, and the changes that this run may make.
 
-Each change is one transaction that also watches the lock. So a run that stalled until another took the lock changes
-nothing any more. GitHub knows no such lock. The run therefore renews it directly before each write to GitHub, and its
-time to live is far longer than the deadline of a call.
+Each change is one transaction that also watches the lock. So a run that stalled until another run took the lock cannot
+change anything. GitHub does not know this lock. The run therefore renews it directly before each write to GitHub, and
+its time to live is much longer than the deadline of a call.
 """
 
 import uuid
@@ -31,7 +31,7 @@ class ThreadLockLost(Exception):
 
 
 class RecordChanged(Exception):
-    """The record has changed, so what was about to be written is out of date."""
+    """The record has changed, so the run must not write what it has prepared."""
 
 
 def try_acquire(posts: Posts, thread: str, ttl: int = LOCK_TTL) -> "ThreadLock | None":
@@ -49,7 +49,7 @@ class ThreadLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Renew the lock in a thread of its own while inside, every third of its life. Release it at the end."""
+        """Renew the lock inside the `with` block, in a thread, every third of `ttl`. Release it at the end."""
         heartbeat = Heartbeat(f"thread-lock-{self.thread}", self.ttl / 3, self._beat, self._not_renewed)
         try:
             with heartbeat.running():
@@ -99,10 +99,10 @@ class ThreadLock:
         return None
 
     def begin(self, key: str, body: str) -> Demand:
-        """Record, before it happens, that the note is being created.
+        """Record that this run is about to create the note.
 
         Raises:
-            RecordChanged: the note must have another body by now.
+            RecordChanged: the note must now have another body.
         """
         note = Note(begun=self.posts.now())
 
@@ -118,13 +118,13 @@ class ThreadLock:
         return self._change_record(key, lambda known: replace(known, note=None))
 
     def found(self, key: str, note: Note) -> Demand:
-        """Record that the note exists, whatever its body is."""
+        """Record that the note exists, with any body."""
         return self._change_record(key, lambda known: replace(known, note=note))
 
     def shown(self, key: str, note: Note) -> Demand:
-        """Record that the note shows `note.shown`. If that is up to date, the note is no longer pending.
+        """Record that the note shows `note.shown`. A note that is up to date is no longer pending.
 
-        If that is the answer of an answered demand, the demand becomes posted in the same step.
+        If the note shows the answer of an answered demand, the demand becomes posted in the same step.
         """
 
         def move(known: Demand) -> Demand:
@@ -179,7 +179,7 @@ class ThreadLock:
 
 
 def is_current(demand: Demand) -> bool:
-    """Whether the note shows what it must."""
+    """Whether the note is up to date."""
     body = notes.wanted(demand)
     return body is None or (demand.note is not None and demand.note.shown == notes.sha(body))
 

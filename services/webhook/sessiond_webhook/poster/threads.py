@@ -1,4 +1,4 @@
-"""The port to the threads in which comments and their answers stand.
+"""The port to the threads that contain comments and their answers.
 
 `github.Github` implements it for GitHub, `outbox.Outbox` for files.
 """
@@ -34,7 +34,7 @@ class Unreachable(Exception):
 
 
 class OutcomeUnknown(Exception):
-    """A write got no answer, or a 5xx. It may have been done or not."""
+    """A write got no answer, or a 5xx. Whether it was done is unknown."""
 
 
 class Refused(Exception):
@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 class Threads(Protocol):
-    """Writes and finds the bot's comments. A call takes seconds and repeats nothing.
+    """Writes and finds the bot's comments. A call may take seconds and never repeats a request.
 
     Raises:
         RateLimited, Unreachable, Refused: every call but `account`.

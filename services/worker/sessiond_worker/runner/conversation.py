@@ -22,13 +22,13 @@ log = structlog.get_logger("worker.turns")
 
 POLL_SECONDS: Final = 0.2
 AWAY_PATIENCE: Final = 120.0
-"""Seconds without a break that sessiond may be away while a run asks how a turn ended; then the run ends."""
+"""A run that asks how a turn ended waits at most this many seconds for sessiond to answer; then the run ends."""
 STOP_PATIENCE: Final = 5.0
-"""The same while the worker stops: the next run asks."""
+"""The same limit while the worker stops. The next run then asks again."""
 LEDGER_PAGE: Final = 5_000
-"""Entries of a whole page of the ledger; a shorter page is the last one."""
+"""Entries in a full page of the ledger. A shorter page is the last one."""
 LEDGER_SLACK: Final = 60.0
-"""Seconds before the task's creation from which the ledger is read: clocks differ."""
+"""The ledger is read from this many seconds before the task's creation, because clocks differ."""
 TURN_TIMEOUTS: Final = (1.0, 86_400.0)
 """The shortest and the longest timeout of a turn, in seconds."""
 MAX_RETRY_PAUSE: Final = 5.0
@@ -52,7 +52,7 @@ class Conversation:
         Raises:
             Stopped: the worker stops.
             Unavailable: sessiond is away for too long, or its agent cannot run.
-            TaskRefused: somebody changed the task meanwhile, mostly by a cancel.
+            TaskRefused: somebody else has changed the task, usually by a cancel.
         """
         lease = self._lease
         if lease is None:
@@ -129,7 +129,7 @@ class Conversation:
     # ---- sending ---------------------------------------------------------------------------------
 
     def _send(self, lease: Lease, turn: TaskTurn) -> ClosedTurn | None:
-        """Send the turn and read it to its end. None: it never began, and the lease is lost."""
+        """Send the turn and read it to its end. Returns None if it never began and the lease is lost."""
         prompt = prompts.prompt(self._task, turn)
         try:
             with interruptible():
@@ -144,7 +144,7 @@ class Conversation:
         while not lease.lost.is_set():
             try:
                 closed = self._read(lease, turn, prompt)
-                # A failed turn's record says more than its result: whether the agent had begun.
+                # Only the record of a failed turn says whether the agent had begun.
                 found = self._find(turn.key) if closed.outcome == "failed" else None
                 return closed if found is None else judge.closed_turn(found)
             except (LeaseLost, Unavailable, ProblemError) as failure:
@@ -177,7 +177,7 @@ class Conversation:
         return ClosedTurn(result.outcome, result.text, result.reason, seconds, result.cost_usd or 0.0)
 
     def _cut_off(self, lease: Lease, turn: TaskTurn) -> None:
-        """Cancel the turn and record its end: the worker stops, and has few seconds for it."""
+        """Cancel the turn and record its end. The worker stops, so it has only a few seconds for this."""
         found = self._find(turn.key)
         if found is None:
             return
@@ -194,9 +194,9 @@ class Conversation:
     # ---- how a turn ended --------------------------------------------------------------------------
 
     def settle(self) -> bool:
-        """Record how the turn ended that an earlier run left open. Returns whether the task is over.
+        """Record the end of a turn that an earlier run left open. Returns whether the task is over.
 
-        Without a lease, a turn that still runs is left open.
+        Without a lease, a turn that still runs stays open.
         """
         turn = self._task.turn
         if turn is None or not turn.open:

@@ -57,7 +57,7 @@ def closed_turn(turn: Mapping[str, Any]) -> ClosedTurn:
 
 
 def judge(task: Task, turn: TaskTurn, closed: ClosedTurn, failures_allowed: int) -> tuple[ev.Event, ...]:
-    """Return the turn's close, and the task's own end if the turn ends it.
+    """Return the event that closes the turn, and the event that ends the task if the turn ends it.
 
     `failures_allowed`: failed turns in a row after which the task is stuck.
     """

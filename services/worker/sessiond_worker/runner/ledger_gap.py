@@ -19,10 +19,10 @@ class LedgerGap:
 
 
 def read(entries: Iterable[Mapping[str, Any]], key: str, ticket: str) -> LedgerGap:
-    """Read the entries since the last grant of the task whose tickets have this key and which has this ticket now.
+    """Read the entries since the task's last grant. The task's tickets have `key`, and its present one has id `ticket`.
 
-    Every handler's lease in them came between two leases of the task. A ticket that was taken before the first entry
-    is named by its id.
+    So every handler's lease in these entries lies between two leases of the task. A handler's ticket that was taken
+    before the first entry is named by its id.
     """
     names = {ticket: key}
     preempted: list[int] = []

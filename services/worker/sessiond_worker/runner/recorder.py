@@ -1,4 +1,4 @@
-"""The record of the task that a run works on: its last known state, and changes made as the run that has it."""
+"""The record of the task that a run works on: the last known state, and changes under the run lease."""
 
 import time
 import uuid
@@ -13,7 +13,7 @@ from sessiond_worker.tasks.run_lease import RunLease
 from sessiond_worker.tasks.store import RunLeaseLost, Tasks
 
 REDIS_PATIENCE: Final = 60.0
-"""Seconds for which a change is tried while Redis is away; then the run ends."""
+"""A change is retried for this many seconds while Redis is away; then the run ends."""
 RETRY_SECONDS: Final = 0.2
 
 
@@ -36,7 +36,7 @@ class TaskRecorder:
         Raises:
             RunLeaseLost: another run has the task.
             TaskRefused: the task's state does not accept an event.
-            redis.ConnectionError, redis.TimeoutError: Redis is away for too long, or the worker stops meanwhile.
+            redis.ConnectionError, redis.TimeoutError: Redis is away for too long, or the worker stops during the wait.
         """
         lease, change, ends = self._run_lease, uuid.uuid4().hex, time.monotonic() + REDIS_PATIENCE
         while True:
@@ -44,7 +44,7 @@ class TaskRecorder:
                 self.task = self._tasks.change(lease.task_id, *events, run=lease.token, wake=wake, change=change)
                 return
             except RunLeaseLost:
-                # It may only have expired while Redis was away: then it can be acquired again.
+                # If it only expired while Redis was away, it can be acquired again.
                 if not lease.acquire():
                     raise
             except (redis.ConnectionError, redis.TimeoutError):

@@ -1,4 +1,4 @@
-"""The outcome line of an answer: a JSON object, alone on its last line that is not empty. Pure.
+"""The outcome line of an answer: the last line that is not empty, and only a JSON object. Pure.
 
 {"outcome": "done" | "more" | "nothing-to-do" | "stuck", "note": "..."}
 """

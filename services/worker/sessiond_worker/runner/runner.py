@@ -3,9 +3,9 @@
     run(task_id)      what an rq job calls, in a work-horse of its own
 
 The order of every step is record, then act: the record has a turn's key before its prompt is sent, and the turn's
-outcome before the lease is released. After any crash, the next run asks sessiond how the turn with that key ended
-(`GET /turns?key=`), so no prompt is sent twice without saying so. It asks under a lease of its own, when no other run
-can send.
+outcome before the lease is released. After a crash, the next run asks sessiond how the turn with that key ended
+(`GET /turns?key=`). So a prompt that is sent twice says so. The run asks under a lease of its own, because no other run
+can send then.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ log = structlog.get_logger("worker.runner")
 BROKEN_RUNS: Final = 5
 """Runs in a row that end with an unexpected error before the task fails."""
 TICKET_PATIENCE: Final = 60.0
-"""Seconds that sessiond may be away while a run takes the task's ticket."""
+"""A run that takes the task's ticket waits at most this many seconds for sessiond."""
 STOPPED: Final = "the worker was stopped"
 FAULT_POINTS: Final = ("before-lease", "lease-granted", "turn-recorded", "in-turn", "result-received", "recorded")
 """before-lease: the run has its run lease; turn-recorded: the prompt is not sent yet; result-received: the result is
@@ -60,7 +60,7 @@ class Run:
         self._id, self._settings, self._client = task_id, settings, client
         self._token = f"run-{os.getpid()}-{secrets.token_hex(6)}"
         self._tasks = Tasks(connection)
-        self._run_lease = RunLease(connection, task_id, self._token, settings.claim_ttl)
+        self._run_lease = RunLease(connection, task_id, self._token, settings.run_lease_ttl)
         self._recorder = TaskRecorder(self._tasks, self._run_lease)
         self._ticket: str | None = None
 
@@ -82,7 +82,7 @@ class Run:
         finally:
             append_in(self._settings.hooks_dir, "runs", "end", self._id, os.getpid(), time.monotonic())
             self._run_lease.release()
-        # A job that came for the task while this run was ending found the run lease and has ended.
+        # A job that started while this run was ending has found the run lease and ended.
         self._tasks.revive_queued(self._id)
 
     def _guarded(self) -> None:
@@ -95,11 +95,11 @@ class Run:
         except Superseded:
             log.warning("another run waits on the task's ticket")
         except TaskRefused as refused:
-            self._overtaken(refused)
+            self._accept_other_change(refused)
         except Unavailable as failure:
-            log.warning("sessiond is away; the next sweep continues the task", error=str(failure))
+            log.warning("cannot reach sessiond; the next sweep continues the task", error=str(failure))
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            log.warning("Redis is away; the next sweep continues the task", error=str(error))
+            log.warning("cannot reach Redis; the next sweep continues the task", error=str(error))
         except Exception as error:
             self._record_error(error)
             raise
@@ -128,16 +128,16 @@ class Run:
     def _one_lease(self) -> bool:
         """Wait for a lease and work under it. Returns whether the task is over."""
         try:
-            return self._leased()
+            return self._work_with_lease()
         except TicketEnded as ended:
-            # A cancel, an operator or a rule ended it. Unless the task is over, the run takes a new ticket.
+            # A cancel, an operator or a rule ended the ticket. Unless the task is over, the run takes a new one.
             log.warning("the ticket has ended", reason=ended.reason)
             self._recorder.change(ev.Released(), ev.Interrupt(f"its ticket ended: {ended.reason}"))
         except LeaseLost as lost:
             log.info("the lease was lost before the grant was confirmed", reason=lost.reason)
         return False
 
-    def _leased(self) -> bool:
+    def _work_with_lease(self) -> bool:
         self._take_ticket()
         leasing = self._client.lease(
             self._task.session, kind="worker", key=self._task.id, holder=self._token, lease_ttl=self._settings.lease_ttl
@@ -147,7 +147,7 @@ class Run:
                 with interruptible():
                     lease = stack.enter_context(leasing)
             except Stopped:
-                # Nothing was interrupted, and the ticket keeps its place: another run may go on.
+                # Nothing was interrupted, and the ticket keeps its place. Another run may continue.
                 self._recorder.change(wake=True)
                 raise
             structlog.contextvars.bind_contextvars(fence=lease.fence)
@@ -181,7 +181,7 @@ class Run:
             lease.abandon()
             raise
         except (Unavailable, redis.ConnectionError, redis.TimeoutError) as failure:
-            self._leave(lease, failure)
+            self._abandon_or_release(lease, failure)
             raise
         if over:
             hold_in(self._settings.hooks_dir, "recorded")
@@ -189,10 +189,10 @@ class Run:
         self._record_loss(lease)
         return False
 
-    def _leave(self, lease: Lease, failure: Exception) -> None:
-        """Leave the lease to expire, which keeps the ticket's place. With a broken agent, release it instead."""
+    def _abandon_or_release(self, lease: Lease, failure: Exception) -> None:
+        """Let the lease expire, so that the ticket keeps its place. If the agent is broken, release it instead."""
         if isinstance(failure, Unavailable) and failure.type == "agent-broken":
-            # To keep the place would keep the lease from others, for a turn that cannot run.
+            # If the ticket kept its place, others would wait for a turn that cannot run.
             self._recorder.change(ev.Interrupt(f"the agent cannot run: {failure.reason}"), ev.Released())
         else:
             lease.abandon()
@@ -207,7 +207,7 @@ class Run:
         self._recorder.change(*events)
 
     def _stop_notice(self) -> str | None:
-        """Return what the next prompt says about the stop. The notice of a turn that was cut off says it as well."""
+        """Return the notice about the stop. None if a turn was open before: the notice about the cut turn says it."""
         return None if self._task.turn is None else f"Between two of your turns {STOPPED} and started again."
 
     # ---- without a lease -------------------------------------------------------------------------
@@ -222,8 +222,8 @@ class Run:
         self._recorder.change(ev.Released())
         log.info("the ticket is given back", state=self._task.state.value)
 
-    def _overtaken(self, refused: TaskRefused) -> None:
-        """Somebody changed the task during this run, mostly by a cancel."""
+    def _accept_other_change(self, refused: TaskRefused) -> None:
+        """End the run, because somebody else changed the task during it, usually by a cancel."""
         log.info("somebody else changed the task", why=str(refused))
         if self._recorder.load().state not in AT_WORK:
             self._give_back()
@@ -239,7 +239,7 @@ class Run:
     # ---- in the run lease's thread -----------------------------------------------------------------
 
     def _withdraw_if_ended(self) -> None:
-        """After a cancel, withdraw the ticket: that ends a wait, a lease and its turn at once."""
+        """After a cancel, withdraw the ticket, which ends a wait, or a lease and its turn, at once."""
         with contextlib.suppress(NoTask):
             task = self._tasks.get(self._id)
             if task.ended and task.ticket is not None:

@@ -1,4 +1,4 @@
-"""What may happen to a task, as data. `tasks.machine` has the table of which event each state accepts. Pure."""
+"""The events of a task. `tasks.machine` has the table of the events that each state accepts. Pure."""
 
 from dataclasses import dataclass
 from typing import ClassVar

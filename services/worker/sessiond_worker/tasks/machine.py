@@ -18,14 +18,14 @@ from sessiond_worker.tasks.events import EndEvent, Event, QueueEvent, RunEvent
 from sessiond_worker.tasks.model import ENDS, Task, TaskState, TaskTurn, TaskUsage
 
 NOTICES: Final = 40
-"""Notices kept for the next prompt, the newest. Each flurry may add one."""
+"""The newest notices that are kept for the next prompt. Each interruption may add one."""
 _ANYWHERE: Final = ("preempted", "released", "job")
 
 TABLE: Final[Mapping[tuple[TaskState, str], TaskState]] = {
     (TaskState.QUEUED, "start"): TaskState.RUNNING,
     (TaskState.QUEUED, "cancel"): TaskState.CANCELLED,
     (TaskState.QUEUED, "fail"): TaskState.FAILED,
-    # The run before died; this is the next one.
+    # The previous run died; the next one starts.
     (TaskState.RUNNING, "start"): TaskState.RUNNING,
     (TaskState.RUNNING, "queue"): TaskState.RUNNING,
     (TaskState.RUNNING, "grant"): TaskState.RUNNING,
@@ -57,7 +57,7 @@ class TaskRefused(Exception):
     """The task's state does not accept this event."""
 
     def __init__(self, state: TaskState, event: str, why: str = "") -> None:
-        super().__init__(f"a task that is {state.value} takes no {event}" + (f": {why}" if why else ""))
+        super().__init__(f"a task that is {state.value} does not accept {event}" + (f": {why}" if why else ""))
         self.state = state
         self.event = event
 
@@ -141,7 +141,7 @@ def _notify(task: Task, notice: str | None) -> Task:
 
 
 def _send(task: Task, turn: TaskTurn) -> Task:
-    """Refuse a second open turn. The open one may be sent again under its own key: it never began."""
+    """Open the turn. While a turn is open, only that turn may be sent again, under its own key: it never began."""
     before = task.turn
     if before is not None and before.open and before.key != turn.key:
         raise TaskRefused(task.state, "send", f"{before.key} is open")

@@ -1,4 +1,4 @@
-"""The record of a task, what follows from it (budgets, the next turn), and its JSON. Pure."""
+"""The record of a task, the values derived from it (budgets, the next turn), and its JSON. Pure."""
 
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -84,7 +84,7 @@ class TaskTurn:
 
 @dataclass(frozen=True, slots=True)
 class Interruptions:
-    """How often the task lost its lease or its run stopped, how many of these were preemptions, and the last reason."""
+    """Counts how often the task lost its lease or its run stopped, and how many of these were preemptions."""
 
     count: int = 0
     preemptions: int = 0
@@ -158,7 +158,7 @@ class Task:
         return self.state in AT_WORK or self.ticket is not None
 
 
-# ---- what follows from the record ----------------------------------------------------------------------
+# ---- derived from the record ---------------------------------------------------------------------------
 
 
 def used_up(task: Task) -> str | None:

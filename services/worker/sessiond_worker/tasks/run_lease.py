@@ -1,7 +1,7 @@
 """The run lease of a task: a token in Redis with a time to live, so that a task never runs twice at once.
 
-A thread in the work-horse renews it and listens to the task's bell, which a cancel rings. So the lease lives on when
-rq's parent is killed and the orphan goes on, and it expires when the work-horse is killed.
+A thread in the work-horse renews it and waits on the task's bell, a list to which a cancel adds an entry. So the lease
+is renewed if only rq's parent is killed, and it expires if the work-horse is killed.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from sessiond_worker.tasks.store import bell_key, run_lease_key
 log = structlog.get_logger("worker.claim")
 
 MAX_LISTEN_SECONDS: Final = 2.0
-"""Below the deadline of the connection's calls."""
+"""The longest wait on the bell. It must be shorter than the deadline of the connection's calls."""
 RETRY_SECONDS: Final = 0.2
 
 
@@ -42,9 +42,9 @@ class RunLease:
         return bool(self._redis.set(self._key, self.token, nx=True, px=self._ttl_ms)) or self._held()
 
     def keep(self, on_bell: Callable[[], None], on_lost: Callable[[], None]) -> None:
-        """Renew the lease and listen to the bell, in a thread, until `release`.
+        """Renew the lease and wait on the bell, in a thread, until `release`.
 
-        The thread calls `on_bell` each time the bell rings, and `on_lost` once when another run holds the lease.
+        The thread calls `on_bell` for each entry of the bell, and `on_lost` once when another run holds the lease.
         """
 
         def beat() -> bool:
@@ -60,7 +60,7 @@ class RunLease:
         def on_error(error: Exception) -> None:
             log.warning("cannot reach Redis to renew the run lease; retrying", task=self.task_id, error=str(error))
 
-        # Each beat takes its own time, in BLPOP: so no pause between two of them.
+        # Each beat waits in BLPOP, so no pause between two beats is needed.
         heartbeat = Heartbeat("run-lease", 0.0, beat, on_error, retry=min(RETRY_SECONDS, self._listen_seconds))
         self._heartbeat = heartbeat
         heartbeat.start()
@@ -87,7 +87,7 @@ class RunLease:
         return bool(self._redis.get(self._key) == self.token.encode())
 
     def _renew(self) -> bool:
-        """Give the lease its whole time to live again, also after it expired and no run acquired it."""
+        """Restart the lease's time to live, even if it has expired and no other run has acquired it."""
         with self._redis.pipeline() as pipe:
             try:
                 pipe.watch(self._key)

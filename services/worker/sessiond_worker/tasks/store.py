@@ -7,17 +7,17 @@
     worker:claim:{id}  the run lease: the token of the run that has the task, with a time to live
     worker:bell:{id}   a list; an entry wakes that run
 
-A change is WATCH, a pure decision (`machine.decide`), MULTI, EXEC; when another change came first, it is decided
-again. A caller that wants to add a task within a MULTI of its own does this:
+A change is WATCH, a pure decision (`machine.decide`), MULTI, EXEC. If another change came first, it is decided again.
+A caller that wants to add a task within a MULTI of its own does this:
 
     with redis.pipeline() as pipe:
-        if tasks.living(pipe, new.key) is None:      # WATCHes the key's index; `pipe` answers at once until multi()
+        if tasks.find_active(pipe, new.key) is None: # WATCHes the key's index; `pipe` answers at once until multi()
             pipe.multi()
             ...                                      # the caller's own commands
             task_id = tasks.stage(pipe, new)         # the same id each time until EXEC has made the task
             pipe.execute()                           # on WatchError: again from the start
 
-All methods raise redis.ConnectionError or redis.TimeoutError while Redis is away; then nothing is half done.
+All methods raise redis.ConnectionError or redis.TimeoutError while Redis is away. A change is never half done.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class NoTask(LookupError):
 
 
 class RunLeaseLost(Exception):
-    """Another run holds the task's run lease: this run must not change the task any more."""
+    """Another run holds the task's run lease, so this run must not change the task any more."""
 
 
 def task_key(task_id: str) -> str:
@@ -74,7 +74,7 @@ def bell_key(task_id: str) -> str:
 
 
 def index_key(key: str) -> str:
-    """Return the Redis key that holds the id of the last task with this key. Hashed: keys are any text."""
+    """Return the Redis key with the id of the last task of this key. Keys may be any text, so it has their hash."""
     return f"worker:key:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
@@ -82,7 +82,7 @@ def checked(new: NewTask) -> NewTask:
     """Return the same task with its session in lower case.
 
     Raises:
-        ValueError: no task can be made of it; the text is one line.
+        ValueError: `new` is not a valid task; the text is one line.
     """
     session = new.session.lower()
     if not _SESSION.fullmatch(session) or {".", ".."} & set(session.split("/")):
@@ -112,18 +112,18 @@ class Tasks:
     # ---- adding ------------------------------------------------------------------------------
 
     def add(self, new: NewTask) -> Task:
-        """Add a task, queued and with a job that wakes a worker. Returns it.
+        """Add a task in the state `queued`, and a job that wakes a worker. Returns the task.
 
-        A task of the same key that has not ended is returned as it is.
+        If a task with the same key has not ended, that one is returned and nothing changes.
 
         Raises:
-            ValueError: no task can be made of `new`; the text is one line.
+            ValueError: `new` is not a valid task; the text is one line.
         """
         new = checked(new)
         while True:
             with self._pipeline() as pipe:
                 try:
-                    known = self.living(pipe, new.key)
+                    known = self.find_active(pipe, new.key)
                     if known is not None:
                         return known
                     pipe.multi()
@@ -133,8 +133,8 @@ class Tasks:
                     continue
             return self.get(made)
 
-    def living(self, pipe: Any, key: str) -> Task | None:
-        """Return the task of this key that has not ended. WATCHes what `stage` relies on: call `multi()` after it."""
+    def find_active(self, pipe: Any, key: str) -> Task | None:
+        """Return the task of this key that has not ended. WATCHes what `stage` reads; call `multi()` after it."""
         pipe.watch(index_key(key))
         known = pipe.get(index_key(key))
         if known is None:
@@ -145,15 +145,15 @@ class Tasks:
         return None if found is None or found.ended else found
 
     def stage(self, pipe: Any, new: NewTask) -> str:
-        """Put record, index and job into the caller's MULTI. Returns the id. Call `living` on the same pipe first.
+        """Put record, index and job into the caller's MULTI. Returns the id. Call `find_active` on the same pipe first.
 
-        The id is made of the key and of how many tasks the key had.
+        The id has the key's hash and the number of this task among the tasks of the key.
 
         Raises:
-            ValueError: no task can be made of `new`; the text is one line.
+            ValueError: `new` is not a valid task; the text is one line.
         """
         new = checked(new)
-        # Not read through `pipe`, which only collects after multi(). Its WATCH detects a later change.
+        # Not read through `pipe`, which only collects commands after multi(). Its WATCH detects a later change.
         before = self._redis.get(index_key(new.key))
         generation = int(before.decode().rpartition("-")[2]) + 1 if before else 1
         made = f"task-{hashlib.sha256(new.key.encode()).hexdigest()[:16]}-{generation}"
@@ -186,7 +186,7 @@ class Tasks:
         """Return one task.
 
         Raises:
-            NoTask: there is none with this id.
+            NoTask: there is no task with this id.
         """
         text = self._redis.get(task_key(task_id))
         if text is None:
@@ -194,7 +194,7 @@ class Tasks:
         return loads(text)
 
     def list(self, session: str | None = None, state: TaskState | None = None) -> _Found:
-        """Return the tasks of a session and in a state (None: all), in the order in which they were added."""
+        """Return the tasks with this session and this state (None: any), in the order in which they were added."""
         ids = [i.decode() for i in self._redis.zrange(ALL, 0, -1)]
         texts = self._redis.mget([task_key(i) for i in ids]) if ids else []
         found = [loads(text) for text in texts if text is not None]
@@ -215,12 +215,12 @@ class Tasks:
     ) -> Task:
         """Apply events as one change. Returns the task after it.
 
-        `run`: a run's token; the change is made only while that run holds the run lease. `wake`: make a job for the
-        task in the same transaction. `change`: the name of the change; one that is repeated under the same name right
-        after Redis was away is made once.
+        With `run`, a run's token, the change is made only while that run holds the run lease. `wake` makes a job for
+        the task in the same transaction. `change` names the change: a change that is repeated with the same name
+        after an outage of Redis takes effect once.
 
         Raises:
-            NoTask: there is none with this id.
+            NoTask: there is no task with this id.
             RunLeaseLost: another run has the task.
             TaskRefused: the task's state does not accept an event; nothing has changed.
         """
@@ -275,26 +275,26 @@ class Tasks:
         """End the task; a run that has it stops at once.
 
         Raises:
-            NoTask: there is none with this id.
+            NoTask: there is no task with this id.
             TaskRefused: it has ended already.
         """
-        # Without a run, the job that this makes gives the ticket back.
+        # If no run has the task, the new job withdraws the ticket.
         return self._change(task_id, lambda task: (ev.Cancel(by),), wake=True, ring=True)
 
     def retry(self, task_id: str, by: str = "") -> Task:
         """Queue an ended or stuck task again, with its whole budget.
 
         Raises:
-            NoTask: there is none with this id.
-            TaskRefused: it is not ended and not stuck, or there is a newer task of the same key.
+            NoTask: there is no task with this id.
+            TaskRefused: it has not ended and is not stuck, or there is a newer task of the same key.
         """
         return self._change(task_id, lambda task: (ev.Retry(by),), wake=True)
 
     def wake(self, session: str, number: int | None = None, why: str = "a person wrote in this conversation") -> _Found:
-        """Queue the session's stuck tasks again; with `number` only those of that issue or pull request.
+        """Queue the session's stuck tasks again. With `number`, queue only those of that issue or pull request.
 
-        `why` is part of the next prompt. Returns the tasks that were queued. A task that has just left `stuck` is
-        left as it is.
+        `why` is part of the next prompt. Returns the tasks that were queued. A task that has just left `stuck` does
+        not change.
         """
         woken = []
         for task in self.list(session, TaskState.STUCK):
@@ -308,8 +308,8 @@ class Tasks:
     def revive(self) -> tuple[str, ...]:
         """Make a job for every task that wants a run and has neither a run nor a waiting job. Returns their ids.
 
-        Jobs that have begun do not count: the run lease says whether their run lives. A job too many finds the run
-        lease and ends.
+        Jobs that have begun do not count, because the run lease shows whether their run still works. An extra job
+        finds the run lease and ends.
         """
         revived = []
         for task_id in sorted(i.decode() for i in self._redis.smembers(OPEN)):
@@ -324,7 +324,7 @@ class Tasks:
         return tuple(revived)
 
     def revive_queued(self, task_id: str) -> None:
-        """Do the same for one task if it is queued. The next sweep does it for every other state."""
+        """Make a job for this task if it is queued and has no run and no job. A sweep handles all other states."""
         with contextlib.suppress(NoTask):
             task = self.get(task_id)
             if task.state is TaskState.QUEUED and not self.has_run(task_id) and not self._jobs.waiting(task.job):

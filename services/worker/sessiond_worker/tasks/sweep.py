@@ -13,7 +13,7 @@ LOCK_SECONDS: Final = 20.0
 
 
 def sweep(tasks: Tasks, every: float) -> tuple[str, ...]:
-    """Wake a worker for each such task. Returns the ids of these tasks; none while another process sweeps.
+    """Wake a worker for each such task. Returns the ids of these tasks, or no ids while another process sweeps.
 
     `every` is the time between two sweeps, in seconds.
 
@@ -26,5 +26,5 @@ def sweep(tasks: Tasks, every: float) -> tuple[str, ...]:
     try:
         return tasks.revive()
     finally:
-        with contextlib.suppress(LockNotOwnedError):  # it took longer than the lock's time
+        with contextlib.suppress(LockNotOwnedError):  # the sweep took longer than the lock's time to live
             lock.release()

@@ -83,7 +83,7 @@ def test_sigterm_while_redis_is_away_lets_a_job_end(scene: JobScene, parent: Cal
 def test_a_parent_waits_for_redis_at_its_start(scene: JobScene, parent: Callable[..., Parent]) -> None:
     scene.server.kill9()
     one = parent()
-    eventually(lambda: "Redis is away" in one.log.read_text(), 10)
+    eventually(lambda: "cannot reach Redis; retrying" in one.log.read_text(), 10)
     scene.server.start()
     scene.enqueue("greet", "after")
     scene.reported("greet after", 20)

@@ -42,7 +42,7 @@ class Here:
         self.session.start()
         self.commands = SessionCommands(self.session)
         ticket, _ = self.commands.take(Kind.HANDLER, 5, None)
-        self.secret = self.commands.park(ticket["id"], "me").answer(5)["lease"]["secret"]
+        self.secret = self.commands.wait(ticket["id"], "me").answer(5)["lease"]["secret"]
         assert self.result(self.turn("#say one"))["outcome"] == "completed"
 
     @staticmethod
@@ -152,7 +152,7 @@ def test_a_deadline_waits_for_what_came_in_before_it_ran_out(here: Here) -> None
     """The grant is claimed in time, but the claim waits behind a slow step."""
     here.commands.release(here.secret)
     ticket, _ = here.commands.take(Kind.HANDLER, 5, None)
-    secret = here.commands.park(ticket["id"], "me").answer(5)["lease"]["secret"]
+    secret = here.commands.wait(ticket["id"], "me").answer(5)["lease"]["secret"]
     slow = gevent.spawn(here.run, lambda: time.sleep(0.5))
     claims = gevent.spawn(here.commands.renew, secret)
     gevent.joinall([slow, claims], timeout=60)

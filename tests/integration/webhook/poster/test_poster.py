@@ -309,9 +309,9 @@ def test_what_was_staged_while_its_job_found_the_thread_locked_is_posted(
     key = bench.ask(a_comment("IC_1"))
     eventually(lambda: any((one.hooks / "poster-recorded.reached").exists() for one in (first, second)))
     later = bench.ask(a_comment("IC_2"))
-    eventually(lambda: not bench.posts.awake("Octo/Hello#1"))
+    eventually(lambda: not bench.posts.has_job("Octo/Hello#1"))
     bench.answer(later)
-    eventually(lambda: not bench.posts.awake("Octo/Hello#1"))
+    eventually(lambda: not bench.posts.has_job("Octo/Hello#1"))
     time.sleep(0.3)  # both jobs have found the thread locked
     assert bench.get(later).state is DemandState.ANSWERED
     for held in (first, second):

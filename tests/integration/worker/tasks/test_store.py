@@ -25,7 +25,7 @@ def tasks(redis_server: Redis) -> Tasks:
 def staged(tasks: Tasks, new: NewTask, between: object = None) -> str | None:
     """Add a task as webhook does: in one transaction with a record of its own."""
     with tasks.connection.pipeline() as pipe:
-        if tasks.living(pipe, new.key) is not None:
+        if tasks.find_active(pipe, new.key) is not None:
             return None
         if callable(between):
             between()

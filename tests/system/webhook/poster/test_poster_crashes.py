@@ -100,7 +100,7 @@ def test_a_parent_that_dies_leaves_its_work_horse_to_finish(
     thread = bench.get(key).comment.thread
     for _ in range(40):
         bench.posts.wake(thread)
-        eventually(lambda: not bench.posts.awake(thread), 10)
+        eventually(lambda: not bench.posts.has_job(thread), 10)
     assert bench.posts.is_locked(thread) and github.log() == []
     started.let_go("poster-creation-begun")
     bench.posted(key)

@@ -175,7 +175,7 @@ def test_questions_end_with_their_process() -> None:
 
 
 def test_a_new_conversation_increments_the_generation() -> None:
-    agent, outputs = run(Agent("old", known=True), st.Afresh("new", "asked"))
+    agent, outputs = run(Agent("old", known=True), st.BeginConversation("new", "asked"))
     assert (agent.conversation, agent.generation, agent.known) == ("new", 2, False)
     note = {"conversation": "new", "generation": 2, "why": "asked"}
     assert [(o.event, o.data) for o in outputs if isinstance(o, st.Note)] == [("conversation", note)]
@@ -199,7 +199,9 @@ def test_a_guard_that_does_not_respond_is_killed() -> None:
 
 def test_a_lost_history_is_no_failure_and_the_waiting_turn_runs_in_the_next_conversation() -> None:
     dying = replace(in_turn(written=False), phase=Phase.STARTING, fails=2)
-    agent, outputs = run(dying, st.Afresh("new", "history-lost"), st.Exited(1, "No conversation found", "history-lost"))
+    agent, outputs = run(
+        dying, st.BeginConversation("new", "history-lost"), st.Exited(1, "No conversation found", "history-lost")
+    )
     assert (agent.phase, agent.conversation, agent.fails) == (Phase.STARTING, "new", 2)
     assert outputs[-1] == st.Launch(resume=False) and ended(outputs) == []
 
@@ -231,7 +233,7 @@ FENCED = (st.Got(wire.Response("r1", True, {}, None)),)
 def closing(leased: bool, strays: bool) -> tuple[Agent, list[st.Output]]:
     """Return the agent when the worker's turn is over, its fence is answered and the tree was examined."""
     agent, _ = run(replace(in_turn(cancel=None if leased else "preempted"), leased=leased), *ENDING)
-    return run(agent, st.Looked(strays), *FENCED)
+    return run(agent, st.TreeExamined(strays), *FENCED)
 
 
 def test_strays_keep_a_turn_open_after_its_lease() -> None:
@@ -240,7 +242,7 @@ def test_strays_keep_a_turn_open_after_its_lease() -> None:
     assert ended(outputs) == [] and st.Busy(True) in outputs
     looking, outputs = run(agent, st.Due("look", str(agent.count)))
     assert written(outputs) == ["fence"]
-    _, outputs = run(looking, st.Looked(False), st.Got(wire.Response("r2", True, {}, None)))
+    _, outputs = run(looking, st.TreeExamined(False), st.Got(wire.Response("r2", True, {}, None)))
     assert ended(outputs) == [st.TurnOutcome.CANCELLED] and st.Busy(False) in outputs
     stopping, outputs = run(agent, st.Due("strays", agent.conversation))
     assert stopping.phase is Phase.STOPPING and st.Kill("strays") in outputs
@@ -252,7 +254,7 @@ def test_strays_may_run_between_the_turns_of_a_lease_only() -> None:
     assert len(ended(outputs)) == 1 and st.Busy(True) in outputs
     over, outputs = run(agent, st.LeaseEnded("released"))
     assert written(outputs) == ["fence"] and over.busy
-    assert st.Busy(False) in run(over, st.Looked(False), st.Got(wire.Response("r2", True, {}, None)))[1]
+    assert st.Busy(False) in run(over, st.TreeExamined(False), st.Got(wire.Response("r2", True, {}, None)))[1]
 
 
 def hurried(agent: Agent) -> bool:
@@ -265,16 +267,16 @@ def test_strays_get_their_second_only_after_the_tasks_have_stopped() -> None:
     assert (written(outputs), over.busy, hurried(over)) == (["stop_task"], True, False)
     stopped, outputs = run(over, st.Got(wire.Tasks(frozenset())), st.Got(wire.Response("r2", True, {}, None)))
     assert (written(outputs), stopped.busy, hurried(stopped)) == (["fence"], True, False)
-    left, _ = run(stopped, st.Looked(True), st.Got(wire.Response("r3", True, {}, None)))
+    left, _ = run(stopped, st.TreeExamined(True), st.Got(wire.Response("r3", True, {}, None)))
     assert (left.busy, hurried(left)) == (True, True)
 
 
 def test_strays_get_their_second_only_after_every_response() -> None:
-    agent, outputs = run(in_turn(), st.LeaseEnded("preempted"), *ENDING, st.Looked(True))
+    agent, outputs = run(in_turn(), st.LeaseEnded("preempted"), *ENDING, st.TreeExamined(True))
     assert (written(outputs), hurried(agent)) == (["interrupt"], False)
     agent, outputs = run(agent, st.Got(wire.Response("r1", True, {}, None)))
     assert written(outputs) == ["fence"]
-    assert hurried(run(agent, st.Looked(True), st.Got(wire.Response("r2", True, {}, None)))[0])
+    assert hurried(run(agent, st.TreeExamined(True), st.Got(wire.Response("r2", True, {}, None)))[0])
 
 
 def test_strays_are_looked_for_again_after_a_slow_response() -> None:
@@ -283,7 +285,7 @@ def test_strays_are_looked_for_again_after_a_slow_response() -> None:
     asked, outputs = run(agent, st.Due("look", "1"))
     assert written(outputs) == ["fence"]
     assert not [name for name, _ in timers(asked, Times()) if name == "look"], "the response is awaited"
-    answered, _ = run(asked, st.Looked(True), st.Got(wire.Response("r2", True, {}, None)))
+    answered, _ = run(asked, st.TreeExamined(True), st.Got(wire.Response("r2", True, {}, None)))
     assert ("look", "2") in timers(answered, Times())
 
 
@@ -295,7 +297,7 @@ def test_an_ended_task_may_have_left_strays() -> None:
     assert agent.busy and st.Busy(False) not in outputs, "stop_task has no response, and the tree was not examined"
     agent, outputs = run(agent, st.Got(wire.Response("r1", True, {}, None)))
     assert (written(outputs), agent.busy) == (["fence"], True)
-    assert st.Busy(False) in run(agent, st.Looked(False), st.Got(wire.Response("r2", True, {}, None)))[1]
+    assert st.Busy(False) in run(agent, st.TreeExamined(False), st.Got(wire.Response("r2", True, {}, None)))[1]
 
 
 def test_a_process_without_a_slot_in_time_is_no_failure() -> None:

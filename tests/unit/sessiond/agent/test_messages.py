@@ -96,7 +96,7 @@ class Play:
         """Examine the tree, as happens at each fence's response."""
         if self.agent.requests.get(request) == "fence":
             self.left = self.dice.random() < 0.3
-            self.step(st.Looked(self.left))
+            self.step(st.TreeExamined(self.left))
 
     def _good(self) -> st.Event:
         """Return a message that claude could write now."""
@@ -149,7 +149,7 @@ class Play:
         self.left = False
         self.process, tried = False, self.spawned or self.dice.random() < 0.5
         if tried and self.dice.random() < 0.1:
-            lost = st.Afresh(f"c{self.dice.random()}", "history-lost")
+            lost = st.BeginConversation(f"c{self.dice.random()}", "history-lost")
             self.step(lost, st.Exited(1, "No conversation found", "history-lost"))
         else:
             self.step(st.Exited(self.dice.choice([0, 1, 137, None]), "gone", tried=tried))
@@ -168,7 +168,7 @@ class Play:
             with contextlib.suppress(ev.NotHeld):  # its tree is being ended already
                 self.step(ev.ForceRelease(held.fence))
         elif what == "afresh" and self.lock.turn is None:
-            self.step(st.Afresh(f"c{dice.random()}", "asked"), st.Stop("conversation"))
+            self.step(st.BeginConversation(f"c{dice.random()}", "asked"), st.Stop("conversation"))
         elif what in ("restart", "sleep", "shutdown"):
             self.step(st.Stop(what))
 

@@ -130,16 +130,16 @@ def test_an_earlier_look_does_not_count_at_the_leases_end() -> None:
     """A fence that closed no turn counts only once as well."""
     foreign = st.Got(wire.Result((), "peer", False, "completed", "x"))
     agent, _ = run(idle(), foreign)
-    agent, _ = run(agent, st.Looked(True), answered(agent))
+    agent, _ = run(agent, st.TreeExamined(True), answered(agent))
     assert agent.strays and not agent.dirty
     over, outputs = run(agent, st.LeaseEnded("released"))
     assert written(outputs) == ["fence"] and over.busy, "strays are looked for again behind a new fence"
-    assert st.Busy(False) not in run(over, st.Looked(True), answered(over))[1]
+    assert st.Busy(False) not in run(over, st.TreeExamined(True), answered(over))[1]
 
 
 def test_each_ended_task_causes_a_new_fence() -> None:
     agent, _ = run(idle(), st.Got(wire.Tasks(frozenset({"b1", "b2"}))), st.Got(wire.Tasks(frozenset({"b2"}))))
-    agent, _ = run(agent, st.Looked(False), answered(agent))
+    agent, _ = run(agent, st.TreeExamined(False), answered(agent))
     assert written(run(agent, st.Got(wire.Tasks(frozenset())))[1]) == ["fence"]
 
 

@@ -33,12 +33,14 @@ def test_our_own_comments_are_known_by_number_and_type_not_by_login() -> None:
     assert who(user={"id": 4711, "type": "Bot", "login": "renamed[bot]"}) == Ignored("own")
     assert isinstance(who(user={"id": 4711, "type": "User", "login": "x"}), Demanded)
     assert isinstance(who(user={"id": 4712, "type": "User", "login": "helper[bot]"}), Demanded)
-    by_login = People(authorization.own_account("Helper", 0))
+    by_login = People(authorization.bot_account("Helper", 0))
     assert by_login.is_own(Person(9, "User", "helper")) and not by_login.is_own(Person(9, "Bot", "helper"))
 
 
 def test_listed_accounts_may_ask_whatever_they_are() -> None:
-    trusted = replace(RULES, people=People(OWN, listed=(authorization.listed("99:bot"), authorization.listed("5"))))
+    trusted = replace(
+        RULES, people=People(OWN, listed=(authorization.account_of("99:bot"), authorization.account_of("5")))
+    )
     stranger = payloads.comment(comment__author_association="NONE", comment__user__id=5)
     assert isinstance(intents.read("issue_comment", stranger, trusted), Demanded)
     bot = payloads.change(stranger, comment__user__id=99, comment__user__type="Bot")
@@ -47,4 +49,4 @@ def test_listed_accounts_may_ask_whatever_they_are() -> None:
     assert intents.read("issue_comment", same_number, trusted) == Ignored("not-allowed")
     for word in ("", "mona", "0", "-1", "5:", "5:B0t", "1" * 20):
         with pytest.raises(ValueError):
-            authorization.listed(word)
+            authorization.account_of(word)

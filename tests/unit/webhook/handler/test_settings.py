@@ -2,7 +2,7 @@
 
 import pytest
 
-from sessiond_common.env import listed
+from sessiond_common.env import list_settings
 from sessiond_webhook.handler.handler import main
 from sessiond_webhook.handler.settings import HandlerSettings, from_env, read
 from support.settings import (
@@ -61,7 +61,7 @@ def test_bad_values(name: str) -> None:
 
 
 def test_every_variable_has_its_rows() -> None:
-    names = {one.name for one in listed(read)}
+    names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | FILES
     assert names == {*BAD} | FREE | FILES
 
@@ -75,7 +75,7 @@ def test_without_variables_the_defaults_hold() -> None:
 
 
 def test_no_error_shows_a_value() -> None:
-    assert_no_value_shown(from_env, [one.name for one in listed(read)])
+    assert_no_value_shown(from_env, [one.name for one in list_settings(read)])
 
 
 def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:

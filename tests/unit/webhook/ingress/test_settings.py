@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sessiond_common.env import listed
+from sessiond_common.env import list_settings
 from sessiond_webhook.__main__ import main
 from sessiond_webhook.deliveries.authorization import ASSOCIATIONS, DEFAULT_ASSOCIATIONS
 from sessiond_webhook.demands.comment import Person
@@ -51,7 +51,7 @@ GOOD = [
     ("RUNS_PER_SESSION", "4", "runs_per_session", 4),
     ("WEBHOOK_LOG_FORMAT", "json", "log_format", "json"),
 ]
-NONE_OF = f"is none of {', '.join(sorted(ASSOCIATIONS))}"
+NONE_OF = f"is not one of {', '.join(sorted(ASSOCIATIONS))}"
 BAD = {
     "WEBHOOK_SECRET_PREVIOUS_FILE": ("/not/there", NO_FILE),
     "BOT_ID": ("helper", "must be the number of an account"),
@@ -93,7 +93,7 @@ def test_an_account_is_a_number(text: str) -> None:
 
 
 def test_every_variable_has_its_rows() -> None:
-    names = {one.name for one in listed(read)}
+    names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | FILES
     assert names == {*BAD} | FREE | FILES
 
@@ -113,7 +113,7 @@ def test_a_secret_is_needed_and_a_file_will_do(tmp_path: Path) -> None:
 
 
 def test_no_error_shows_a_value() -> None:
-    assert_no_value_shown(from_env, [one.name for one in listed(read)])
+    assert_no_value_shown(from_env, [one.name for one in list_settings(read)])
     shown = repr(from_env({"WEBHOOK_SECRET": "hunter2", "SESSIOND_KEY": "hunter3"}))
     assert "hunter" not in shown
 

@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from sessiond_common.env import listed
+from sessiond_common.env import list_settings
 from sessiond_webhook.poster.poster import main
 from sessiond_webhook.poster.settings import GithubSettings, PosterSettings, poster_settings, read
 from support.settings import (
@@ -33,7 +33,7 @@ GOOD = [
     ("BOT_ID", "17", "github.bot_id", 17),
     ("SESSIOND_STATE_DIR", "/state", "outbox", Path("/state/outbox")),
     ("OUTBOX_DIR", "/out", "outbox", Path("/out")),
-    ("POSTER_CLAIM", "90", "times.claim", 90),
+    ("POSTER_CLAIM", "90", "times.lock_ttl", 90),
     ("POSTER_DEADLINE", "20", "times.deadline", 20),
     ("POSTER_LAG", "1.5", "times.lag", 1.5),
     ("POSTER_PACE", "0.1", "times.pace", 0.1),
@@ -83,7 +83,7 @@ def test_bad_values(name: str) -> None:
 
 
 def test_every_variable_has_its_rows() -> None:
-    names = {one.name for one in listed(read)}
+    names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | APP | FILES
     assert names == {*BAD} | FREE | FILES
 
@@ -114,13 +114,13 @@ def test_an_apps_key_is_rsa(tmp_path: Path) -> None:
 
 
 def test_a_call_ends_long_before_the_claim_of_its_thread() -> None:
-    reason = "POSTER_DEADLINE, POSTER_CLAIM: the deadline must be a third of the claim or less: 20"
+    reason = "POSTER_DEADLINE, POSTER_CLAIM: the deadline must be at most a third of POSTER_CLAIM: 20"
     assert error_line(poster_settings, {"POSTER_DEADLINE": "21"}) == reason
     assert poster_settings({"POSTER_DEADLINE": "21", "POSTER_CLAIM": "63"}).times.deadline == 21
 
 
 def test_no_error_shows_a_value() -> None:
-    assert_no_value_shown(poster_settings, [one.name for one in listed(read)])
+    assert_no_value_shown(poster_settings, [one.name for one in list_settings(read)])
 
 
 def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_what_happened_is_told_until_a_turn_is_completed() -> None:
 
 @given(st.text(alphabet="-ab \n\t"))
 def test_a_strangers_text_never_ends_its_fence(text: str) -> None:
-    lines = prompts.fenced(text, "task").splitlines()
+    lines = prompts.delimited(text, "task").splitlines()
     fence = lines[0].split(" ")[0]
     assert set(fence) == {"-"} and lines[-1] == f"{fence} task ends"
     assert not [line for line in text.splitlines() if line.strip().startswith(fence)]

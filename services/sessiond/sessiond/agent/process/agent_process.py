@@ -1,7 +1,7 @@
 """The agent as a process: its guard, its pipes, its exit. This module moves bytes and decides nothing.
 
 It cooperates with gevent, patched or not. Use it from the main thread: gevent reports ended children only
-there. Callbacks run in this module's greenlets and must not block; they hand over to an inbox.
+there. Callbacks run in this module's greenlets and must not block, so they put items into an inbox.
 """
 
 import logging
@@ -133,7 +133,7 @@ class AgentProcess:
         """Whether any process other than the agent runs in its tree. True if /proc cannot be read now."""
         try:
             return guarding.strays(self.guard.pid, self.guard.agent_pid)
-        except OSError as error:  # no file descriptor is free: grant nothing before the tree was examined
+        except OSError as error:  # no file descriptor is free; nothing is granted before the tree is examined
             log.warning("cannot examine the process tree of agent %d: %s; will retry", self.guard.agent_pid, error)
             return True
 
@@ -171,13 +171,13 @@ class AgentProcess:
             while data := nb_read(stdout, READ_SIZE):
                 if batch := lines.feed(data):
                     self._on_lines(batch)
-                # A read with data ready does not yield, so an agent that floods would block the hub.
+                # A read with data ready does not yield, so an agent that writes without a pause would block the hub.
                 gevent.sleep(0)
                 self._reading.wait()
         except Exception as error:
             self._give_up(f"its output cannot be taken: {error}")
         else:
-            # Usually the agent exits right after this. Stop one that does not: it can report nothing more.
+            # Usually the agent exits right after this. Stop one that does not, because it can report nothing more.
             gevent.spawn_later(EOF_SECONDS, self._give_up, "it closed its stdout")
         finally:
             os.close(stdout)
@@ -214,7 +214,7 @@ class AgentProcess:
         self._on_exit(code if code >= 0 else None, self._stderr.decode(errors="replace") + self._stop_reason)
 
     def _swept(self, looks: int) -> bool:
-        """Return whether no process of the tree is left. False if no file descriptor is free for a look."""
+        """Return whether no process of the tree is left. False if no file descriptor is free for the check."""
         try:
             return sweep(self.guard, SWEEP_SECONDS, self._user, looks)
         except OSError:

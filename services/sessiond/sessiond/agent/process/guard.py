@@ -35,11 +35,11 @@ MARK = "SESSIOND_GUARD"
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
 KILL_TRIES = 100
-"""Attempts to kill the guard's children between two looks at the whole tree. They take a few ms."""
+"""Attempts to kill the guard's children between two checks of the whole tree. They take a few ms."""
 BLIND = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Errors that say nothing about the process that was looked for."""
+"""Errors that do not show whether the process exists."""
 LOOKS = 10
-"""After this many looks that each find other processes, the tree counts as having strays."""
+"""After this many checks that each find other processes, the tree counts as having strays."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -78,7 +78,7 @@ def process(pid: int) -> Process | None:
 
 
 def processes() -> list[Process]:
-    """Return the process table. It is no snapshot: a process that is forked meanwhile may be missing."""
+    """Return the process table. It is not a snapshot: a process that is forked during the read may be missing."""
     found = (process(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
     return [one for one in found if one is not None]
 
@@ -97,8 +97,8 @@ def descendants(root: int) -> list[Process]:
 def strays(guard: int, agent: int) -> bool:
     """Return whether a process other than the agent runs below its guard: a tool's process, or its orphan.
 
-    No look is a snapshot: a listed process may have forked and died since. So there are no strays only if two looks
-    in a row find the same pids and none of them is alive.
+    One check is not a snapshot: a listed process may have forked and died since. So the result is False only if two
+    checks in a row find the same pids and none of them is alive.
     """
     before: set[int] | None = None
     for _ in range(LOOKS):
@@ -197,7 +197,7 @@ class Guard:
         return not error
 
     def _close_streams(self) -> None:
-        """Drop the guard's copies, otherwise neither side would see the other's end-of-file."""
+        """Close the guard's copies; otherwise neither side would see the other's end-of-file."""
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
@@ -251,7 +251,7 @@ class Guard:
     def _kill_children(self) -> None:
         """Kill the guard's children without reading the whole process table.
 
-        A tool that forks and exits for ever is faster than such a read. Its live process soon becomes a child of
+        A tool that forks and exits again and again is faster than such a read. Its live process soon becomes a child of
         the guard, because its parent exits.
         """
         me = os.getpid()
@@ -278,7 +278,7 @@ def _become(
             _change_user(*user)
         os.chdir(directory)
         what = command[0]
-        # Only now: the change of user clears it.
+        # After the change of user, which clears this setting.
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:  # the guard died before the line above
             os._exit(1)

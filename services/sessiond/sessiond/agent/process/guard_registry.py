@@ -1,7 +1,7 @@
 """Identities of guards, and the end of a guard that a previous owner left.
 
-The guard of a previous owner must be gone before a session's agent starts. A previous owner that died took
-its guard along. One that is only suspended did not, so the present owner ends that guard.
+The guard of a previous owner must be gone before a session's agent starts. When a previous owner dies, its guard ends
+too. The guard of a suspended owner still runs, so the current owner ends it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ SWEEP_SECONDS = 2.0
 RETRY_SECONDS = 0.5
 """Seconds between two attempts to end processes that are not gone."""
 EMPTY_LOOKS = 2
-"""Looks in a row that must find nothing. One look can miss a process that forks and exits during it."""
+"""Checks in a row that must find nothing. One check can miss a process that forks and exits during it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +117,10 @@ def _ended_by(descriptor: int, number: signal.Signals, seconds: float) -> bool:
 
 
 def sweep(guard: GuardId, seconds: float, user: User | None = None, looks: int = EMPTY_LOOKS) -> bool:
-    """Send SIGKILL to processes that carry the mark of an ended guard. Return whether none is left.
+    """Send SIGKILL to processes that have an ended guard's id in their environment. Return whether none is left.
 
-    A guard leaves nothing behind unless it was killed itself. Then its agent dies by the parent-death signal,
-    but tools in sessions of their own do not. None is left when `looks` looks in a row find nothing.
+    A guard leaves no process unless it was killed itself. Then its agent dies by the parent-death signal,
+    but tools in sessions of their own do not. None is left when `looks` checks in a row find nothing.
     """
     if guard.boot_id != boot_id():
         return True

@@ -1,10 +1,10 @@
-"""The live board: one greenlet serves any number of viewers, and none runs while nobody watches.
+"""The live board: one greenlet serves all viewers. It runs only while there are viewers.
 
-A few times a second the greenlet compares each session's state with the one before. States are immutable, so a new
+A few times a second the greenlet compares each session's state with the previous one. States are immutable, so a new
 state is a new object. It renders each changed session once for all viewers. It reads between two steps of the owner
-loop, as every query does; the owner loop does not know about it.
+loop, as every query does. The owner loop does not know about it.
 
-Every change has a number. A viewer remembers the last number that it was sent. A slow or interrupted viewer therefore
+Every change has a number. A viewer remembers the last number that it was sent. So a slow or interrupted viewer
 receives the current state, never a backlog.
 """
 
@@ -28,24 +28,24 @@ TICK: Final = 0.2
 BEAT: Final = 5.0
 """Seconds between two `beat` events."""
 VIEWERS: Final = 256
-"""Streams open at once. Waiting callers need connections too."""
+"""The most streams that may be open at once. Waiting callers need connections too."""
 
 BoardEvent = tuple[str, Any]
 
 
 class _SessionFeed:
-    """One session as it was last rendered."""
+    """The last rendering of one session."""
 
     def __init__(self) -> None:
-        self.moment: tuple[object, ...] = ()
+        self.values: tuple[object, ...] = ()
         self.row = self.detail = b""
         self.tail: LedgerTail | None = None
         self.changed: dict[int, int] = {}
-        """By a lease's fence: the number of its last change."""
+        """The number of each lease's last change, by the lease's fence."""
 
 
 class Board:
-    """What all viewers share. Call it from greenlets."""
+    """The state that all viewers share. Call it from greenlets."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -58,7 +58,7 @@ class Board:
         self.health = {"ready": True, "detail": "ready"}
 
     def open(self, may_see: Callable[[str], bool], selected: str | None) -> "Viewer":
-        """A viewer of the sessions that `may_see` allows, with `selected` in detail. The caller closes it.
+        """Return a viewer of the sessions that `may_see` allows, with `selected` in detail. The caller must close it.
 
         Raises:
             Problem: `board-full`, or `stopping`.
@@ -77,7 +77,7 @@ class Board:
         return viewer
 
     def leave(self, viewer: "Viewer") -> None:
-        """Remove a viewer, and stop what only it needed."""
+        """Remove a viewer, and stop the greenlets that only this viewer needed."""
         self._viewers.discard(viewer)
         self._stop_unused_tails()
         if not self._viewers:
@@ -92,7 +92,7 @@ class Board:
         return self._count
 
     def since(self, seen: int, may_see: Callable[[str], bool], selected: str | None) -> list[BoardEvent]:
-        """The events after change number `seen`, oldest first."""
+        """Return the events after change number `seen`, oldest first."""
         found: list[BoardEvent] = []
         for (event, name), number in reversed(self._order.items()):
             if number <= seen:
@@ -102,7 +102,7 @@ class Board:
         return found[::-1]
 
     def snapshot(self, may_see: Callable[[str], bool], selected: str | None) -> dict[str, Any]:
-        """Everything at once. `handoffs` is None while the ledger is still being read."""
+        """Return the whole state. `handoffs` is None while the ledger is still being read."""
         feed = self._feeds.get(selected or "")
         tail = feed.tail if feed else None
         loaded = tail is not None and tail.loaded.is_set()
@@ -146,7 +146,7 @@ class Board:
                 self._wake_viewers()
 
     def _check_health(self) -> None:
-        """In a greenlet of its own: the check takes as long as Redis does not answer."""
+        """Check the service in a greenlet of its own, because the check blocks while Redis does not answer."""
         while True:
             ready, detail = self._service.ready()
             health = {"ready": ready, "detail": detail if not ready else "ready"}
@@ -169,8 +169,8 @@ class Board:
             self._render(session, self._feeds.setdefault(name, _SessionFeed()), name in selected)
 
     def _render(self, session: Watched, feed: _SessionFeed, selected: bool) -> None:
-        moment = session.moment()
-        same = len(moment) == len(feed.moment) and all(a is b for a, b in zip(moment, feed.moment, strict=True))
+        values = session.board_values()
+        same = len(values) == len(feed.values) and all(a is b for a, b in zip(values, feed.values, strict=True))
         if selected and (not same or not feed.detail):
             detail = orjson.dumps(session.detail())
             if detail != feed.detail:
@@ -183,7 +183,7 @@ class Board:
             feed.tail = LedgerTail(session, lambda fences: self._leases_changed(name, feed, fences))
         if same:
             return
-        feed.moment = moment
+        feed.values = values
         if feed.tail:
             feed.tail.wake()
         row = orjson.dumps(session.row())
@@ -220,7 +220,7 @@ class Board:
 
 
 class Viewer:
-    """One open stream. Iterate it for (event, data), then close it."""
+    """One open stream. Iterate over its (event, data), then close it."""
 
     def __init__(self, board: Board, may_see: Callable[[str], bool], selected: str | None) -> None:
         self._board, self._may_see, self.selected = board, may_see, selected
@@ -229,7 +229,7 @@ class Viewer:
         self._closed = False
 
     def snapshot(self, seconds: float = 0.0) -> dict[str, Any]:
-        """All that it may see. Waits up to `seconds` for the ledger to be read."""
+        """Return the state that this viewer may see. Waits up to `seconds` until the ledger is read."""
         if seconds:
             self._board.wait_loaded(self.selected, seconds)
         return self._board.snapshot(self._may_see, self.selected)
@@ -240,12 +240,12 @@ class Viewer:
         self.wake.set()
 
     def hang_up(self) -> None:
-        """End the stream: the reader has disconnected. May run in the event loop."""
+        """End the stream, because the reader has disconnected. May run in the event loop."""
         self._closed = True
         self.wake.set()
 
     def close(self) -> None:
-        """Leave the board."""
+        """Remove this viewer from the board."""
         self._closed = True
         self._board.leave(self)
 

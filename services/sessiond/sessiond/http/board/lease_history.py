@@ -9,7 +9,7 @@ LIMIT: Final = 100
 class LeaseHistory:
     """At most the last `LIMIT` leases, oldest first. Feed it the entries in their order.
 
-    A lease is `{fence, kind, ticket, key, holder, begun, ended, why}`. `ended` and `why` are None while it lives.
+    A lease is `{fence, kind, ticket, key, holder, begun, ended, why}`. `ended` and `why` are None until it ends.
     `begun` is None if its grant is older than the first entry read. `why` is `unknown` if the ledger lost its end.
     """
 
@@ -62,7 +62,7 @@ class LeaseHistory:
         return changed | {e["fence"]}
 
     def _end_unrecorded(self, now: str, living: int | None = None) -> set[int]:
-        """End every lease but `living`: a later entry shows that it is over, and its own end is not recorded."""
+        """End every lease but `living`. A later entry shows that they are over, but their ends are not recorded."""
         found = {f for f, lease in self._leases.items() if lease["ended"] is None and f != living}
         for fence in found:
             self._leases[fence]["ended"], self._leases[fence]["why"] = now, "unknown"

@@ -18,7 +18,7 @@ from sessiond.problems import Problem
 log = structlog.get_logger("sessiond.following")
 PAGE: Final = 100
 PAGES: Final = 60
-"""One lease has about a dozen entries. If there are far more between two grants, older leases are not shown."""
+"""One lease has about a dozen entries. If there are many more between two grants, older leases are not shown."""
 RETRY: Final = 1.0
 """Seconds until the next attempt after an error."""
 
@@ -35,7 +35,7 @@ class LedgerTail:
         self._greenlet = gevent.spawn(self._run)
 
     def wake(self) -> None:
-        """Read on: the session changed, so its ledger may have grown."""
+        """Read the new entries, because the session changed."""
         self._wake.set()
 
     def leases(self) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ class LedgerTail:
                     self._load()
                 self._read_on()
             except Problem:
-                gevent.sleep(RETRY)  # Redis is away; the leases read so far stay
+                gevent.sleep(RETRY)  # Redis is away; keep the leases read so far
                 continue
             except Exception:
                 log.exception("cannot read the ledger; retrying", session=self._ledger.name)

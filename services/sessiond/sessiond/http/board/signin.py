@@ -17,7 +17,7 @@ from flask import Request, Response
 from sessiond.http.auth import caller_of
 from sessiond.http.bodies import NoMembers, SignInKey, json_body
 from sessiond.http.keys import Caller, Keys, digest_of
-from sessiond.http.render import nothing
+from sessiond.http.render import no_content
 from sessiond.problems import Problem
 from sessiond_common.private_files import write_private
 
@@ -27,7 +27,7 @@ LIFE: Final = 7 * 86_400
 
 
 def instance_secret(place: Path) -> bytes:
-    """The secret in this file, created if missing and readable by this user only."""
+    """Return the secret in this file. Create the file if it is missing, for this user only."""
     if not place.exists():
         write_private(place, secrets.token_hex(32))
     return place.read_bytes()
@@ -45,7 +45,7 @@ class SignIn:
         if self._keys.find(key) is None:
             raise Problem("unauthorized", 401, "This key is unknown")
         expires = int(time.time()) + LIFE
-        response = nothing()
+        response = no_content()
         response.set_cookie(
             COOKIE, f"{expires}.{self._mac(digest_of(key), expires)}", max_age=LIFE, secure=_encrypted(request),
             httponly=True, samesite="Strict", path="/v1/board",
@@ -55,14 +55,14 @@ class SignIn:
     def sign_out(self, request: Request) -> Response:
         """POST /v1/board/sign-out. The browser deletes the cookie; the service stores none."""
         json_body(request, NoMembers)
-        response = nothing()
+        response = no_content()
         response.delete_cookie(
             COOKIE, secure=_encrypted(request), httponly=True, samesite="Strict", path="/v1/board"
         )  # fmt: skip
         return response
 
     def viewer(self, request: Request) -> tuple[Caller, float | None]:
-        """The caller, by its bearer key or its cookie, and when the cookie expires (seconds since 1970).
+        """Return the caller, by its bearer key or its cookie, and when the cookie expires (seconds since 1970).
 
         Raises:
             Problem: `unauthorized`.

@@ -1,4 +1,4 @@
-"""What an agent's process puts into the inbox of its session."""
+"""The items that an agent's process puts into the inbox of its session."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class AgentLines:
 
 @dataclass(frozen=True, slots=True)
 class AgentEvent:
-    """The start, a fault or the end of a process. A number below 0 stands for what a predecessor left."""
+    """The start, a fault or the end of a process. A number below 0 stands for the predecessors' processes."""
 
     process: int
     event: st.Spawned | st.Fault | st.Exited

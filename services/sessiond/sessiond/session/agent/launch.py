@@ -1,4 +1,4 @@
-"""Start an agent from the settings: its command, environment and working directory."""
+"""Starts an agent from the settings: its command, environment and working directory."""
 
 import os
 import stat
@@ -20,7 +20,7 @@ from sessiond.settings import Settings
 log = structlog.get_logger("sessiond.launch")
 
 CLAUDE_MD_LIMIT: Final = 64 * 1024
-"""How many bytes of CLAUDE.md the agent gets. Linux takes no argument above 128 KiB."""
+"""How many bytes of CLAUDE.md the agent gets. Linux limits an argument to 128 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class AgentStart:
 
 
 def workdir(settings: Settings, name: str) -> Path:
-    """Return the agent's working directory for a session. Makes it if it is missing."""
+    """Return the agent's working directory for a session. Create it if it is missing."""
     path = (settings.checkouts or settings.state_dir / "work").resolve() / name
     with acting_as(settings.agent_user):
         path.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def workdir(settings: Settings, name: str) -> Path:
 
 
 def home_dir(settings: Settings) -> Path:
-    """Return the home of the agent's tools, which also holds the conversations. It outlives every process."""
+    """Return the home of the agent's tools, which also holds the conversations. All processes share it."""
     path = (settings.state_dir / "claude").resolve()
     with acting_as(settings.agent_user):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -50,9 +50,9 @@ def home_dir(settings: Settings) -> Path:
 
 
 def config_dir(settings: Settings, name: str) -> Path:
-    """Make claude's own directory for one process of a session. Only the conversations in it are kept.
+    """Create claude's own directory for one process of a session. Only the conversations in it are kept.
 
-    The worker's Bash may write settings, hooks and skills there; they end with the process.
+    The worker's Bash may write settings, hooks and skills there. No later process gets them.
     """
     home = home_dir(settings)
     place, user = home / "config" / name, settings.agent_user
@@ -83,7 +83,7 @@ def conversation_known(settings: Settings, conversation: str) -> bool:
 
 
 def guide(path: Path, user: User | None) -> str | None:
-    """Return the text of a `CLAUDE.md` as an argument can hold it, or None. An unreadable file stops no agent.
+    """Return the text of a `CLAUDE.md` for an argument, or None. The agent starts even if the file is unreadable.
 
     Bytes that are not UTF-8 are left out. A link is not followed: it could lead to any file, whose text would go to
     the model.

@@ -1,7 +1,7 @@
 """The link between an owner loop and its agent's process: it starts, writes to and ends the process.
 
-What the process says comes back into the inbox. The link decides nothing. Each process has a number, so that items of
-an earlier process are dropped.
+The process's output goes into the inbox. The link decides nothing. Each process has a number, so that items of an
+earlier process are dropped.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ log = structlog.get_logger("sessiond.agent")
 UNREAD_LIMIT: Final = 8 * 2**20
 """Bytes of lines in the inbox. Beyond that the agent is not read, and blocks on its stdout."""
 LINE_WEIGHT: Final = 2 * 2**10
-"""What a line counts for besides its bytes: callers wait behind it in the inbox, however short it is."""
+"""Added to the bytes of each line, because callers in the inbox must wait even for a short line."""
 
 
 def _weight(lines: list[bytes]) -> int:
@@ -42,14 +42,14 @@ class AgentLink:
         self._name, self._settings, self._slots, self._owner, self._put = name, settings, slots, owner, put
         self._process: AgentProcess | None = None
         self._number = 0
-        """The present process's number."""
+        """The current process's number."""
         self._last_ended = 0
         """`end` was called for the processes up to this number."""
         self._predecessor_waits = 0
         self._end_reason = ""
         self._unread = 0
         self.guard: dict[str, Any] | None = None
-        """The living guard, as it is stored; None when the tree is gone."""
+        """The guard of the current tree, as it is stored; None when the tree is gone."""
         self._note = GuardNote(settings.state_dir / "guards" / f"{name}.json")
 
     @property
@@ -58,7 +58,7 @@ class AgentLink:
         return self._process is not None
 
     def start(self, conversation: str, resume: bool) -> None:
-        """Start the next process, in its own greenlet. Spawned or Exited follows in the inbox."""
+        """Start the next process, in its own greenlet. The inbox then gets Spawned or Exited."""
         self._number += 1
         self._end_reason = ""
         gevent.spawn(self._start, self._number, conversation, resume)
@@ -97,7 +97,7 @@ class AgentLink:
         return number != self._number or number <= self._last_ended
 
     def write(self, data: bytes) -> None:
-        """Write a whole line to stdin; a dead process gets nothing. If too much is unread there, Fault follows."""
+        """Write a whole line to stdin; a dead process gets nothing. If too much is unread, the inbox gets Fault."""
         if self._process is None:
             return
         try:
@@ -107,17 +107,17 @@ class AgentLink:
 
     @property
     def strays(self) -> bool:
-        """Whether anything but the agent itself lives in its tree."""
+        """Whether a process other than the agent runs in its tree."""
         return self._process is not None and self._process.strays
 
     def end(self, why: str = "") -> None:
-        """End the present process, also one that is about to start. Exited follows.
+        """End the current process, even one that is about to start. The inbox then gets Exited.
 
         Exited names `why` if no step could record the reason.
         """
         self._last_ended = self._number
         self._end_reason = why
-        self._slots.forgo(self._owner)
+        self._slots.cancel_wait(self._owner)
         if self._process is not None:
             self._process.stop()
 
@@ -127,13 +127,13 @@ class AgentLink:
             self._process.kill()
 
     def disown(self) -> None:
-        """End the present process and drop all that it still says."""
+        """End the current process and ignore its later output."""
         self.end()
         self._number += 1
         self._process = None
 
     def accepts(self, item: AgentItem) -> bool:
-        """Account for an item that left the inbox. Returns whether it comes from the present process."""
+        """Account for an item that left the inbox. Returns whether it comes from the current process."""
         if isinstance(item, AgentLines):
             self._unread -= _weight(item.lines)
         # Of several waits for predecessors only the last one counts.
@@ -157,7 +157,7 @@ class AgentLink:
         if self.guard is not None:
             try:
                 self._note.remove(GuardId(**self.guard))
-            except OSError as error:  # the note names a dead guard, which its reader finds out
+            except OSError as error:  # the note names a dead guard; its reader checks that
                 log.warning("the guard's note stays on this machine", session=self._name, error=str(error))
         self._process, self.guard = None, None
 
@@ -169,17 +169,17 @@ class AgentLink:
     # ---- what a predecessor left -------------------------------------------------------------
 
     def predecessors(self, recorded: dict[str, Any] | None) -> list[GuardId]:
-        """Return the guards that may still live: the one in Redis's record, and the one noted on this machine."""
+        """Return the guards that may still run: the one recorded in Redis, and the one recorded on this machine."""
         found = [GuardId(**recorded)] if recorded is not None else []
         noted = self._note.read()
         return found if noted is None or noted in found else [*found, noted]
 
     def found(self, guards: list[GuardId]) -> None:
-        """Keep the last of these guards in the record, because they may still live."""
+        """Keep the last of these guards in the record, because it may still run."""
         self.guard = asdict(guards[-1]) if guards else None
 
     def await_predecessors(self, guards: list[GuardId]) -> None:
-        """End these guards. Exited follows once they are gone; no agent starts before that."""
+        """End these guards. The inbox gets Exited when they are gone; no agent starts before that."""
         self._predecessor_waits += 1
         gevent.spawn(self._await_predecessors, guards, -self._predecessor_waits)
 

@@ -1,4 +1,4 @@
-"""How many agents may be awake at once, over all sessions of this process."""
+"""Limits the number of agents that are awake at once, over all sessions of this process."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Sleeper(Protocol):
         """Return the seconds for which its agent has been idle; None while the agent is needed."""
 
     def sleep_now(self) -> None:
-        """Ask it to end its agent. Never blocks."""
+        """Ask the owner to end its agent. Never blocks."""
 
 
 @dataclass(eq=False, slots=True)
@@ -33,7 +33,7 @@ class Slots:
         self._waits: deque[_SlotWait] = deque()
 
     def take(self, owner: Sleeper) -> bool:
-        """Block this greenlet until `owner` has a slot. Returns False if `forgo` ended the wait."""
+        """Block this greenlet until `owner` has a slot. Returns False if `cancel_wait` ended the wait."""
         if self._free > 0:
             self._free -= 1
             self._owners.append(owner)
@@ -45,7 +45,7 @@ class Slots:
             self._make_room()
         return wait.given
 
-    def forgo(self, owner: Sleeper) -> None:
+    def cancel_wait(self, owner: Sleeper) -> None:
         """End the owner's wait for a slot, if it waits."""
         for wait in [w for w in self._waits if w.owner is owner]:
             self._waits.remove(wait)

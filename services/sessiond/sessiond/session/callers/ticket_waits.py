@@ -1,4 +1,4 @@
-"""What happens to a wait on a ticket inside the owner loop: its registration, its replacement, its end."""
+"""Registers, replaces and ends the waits on tickets, inside the owner loop."""
 
 from sessiond.problems import ended, no_ticket, superseded
 from sessiond.session import views
@@ -8,7 +8,7 @@ from sessiond.session.state import SessionState
 
 
 class TicketWaits:
-    """One session's waits. Only the owner loop uses it, but for `require`."""
+    """One session's waits. Other greenlets than the owner loop may only call `require`."""
 
     def __init__(self, state: SessionState, waiters: Waiters, turns: Turns) -> None:
         self._state, self._waiters, self._turns = state, waiters, turns
@@ -40,7 +40,7 @@ class TicketWaits:
             before.refuse(superseded())
 
     def end(self, waiter: Waiter) -> None:
-        """Answer a waiter whose wait is over, and which is registered no more."""
+        """Answer a waiter whose wait is over and that is no longer registered."""
         if waiter.ticket in self._state.lock.tickets:
             waiter.reply(self._waiting(waiter.ticket))
         else:

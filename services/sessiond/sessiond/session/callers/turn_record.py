@@ -1,4 +1,4 @@
-"""What is stored of one turn: its record, as JSON in Redis and as callers see it. Pure."""
+"""The record of one turn, as JSON in Redis and as callers see it. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ RESULT_FIELDS: Final = ("outcome", "text", "reason", "usage", "cost_usd", "conve
 
 
 class TurnState(StrEnum):
-    """How far a turn is."""
+    """The states of a turn."""
 
     ACCEPTED = "accepted"
     STARTED = "started"
@@ -36,7 +36,7 @@ class TurnRecord:
     kind: Kind
     key: str | None = None
     attempt: int = 1
-    """1, and one more each time that the turn's key is used again."""
+    """The number of the attempt under the turn's key, from 1."""
     state: TurnState = TurnState.ACCEPTED
     uuid: str = ""
     """The id of the user line that is written to the agent."""
@@ -103,7 +103,7 @@ def decode_turn(data: Mapping[str, Any]) -> TurnRecord:
     """Return the record of a stored JSON object.
 
     Raises:
-        KeyError, ValueError: the object is no turn's record.
+        KeyError, ValueError: the object is not the record of a turn.
     """
     outcome = data.get("outcome")
     return TurnRecord(

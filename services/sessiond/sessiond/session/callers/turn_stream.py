@@ -1,4 +1,4 @@
-"""The events of one turn, on their way from the owner loop to the holder's HTTP stream.
+"""The stream of one turn's events, from the owner loop to the holder's HTTP response.
 
 A stream never blocks the loop. A slow reader loses `agent` events and gets their number; it never loses the `result`.
 """
@@ -11,9 +11,9 @@ from gevent.event import Event
 
 BEAT_SECONDS: Final = 10.0
 STREAM_LIMIT: Final = 2_000
-"""How many `agent` events wait for a slow reader; beyond that the oldest are dropped."""
+"""How many `agent` events are kept for a slow reader. Beyond that, the oldest are dropped."""
 STREAM_BYTES: Final = 8 * 2**20
-"""The same in bytes of the agent's lines. The newest line is always kept, whatever its size."""
+"""The same limit in bytes of the agent's lines. The newest line is always kept."""
 
 StreamItem = tuple[str, Any]
 
@@ -77,7 +77,7 @@ class TurnStream:
                 yield ("beat", None)
                 continue
             self._filled.clear()
-            # A yield lasts as long as the reader is slow, so more lines may be lost meanwhile.
+            # A yield to a slow reader takes long, so more lines may be lost during it.
             while self._lines or self._lost:
                 if self._lost:
                     lost, self._lost = self._lost, 0

@@ -33,7 +33,7 @@ def key_suffix(key: str) -> str:
 
 
 class InterruptTimes:
-    """When the open turn was interrupted, and why: the figures of a preemption."""
+    """The times of the open turn's interrupt, for the figures of a preemption."""
 
     def __init__(self) -> None:
         self._cause: float | None = None
@@ -42,7 +42,7 @@ class InterruptTimes:
         self._ack_after_result = False
 
     def written(self, cause: float) -> None:
-        """Record that the turn's first interrupt was written now; its cause came in at `cause`."""
+        """Record that the turn's first interrupt was written now. Its cause arrived at `cause`."""
         if self._written_at is None:
             self._written_at, self._cause = time.monotonic(), cause
 
@@ -65,7 +65,7 @@ class InterruptTimes:
 
 
 class Turns:
-    """One session's turns. Only the owner loop uses it, but for `read`, `find` and `find_key`."""
+    """One session's turns. Other greenlets than the owner loop may only call `read`, `find` and `find_key`."""
 
     def __init__(self, store: Store, doubt: Callable[[], None]) -> None:
         """`doubt` is called when Redis does not answer or lost writes."""
@@ -98,8 +98,8 @@ class Turns:
     def find(self, turn: str) -> TurnRecord | None:
         """Return a turn's record by its id.
 
-        A turn that is stored as open, and that this owner knows to be over, lost its end together with Redis's last
-        writes: it is returned as lost.
+        If a turn is stored as open but this owner knows that it is over, Redis lost the write of its end. Such a turn
+        is returned as lost.
 
         Raises:
             Problem: `redis-away`.
@@ -132,7 +132,7 @@ class Turns:
     # ---- staging -----------------------------------------------------------------------------
 
     def load(self, stored: Mapping[str, Any] | None) -> None:
-        """Take over the open turn that is stored. Its reader stays; the reader of another turn is answered `lost`."""
+        """Take over the open turn that is stored. Its reader is kept; the reader of another turn is answered `lost`."""
         self.unstage()
         record = decode_turn(stored) if stored is not None else None
         if self.stream is not None and (record is None or record.id != self.stream.turn):
@@ -181,18 +181,18 @@ class Turns:
                 **self.interrupt.until_closed(),
             },
         )
-        # The ledger reads in the order of causes: closed, then drained, then the next grant.
+        # The ledger has the order of causes: closed, then drained, then the next grant.
         at = next((i for i, (event, _) in enumerate(ledger) if event == "drained"), len(ledger))
         ledger.insert(at, entry)
         return [_store(turn)]
 
     def unstage(self, unknown: bool = False) -> None:
-        """Drop what is staged. `unknown`: nobody knows whether the step was committed."""
+        """Drop the staged changes. `unknown` means that the step may have been committed."""
         self._outcome_unknown = unknown and any(turn.closed for turn in self._staged)
         self._staged, self._staged_stream = [], None
 
     def publish(self) -> None:
-        """Take over what is staged, because its step is committed, and give the reader the result."""
+        """Apply the staged changes, because their step is committed, and give the reader the result."""
         staged, self._staged = self._staged, []
         if self._staged_stream is not None:
             self.stream, self._staged_stream = self._staged_stream, None

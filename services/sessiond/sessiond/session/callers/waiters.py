@@ -72,7 +72,7 @@ class Waiters:
         return before
 
     def remove(self, waiter: Waiter) -> bool:
-        """Remove the waiter. Returns False if it is not registered (any more)."""
+        """Remove the waiter. Returns False if it is not registered."""
         if self._waiters.get(waiter.ticket) is not waiter:
             return False
         del self._waiters[waiter.ticket]

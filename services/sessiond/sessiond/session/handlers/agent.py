@@ -24,7 +24,7 @@ YIELD_EVERY: Final = 64
 
 
 def agent_lines(pipeline: Pipeline, item: AgentLines) -> None:
-    """Read the lines of the present process."""
+    """Read the lines of the current process."""
     link, state = pipeline.context.link, pipeline.context.state
     if not link.accepts(item):
         return
@@ -34,7 +34,7 @@ def agent_lines(pipeline: Pipeline, item: AgentLines) -> None:
             with contextlib.suppress(AlreadyAnswered):
                 fire_due_timers(pipeline)
         if state.agent.phase not in ALIVE:
-            break  # no line counts of a process that was asked to end
+            break  # ignore the lines of a process that was asked to end
         if not text.strip():
             continue
         try:
@@ -47,7 +47,7 @@ def agent_lines(pipeline: Pipeline, item: AgentLines) -> None:
 
 
 def _read(pipeline: Pipeline, line: protocol.Line, size: int) -> None:
-    """Decide one line. Most lines only go to the turn's reader: they make no step."""
+    """Decide one line. Most lines make no step and only go to the turn's reader."""
     context = pipeline.context
     events = line_events(line.message, context.state.agent, context.link)
     plan = pipeline.decide(*events)
@@ -76,7 +76,7 @@ def _answer(pipeline: Pipeline, command: AnswerQuestion) -> None:
 
 
 def agent_event(pipeline: Pipeline, item: AgentEvent) -> None:
-    """Make a step of the start, a fault or the end of the present process."""
+    """Make a step for the start, a fault or the end of the current process."""
     link = pipeline.context.link
     if not link.accepts(item):
         return
@@ -95,13 +95,13 @@ def answer_question(pipeline: Pipeline, command: AnswerQuestion) -> None:
 
 
 def sleep_agent(pipeline: Pipeline, command: SleepAgent) -> None:
-    """Put the agent to sleep if it still is idle."""
+    """Put the agent to sleep if it is still idle."""
     if pipeline.context.may_sleep() is not None:
         pipeline.step(st.Stop("sleep"))
 
 
 def restart_agent(pipeline: Pipeline, command: RestartAgent) -> None:
-    """Stop the agent; the next turn resumes the conversation."""
+    """Stop the agent. The next turn resumes the conversation."""
     pipeline.step(st.Stop("restart"), ledger=[("agent-restart", {"by": command.by})])
 
 
@@ -110,5 +110,5 @@ def new_conversation(pipeline: Pipeline, command: NewConversation) -> dict[str, 
     state = pipeline.context.state
     if state.lock.turn is not None:
         raise Problem("turn-open", 409, "A turn is still open", turn=state.lock.turn)
-    pipeline.step(st.Afresh(str(uuid.uuid4()), f"asked by {command.by}"), st.Stop("conversation"))
+    pipeline.step(st.BeginConversation(str(uuid.uuid4()), f"asked by {command.by}"), st.Stop("conversation"))
     return conversation_of(state.agent)

@@ -1,4 +1,4 @@
-"""Gives each item of the inbox to its handler, and each request its reply."""
+"""Passes each item of the inbox to its handler, and replies to each request."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ class Dispatcher:
 
         Raises:
             Deposed: another instance owns the session.
-            Exception: the step must not be; the session must recover.
+            Exception: the step is not allowed, which is a bug; the session must recover.
         """
         if isinstance(item, Request):
             self.pipeline.cause = item.arrived_at
@@ -87,7 +87,7 @@ class Dispatcher:
             request.refuse(Problem("internal", 500, "The owner loop refused the step"))
             raise
         else:
-            # The waiter that this step answered runs before the releaser.
+            # Let the waiter that this step answered run first.
             gevent.sleep(0)
             request.reply(answer)
         finally:

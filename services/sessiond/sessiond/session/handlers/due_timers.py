@@ -1,4 +1,4 @@
-"""Gives the timers that ran out to their machines."""
+"""Passes expired timers to their machines."""
 
 import time
 
@@ -13,9 +13,9 @@ log = structlog.get_logger("sessiond.session")
 
 
 def fire_due_timers(pipeline: Pipeline) -> None:
-    """Make a step for each timer that ran out.
+    """Make a step for each expired timer.
 
-    A lock timer waits for the requests that arrived before it ran out. After a stall of the process, every timer has
+    A lock timer waits for the requests that arrived before it expired. After a stall of the process, every timer has
     its full time again.
     """
     context = pipeline.context
@@ -29,6 +29,6 @@ def fire_due_timers(pipeline: Pipeline) -> None:
 
     for timer in context.timers.pop_due(oldest_request):
         if context.timers.left(timer) is None:
-            continue  # the step of an earlier timer made this one needless
+            continue  # the step of an earlier timer made this one unnecessary
         pipeline.cause = time.monotonic()
         pipeline.step(ev.Due(timer[1]) if timer[0] == "lock" else st.Due(*timer[1]))

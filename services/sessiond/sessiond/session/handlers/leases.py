@@ -11,7 +11,7 @@ from sessiond.store import codec
 
 
 def renew_lease(pipeline: Pipeline, command: RenewLease) -> dict[str, Any]:
-    """Give the lease its full ttl again. Replies `{expires_at}`."""
+    """Renew the lease for its full ttl. Replies with `{expires_at}`."""
     context = pipeline.context
     lease = context.state.lease_of(command.secret)
     if lease is None:
@@ -40,7 +40,7 @@ def force_release(pipeline: Pipeline, command: ForceRelease) -> None:
 
 
 def lease_lost(context: SessionContext, secret: str) -> Problem:
-    """Return the problem of a secret that is not the living lease's.
+    """Return the problem for a secret that is not the current lease's.
 
     Raises:
         Problem: no lease of this session ever had the secret, or Redis is away.

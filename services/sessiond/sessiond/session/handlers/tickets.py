@@ -28,7 +28,7 @@ def take_ticket(pipeline: Pipeline, command: TakeTicket) -> tuple[dict[str, Any]
         if ticket not in state.lock.tickets:
             state.taken.pop(ticket, None)
     if command.key is None and pipeline.context.inbox.serving_answered:
-        # Redis was away meanwhile, and the caller was refused: no caller knows this place.
+        # Redis was away during the step, and the caller was refused. So no caller knows this place.
         pipeline.step(ev.Withdraw(ticket))
         raise away()
     return views.ticket_view(state.lock, ticket, state.taken), True
@@ -56,7 +56,7 @@ def leave_ticket(pipeline: Pipeline, command: LeaveTicket) -> None:
 
 
 def withdraw_ticket(pipeline: Pipeline, command: WithdrawTicket) -> None:
-    """End a ticket. With a holder, only the current one's word counts."""
+    """End a ticket. With a holder, it must be the ticket's current holder."""
     pipeline.context.ticket_waits.require(command.ticket)
     known = pipeline.context.state.lock.tickets[command.ticket]
     if command.holder is not None and command.holder in known.superseded:

@@ -19,7 +19,7 @@ from sessiond_common.clock import now_text
 
 
 def start_turn(pipeline: Pipeline, command: StartTurn) -> TurnStream:
-    """Accept a turn of the lease's holder. The key of a completed turn replies with the stored result."""
+    """Accept a turn of the lease's holder. For the key of a completed turn, reply with the stored result."""
     context, request = pipeline.context, command.request
     lease = context.state.lease_of(command.secret)
     if lease is None:
@@ -84,7 +84,7 @@ def _accept(pipeline: Pipeline, lease: Lease, request: TurnRequest, attempt: int
 
 
 def cancel_turn(pipeline: Pipeline, command: CancelTurn) -> None:
-    """Cancel the open turn. A closed turn stays as it is."""
+    """Cancel the open turn. A closed turn does not change."""
     context = pipeline.context
     if command.secret is not None and context.state.lease_of(command.secret) is None:
         raise lease_lost(context, command.secret)

@@ -1,4 +1,4 @@
-"""The commit stage: one step at a time reaches Redis, each once, whatever Redis does meanwhile."""
+"""The commit stage: it writes one step at a time to Redis, each at most once, even through outages."""
 
 import time
 import uuid
@@ -35,13 +35,13 @@ class Commits:
         self._store, self._restore = store, restore
         self.epoch, self.version = epoch, version
         self._restoring: StoreStep | None = None
-        """A step that writes everything back, and of which it is unknown whether it was applied."""
+        """A step that writes everything back, and that may or may not have been applied."""
         self._confirmed_at = time.monotonic()
 
     def confirm(self, asked: float) -> None:
-        """Record that a call sent at `asked` found the session ours and moved its beat.
+        """Record that a call sent at `asked` confirmed our ownership and advanced the beat.
 
-        The moment of the question counts: an answer may be old when it is read. Until `owner_ttl` after that moment no
+        The time of sending counts, because an answer may be old when it is read. Until `owner_ttl` after that time, no
         other instance can own the session.
         """
         self._confirmed_at = max(self._confirmed_at, asked)
@@ -52,7 +52,7 @@ class Commits:
         return time.monotonic() - self._confirmed_at
 
     def push(self, step: Step, on_outage: Callable[[], None]) -> bool:
-        """Commit a step. Returns whether Redis was away meanwhile.
+        """Commit a step. Returns whether Redis was away during it.
 
         `on_outage` is called while Redis is away and returns when it is back.
 
@@ -115,7 +115,7 @@ class Commits:
         self._applied(asked)
 
     def reachable(self) -> bool:
-        """Return whether Redis takes steps, over the connection that carries them. Writes back what Redis lost."""
+        """Return whether Redis accepts steps, over the connection that sends them. Write back what Redis lost."""
         try:
             self._write_back()
             self._store.writable()

@@ -1,4 +1,4 @@
-"""The act stage: what is done once a step is committed: lines to the agent, answers to callers. It decides nothing."""
+"""The act stage: after the commit, it writes lines to the agent and answers callers. It decides nothing."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class Effects:
         self._context = context
 
     def act(self, step: Step) -> None:
-        """Register the step's waiter, write to the agent, then answer callers: an interrupt is never late."""
+        """Register the step's waiter, write to the agent, then answer callers, so that an interrupt is not delayed."""
         if step.waiter is not None:
             self._context.ticket_waits.register(step.waiter)
         for output in step.plan.outputs:

@@ -1,4 +1,4 @@
-"""The persist stage: what a step writes into Redis, as commands. It decides nothing."""
+"""The persist stage: it turns a step into the commands that Redis gets. It decides nothing."""
 
 import secrets
 from dataclasses import replace
@@ -35,7 +35,7 @@ class Persistence:
         extras = state.lease_extras if granted is None else self._extras_of_new_lease(plan)
         step.commands += [*self._ended(plan), *self._turn_commands(plan)]
         lease, left = plan.lock.lease, self._context.lease_time.hold_left()
-        # After a restart `max_hold` runs for the last time, so the next owner must know how far it is.
+        # After a restart `max_hold` runs for the last time, so the next owner must know how much is left.
         restarted = lease is not None and lease == state.lock.lease and lease.restarts > 0
         changed = restarted or lease != state.lock.lease
         if granted is None and extras is not None and left is not None and changed:
@@ -67,7 +67,7 @@ class Persistence:
         return codec.LeaseExtras(secrets.token_urlsafe(24), max_hold, now_text())
 
     def _ended(self, plan: Plan) -> list[codec.RedisCommand]:
-        """Return what is remembered of the leases and tickets that end."""
+        """Return the commands that store the records of ended leases and tickets."""
         commands: list[codec.RedisCommand] = []
         extras = self._context.state.lease_extras
         for effect in plan.effects:
@@ -108,7 +108,7 @@ class Persistence:
 
 
 def _new_grant(old: Lock, plan: Plan) -> ev.Granted | None:
-    """Return the grant that this step makes; a repeated answer to an earlier grant is none."""
+    """Return the grant that this step makes. A repeated answer to an earlier grant does not count."""
     lease = plan.lock.lease
     if lease is None or (old.lease is not None and old.lease.fence == lease.fence):
         return None

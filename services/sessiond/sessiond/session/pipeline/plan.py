@@ -1,7 +1,7 @@
-"""The decision of a step: what events do to the lock and the agent together. Pure.
+"""The decision of a step: the effect of events on the lock and the agent together. Pure.
 
 Each machine knows only itself. Here the lease's end becomes the agent's cancel, the agent's closing becomes the lock's,
-and so on until neither has an event left. The owner loop commits the sum as one step.
+and so on until neither has an event left. The owner loop commits the result as one step.
 """
 
 from collections import deque
@@ -35,11 +35,11 @@ class Plan:
 
 
 def compose(lock: Lock, agent: Agent, events: Sequence[ev.Event | st.Event]) -> Plan:
-    """Apply `events`, and all that follows from them.
+    """Apply `events`, and all events that follow from them.
 
     Raises:
         Refused, QueueFull: the events are not allowed now; nothing happened.
-        InvariantBroken, ValueError: the state after them must not be.
+        InvariantBroken, ValueError: the state after them is not allowed.
     """
     plan = Plan(lock, agent)
     queue = deque(events)
@@ -60,10 +60,10 @@ def compose(lock: Lock, agent: Agent, events: Sequence[ev.Event | st.Event]) -> 
 
 
 def forget_presence(lock: Lock, agent: Agent, waits: Callable[[str], bool]) -> Plan:
-    """Return the step after an outage of Redis: no ticket is present or passed over any more.
+    """Return the step after an outage of Redis. It removes presence and passed-over marks.
 
-    `waits` says whether a waiter is registered on a ticket. Such a ticket stays as it is; the others' waiters were
-    refused.
+    `waits` returns whether a waiter is registered on a ticket. Such a ticket does not change. The waiters of all others
+    were refused.
     """
     absent = [t for t in lock.tickets.values() if (t.present or t.passed) and not waits(t.id)]
     tickets = {t.id: replace(t, presence=Presence.ABSENT, passed=False) for t in absent}

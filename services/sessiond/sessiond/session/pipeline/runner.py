@@ -36,7 +36,7 @@ class Pipeline:
     def __init__(self, context: SessionContext, owned: Ownership) -> None:
         self.context = context
         self.cause = time.monotonic()
-        """When the item came in that is handled now."""
+        """When the item that is handled now arrived."""
         self.metrics = StepMetrics()
         self._log = StepLog(context.name)
         self._persistence = Persistence(context)
@@ -55,12 +55,12 @@ class Pipeline:
         Raises:
             Refused, QueueFull: the machines refuse the events; nothing happened.
             AlreadyAnswered: as `carry_out`.
-            InvariantBroken, ValueError: the state after the events must not be.
+            InvariantBroken, ValueError: the state after the events is not allowed.
         """
         return self.carry_out(self.decide(*events), *events, ledger=ledger, commands=commands)
 
     def decide(self, *events: ev.Event | st.Event) -> Plan:
-        """Return what these events do to the present state. Raises what `plan.compose` raises."""
+        """Return the effect of these events on the current state. Raises what `plan.compose` raises."""
         return compose(self.context.state.lock, self.context.state.agent, events)
 
     def carry_out(
@@ -112,7 +112,7 @@ class Pipeline:
         hold_step(self.context.settings.hooks_dir, self.context.name, point, step.plan.ledger)
 
     def _commit(self, step: Step, on_outage: Callable[[], None]) -> bool:
-        """Commit the step if it writes anything. Returns whether Redis was away meanwhile."""
+        """Commit the step if it writes anything. Returns whether Redis was away during it."""
         ledger = step.plan.ledger
         if not step.commands and not ledger:
             return False
@@ -124,7 +124,7 @@ class Pipeline:
             return self.commits.push(step, on_outage)
         except NotApplied:
             self.context.turns.unstage()
-            if not step.begins_epoch:  # an epoch that did not begin has no state to return to
+            if not step.begins_epoch:  # an epoch that has not begun has no state to restore
                 self.return_from_outage()
             raise
         except BaseException:
@@ -138,7 +138,7 @@ class Pipeline:
             self._snapshot_at = self.commits.version
 
     def _publish(self, step: Step) -> None:
-        """Make the committed step the present state, and set the timers that this state needs."""
+        """Make the committed step the current state, and set the timers that this state needs."""
         state, plan = self.context.state, step.plan
         state.lease_extras = step.lease_extras
         if plan.agent.phase is not state.agent.phase:
@@ -158,8 +158,8 @@ class Pipeline:
     def _confirm_ownership(self) -> bool:
         """Check that this instance still owns the session, if that was not confirmed for `owner_doubt` seconds.
 
-        Only an owner acts. After a stall another instance may own the session, also when this step wrote nothing.
-        Returns whether Redis was away meanwhile. Raises Deposed.
+        Only an owner may act. After a stall another instance may own the session, even if this step wrote nothing.
+        Returns whether Redis was away during the check. Raises Deposed.
         """
         was_away = False
         while self.commits.unconfirmed > self.context.settings.times.owner_doubt:
@@ -174,7 +174,7 @@ class Pipeline:
     # ---- outages -----------------------------------------------------------------------------
 
     def wait_for_redis(self) -> None:
-        """Refuse all callers and return when Redis is back. Places and leases stand, and the agent goes on.
+        """Refuse all callers and return when Redis is back. Places and leases are kept, and the agent goes on.
 
         Raises:
             AlreadyAnswered: the session must stop.
@@ -186,12 +186,12 @@ class Pipeline:
     def return_from_outage(self) -> None:
         """Forget who was present, and give every timer its full time again (`max_hold` goes on with the rest)."""
         left, state = self.context.lease_time.hold_left(), self.context.state
-        # If Redis goes away again meanwhile, that outage has its own end.
+        # If Redis goes away again during this step, the end of that outage runs this again.
         with contextlib.suppress(NotApplied):
             self.run(Step(forget_presence(state.lock, state.agent, self.context.waiters.has), self.cause))
         self.context.lease_time.restart(left)
 
 
 def do_not_wait() -> None:
-    """End a step at the first outage: whoever claims the session next does so in a new epoch."""
+    """End a step at the first outage. The next owner begins a new epoch anyway."""
     raise NotApplied

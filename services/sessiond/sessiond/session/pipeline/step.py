@@ -1,4 +1,4 @@
-"""The value that the stages of a step hand on, from its decision to its report."""
+"""The value that the stages of a step pass on, from its decision to its report."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ class Step:
     """One step of a session. Each stage fills in its part."""
 
     plan: Plan
-    """What the machines decided. Later stages add ledger entries."""
+    """The decision of the machines. Later stages add ledger entries."""
     cause: float = field(default_factory=time.monotonic)
-    """When the item came in that the step answers, in monotonic seconds."""
+    """When the item that the step answers arrived, in monotonic seconds."""
     commands: list[RedisCommand] = field(default_factory=list)
-    """What the step writes: first what its handler stores, then what persistence adds."""
+    """The commands that the step writes: those of its handler first, then those of persistence."""
     waiter: Waiter | None = None
     """The waiter to register once the step is committed."""
     begins_epoch: bool = False
     """The step takes over the stored state."""
     lease_extras: LeaseExtras | None = field(default=None, init=False)
-    """The secret and times of the lease that lives after the step (set by persistence)."""
+    """The secret and times of the lease that is held after the step (set by persistence)."""
     grant: tuple[str, frozenset[str]] | None = field(default=None, init=False)
     """The ticket that the step grants, and the tickets that it skips (set by persistence)."""

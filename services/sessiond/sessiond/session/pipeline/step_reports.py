@@ -48,7 +48,7 @@ Only these fields are logged: no prompt, no answer, no other text of a person or
 
 
 class StepMetrics:
-    """Counts one session's steps. Knows since when each ticket waits, and which kind held the lease last."""
+    """Counts one session's steps. It stores since when each ticket waits, and which kind held the lease last."""
 
     def __init__(self) -> None:
         self._waits_since: dict[str, float] = {}
@@ -56,7 +56,7 @@ class StepMetrics:
         self._logged_at: dict[str, float] = {}
         self._last_kind = metrics.NOBODY
         self._preempted: tuple[int, float] | None = None
-        """The fence that was preempted last, and when the ticket that did it came in; until the next grant."""
+        """The fence that was preempted last, and when the preempting ticket arrived. Reset by the next grant."""
 
     def count(self, step: Step) -> None:
         """Count one committed step."""
@@ -165,7 +165,7 @@ def _count_usage(end: st.TurnOver) -> None:
 
 
 class StepLog:
-    """Logs one session's steps: one line an event, with the ticket, key and fence by which to follow a comment."""
+    """Logs one session's steps: one line per event, with ticket, key and fence to filter by."""
 
     def __init__(self, name: str) -> None:
         self._log = structlog.get_logger("sessiond.step").bind(session=name)
@@ -182,7 +182,7 @@ class StepLog:
     def _subject(self, after: Lock, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the ticket, its key and the lease's fence, as far as the entry or the lock around it has them.
 
-        An entry without any of them comes from the agent, so it belongs to the agent's present lease or drain.
+        An entry without any of them comes from the agent, so it belongs to the agent's current lease or drain.
         """
         ticket, fence = data.get("ticket"), data.get("fence")
         for one in (self._before.drain, self._before.lease, after.lease, after.drain):

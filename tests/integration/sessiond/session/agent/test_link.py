@@ -71,7 +71,7 @@ def test_who_forgoes_has_no_slot_although_it_holds_another(tmp_path: Path) -> No
     assert slots.take(owner)
     second = gevent.spawn(slots.take, owner)
     gevent.sleep(0)
-    slots.forgo(owner)
+    slots.cancel_wait(owner)
     assert second.get(timeout=60) is False
     slots.give(owner)
     assert slots.take(Owner())

@@ -139,7 +139,7 @@ function signedIn() {
 
 let scheduled = false;
 
-/** Draws at most once a frame, however many events arrive. A hidden tab has no frames and needs none. */
+/** Draws at most once per animation frame, for any number of events. A hidden tab is not drawn. */
 function show() {
   if (scheduled) return;
   scheduled = true;
@@ -246,7 +246,7 @@ function queue(detail) {
 let announced = "";
 let announcement = null;
 
-/** Announces the holder to screen readers once it has not changed for a while: a flurry is one sentence, not ten. */
+/** Announces the holder to screen readers when it has not changed for a while, so that many changes give one sentence. */
 function announceLater(detail) {
   const text = `${detail.session}: ${detail.holder ? `${detail.holder.kind} holds` : heldBy(detail)}`;
   if (text === announced) return;

@@ -1,4 +1,4 @@
-// The stream: it connects, reconnects by itself, and detects that the data shown may be out of date.
+// The stream. It connects, reconnects by itself, and detects that the shown data may be out of date.
 
 const STALE = 12_000; // the service sends a beat every 5 s
 const LONGEST = 8_000; // between two attempts to connect
@@ -59,7 +59,7 @@ export class Stream {
     source.addEventListener("error", () => source === this.source && this.#findReason());
   }
 
-  /** An EventSource does not tell why it failed; the same call as JSON does. */
+  /** An EventSource does not give the reason of a failure, so this makes the same call for JSON. */
   async #findReason() {
     this.stop();
     const attempt = this.attempt;

@@ -5,7 +5,7 @@
 import { byId, list, make, setText } from "./dom.js";
 import { clock, ended, running, seconds, span, sum } from "./words.js";
 
-const PAUSE = 30; // seconds without a lease, from which on a pause is shown
+const PAUSE = 30; // a pause is shown if no lease is held for this many seconds
 const weight = (held) => 1 + Math.log2(1 + 2 * held);
 
 const name = (lease) => lease.key ?? lease.ticket;
@@ -76,7 +76,7 @@ export function draw(leases, now) {
   drawn = { shown, now };
 }
 
-/** Updates the block and the row of the lease that still lives. */
+/** Updates the block and the row of the lease that has not ended. */
 export function grow(leases, now) {
   const last = leases?.at(-1);
   if (!last || last.ended) return;

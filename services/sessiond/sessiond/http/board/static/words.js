@@ -9,7 +9,7 @@ const ENDS = {
   "hold-limit": "hold limit reached", forced: "ended by an admin", withdrawn: "withdrawn", unknown: "not recorded",
 };
 
-/** Why a lease ended, in words. `why` is null while the lease lives. */
+/** Why a lease ended, in words. `why` is null until the lease ends. */
 export const ended = (why) => (why === null ? "holds now" : ENDS[why] ?? why);
 
 /** A duration for people: 40 ms, 3.2 s, 4 min 10 s, 2 h 05 min. */
