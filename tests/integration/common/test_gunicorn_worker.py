@@ -91,11 +91,11 @@ def test_open_requests_are_waited_for_until_the_deadline(webhook: Callable[..., 
     service.hold("ingress-committed")
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(service.post, "issue_comment", payloads.comment("IC_1"), "one")
-        service.reached("ingress-committed")
+        service.wait_until_reached("ingress-committed")
         service.process.terminate()
         eventually(lambda: closed(service.port))
         if answers:
-            service.let_go("ingress-committed")
+            service.release("ingress-committed")
             assert asked.result().status == 202
         else:
             with pytest.raises(urllib3.exceptions.ProtocolError):

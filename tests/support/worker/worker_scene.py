@@ -114,13 +114,13 @@ class Worker:
     def hold(self, point: str) -> None:
         (self.hooks / f"{point}.hold").touch()
 
-    def reached(self, point: str, seconds: float = 20) -> int:
+    def wait_until_reached(self, point: str, seconds: float = 20) -> int:
         """Wait until a run has reached the fault point. Returns its pid."""
         found = self.hooks / f"{point}.reached"
         eventually(lambda: found.exists() and found.read_text(), seconds, f"{point}: {self.log_text()}")
         return int(found.read_text())
 
-    def go_on(self, point: str) -> None:
+    def release(self, point: str) -> None:
         (self.hooks / f"{point}.hold").unlink(missing_ok=True)
         (self.hooks / f"{point}.reached").unlink(missing_ok=True)
 

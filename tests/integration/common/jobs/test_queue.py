@@ -21,7 +21,7 @@ from support.servers import eventually
 def test_a_job_is_json_and_what_is_not_json_is_refused(scene: JobScene) -> None:
     job_id = scene.enqueue("greet", "ü")
     data = json.loads(zlib.decompress(scene.redis.hget(f"rq:job:{job_id}", "data")))
-    assert data[0] == "chores.greet" and data[2] == [str(scene.record), "ü"]
+    assert data[0] == "sample_jobs.greet" and data[2] == [str(scene.record), "ü"]
     with pytest.raises(TypeError):
         scene.enqueue("greet", object())
 
@@ -30,7 +30,7 @@ def test_ids_are_random_because_rq_takes_a_repeated_one_twice(scene: JobScene) -
     assert scene.enqueue("greet", 1) != scene.enqueue("greet", 1)
     queue = Queue("other", connection=scene.redis, serializer="json")
     for word in ("first", "second"):
-        queue.enqueue_call("chores.greet", args=(word,), job_id="same")
+        queue.enqueue_call("sample_jobs.greet", args=(word,), job_id="same")
     assert queue.get_job_ids() == ["same", "same"]
     assert scene.job("same").args == ["second"]
 
@@ -66,8 +66,8 @@ def test_a_finished_job_is_gone(scene: JobScene, parent: Callable[..., Parent]) 
 def test_a_job_has_no_time_limit_where_rq_would_have_one(scene: JobScene, parent: Callable[..., Parent]) -> None:
     job_id = scene.waiting_job()
     assert scene.job(job_id).timeout == -1
-    limited = scene.jobs.queue(QUEUE).enqueue_call("chores.wait", args=(str(scene.record), "never"), timeout=1)
-    assert Queue("plain", connection=scene.redis).enqueue("chores.greet").timeout == 180
+    limited = scene.jobs.queue(QUEUE).enqueue_call("sample_jobs.wait", args=(str(scene.record), "never"), timeout=1)
+    assert Queue("plain", connection=scene.redis).enqueue("sample_jobs.greet").timeout == 180
     parent()
     scene.reported("begin")
     time.sleep(1.2)  # longer than the other job's limit; no event shows that something does not happen

@@ -18,9 +18,9 @@ def test_sigterm_ends_an_idle_parent(scene: JobScene, parent: Callable[..., Pare
     assert one.terminate() == 0
 
 
-@pytest.mark.parametrize(("chore", "word"), [("patient", "told True"), ("blocked", "broken off")])
-def test_a_job_sees_a_warm_stop(scene: JobScene, parent: Callable[..., Parent], chore: str, word: str) -> None:
-    scene.enqueue(chore)
+@pytest.mark.parametrize(("job", "word"), [("stoppable", "stopping True"), ("blocked", "interrupted")])
+def test_a_job_sees_a_warm_stop(scene: JobScene, parent: Callable[..., Parent], job: str, word: str) -> None:
+    scene.enqueue(job)
     scene.enqueue("greet", "next")
     one = parent()
     scene.reported("begin")

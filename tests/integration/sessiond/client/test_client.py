@@ -118,7 +118,7 @@ def test_a_lease_that_the_service_does_not_know_is_lost(sessiond: Start, redis_s
     with service.client().lease(SESSION, lease_ttl=1.5) as lease:
         service.kill9()
         redis_server.kill9()
-        redis_server.put_back(tmp_path / "older")
+        redis_server.restore_data(tmp_path / "older")
         redis_server.start()
         service.start()
         assert lease.lost.wait(30)

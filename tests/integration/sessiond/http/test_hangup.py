@@ -47,7 +47,7 @@ def test_a_caller_that_leaves_while_the_service_is_paused_gets_no_lease(sessiond
     post_wait(service, first, "gone").close()
     with post_wait(service, second, "stays") as stays:
         time.sleep(0.5)
-        service.go_on()
+        service.resume()
         assert b'"granted"' in answer(stays)
     granted = [e["holder"] for e in client.ledger(SESSION) if e["event"] == "granted"]
     assert granted[:1] == ["stays"]
@@ -61,9 +61,9 @@ def test_a_keyless_ticket_of_a_caller_that_left_is_not_taken(sessiond: Callable[
     scene.take("w", "worker")
     service.pause()
     post(service, "/tickets", {"kind": "handler"}).close()
-    service.go_on()
+    service.resume()
     assert scene.wait("w", 20)["state"] == "granted"
-    assert scene.happened("taken") == 1
+    assert scene.count_events("taken") == 1
 
 
 def test_a_caller_that_pipelines_a_request_is_still_connected(sessiond: Callable[..., Sessiond]) -> None:

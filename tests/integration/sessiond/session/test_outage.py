@@ -91,7 +91,7 @@ def test_redis_stopped_for_12_seconds(sessiond: Start, redis_server: Redis) -> N
     """A result that arrives while Redis is away is kept, committed on its return, then given."""
     scene = Scene(sessiond(scripted_env()), "#tokens 150\n#pace 10ms\n#say through")
     redis_server.pause()
-    stopped = threading.Timer(12, redis_server.go_on)
+    stopped = threading.Timer(12, redis_server.resume)
     stopped.start()
     assert refused(scene.client).retry_after is not None
     stopped.join()
@@ -107,7 +107,7 @@ def test_an_owner_in_doubt_ends_its_agent(sessiond: Start, redis_server: Redis) 
     service.remember()
     redis_server.pause()
     eventually(lambda: pid not in [p.pid for p in service.left()], 12, "the agent is ended")
-    redis_server.go_on()
+    redis_server.resume()
     ready(service)
     scene.end()
     assert [r.outcome for r in scene.results] == ["lost"]
@@ -134,7 +134,7 @@ def test_every_owner_in_doubt_ends_its_agent_before_another_may_own_the_session(
         paused = time.monotonic()
         eventually(lambda: not pids & {p.pid for p in service.left()}, 40, "the agents are ended")
         took = time.monotonic() - paused
-        redis_server.go_on()
+        redis_server.resume()
         assert set(outcomes) == {"lost"}
     assert took < Times().owner_ttl
 
@@ -157,7 +157,7 @@ def test_a_wait_that_ends_as_redis_goes_away_is_answered(sessiond: Start, redis_
         try:
             error = told.exception(40)
         finally:
-            redis_server.go_on()
+            redis_server.resume()
     assert isinstance(error, Unavailable) and error.type == "redis-away"
     ready(service)
 
@@ -189,7 +189,7 @@ def test_a_place_without_a_key_that_was_taken_in_an_outage_is_given_up(sessiond:
         refused = pool.submit(client.transport.call, "POST", "/tickets", session=SESSION, body={"kind": "handler"})
         with pytest.raises(Unavailable, match="redis-away"):
             refused.result(60)
-    redis_server.go_on()
+    redis_server.resume()
     with client.lease(SESSION, key="next"):
         assert client.view(SESSION)["queue"] == []
     events = [e["event"] for e in client.ledger(SESSION)]
@@ -211,7 +211,7 @@ def test_who_asks_for_a_new_session_in_an_outage_is_answered_in_its_own_time(
     redis_server.pause()
     with ThreadPoolExecutor(8) as pool:
         took = list(pool.map(ask, range(8)))
-    redis_server.go_on()
+    redis_server.resume()
     assert max(took) < 2 * min(took) + 2
 
 

@@ -120,12 +120,12 @@ def test_no_instance_takes_a_session_over_because_redis_lost_its_owner(
     assert second.view()["owner"]["url"] == first.url, "it has seen whose it is"
     first.pause()
     redis_server.kill9()
-    redis_server.put_back(tmp_path / "older")
+    redis_server.restore_data(tmp_path / "older")
     redis_server.start()
     for _ in range(5):
         answer = eventually(lambda: _other_than(503, second.service), 20)
         assert (answer.status, answer.json()["owner_url"]) == (421, first.url)
-    first.go_on()
+    first.resume()
     assert old.lost("before") == ""
     old.until(lambda: old.happened("restored"))
     assert old.view()["epoch"] == epoch and second.view()["epoch"] == epoch
@@ -149,13 +149,13 @@ def test_an_owner_deposed_before_it_reads_the_state_ends_no_agent(
     scene = Scene(sessiond(scripted_env(**times), name="b"), SESSION)
     eventually(lambda: _taken(scene), 20, "it takes the session over: nobody renews")
     scene.lease("a")
-    turn = scene.later(scene.turn, "a", "#tokens 100000\n#pace 5ms")
-    scene.started()
+    turn = scene.start_call(scene.turn, "a", "#tokens 100000\n#pace 5ms")
+    scene.wait_for_turn()
     store = Store(redis_server.url, SESSION, "x")
     with pytest.raises(Deposed):
         Session(settings, store, owned, Slots(1)).start()
     gevent.sleep(1.0)  # time for an action that must not happen
-    scene.again(scene.force, scene.view()["holder"]["fence"])
+    scene.retry(scene.force, scene.view()["holder"]["fence"])
     turn.end()
     assert turn.answer.outcome == "cancelled", turn.answer
 

@@ -108,7 +108,7 @@ def test_a_step_whose_answer_was_lost_is_not_applied_twice(
     store._steps.close()
     store._steps.call("PING")
     server.pause()
-    timer = threading.Timer(1.0, server.go_on)
+    timer = threading.Timer(1.0, server.resume)
     timer.start()
     with pytest.raises(RedisUnavailable):
         store.commit(step(1, "s2", ("ZADD", "queue", "5", "a")))

@@ -116,10 +116,10 @@ def test_an_edit_under_the_handlers_hands_is_answered_as_it_reads_now(stage: Sta
     handler = stage.handler()
     handler.hold("handler-answered")
     stage.comes("IC_1", "Say it.\n#say the old answer")
-    handler.reached("handler-answered")
+    handler.wait_until_reached("handler-answered")
     newer = replace(comment("IC_1", "Say it.\n#say the new answer"), updated_at="2026-01-01T00:00:09Z")
     assert stage.demands.edit("delivery-edit", newer).outcome == "edited"
-    handler.let_go("handler-answered")
+    handler.release("handler-answered")
     found = stage.becomes("IC_1", DemandState.ANSWERED)
     assert found.text == "the new answer" and found.revision == 2
     assert granted(stage) == ["IC_1"], "one lease for both"
@@ -129,9 +129,9 @@ def test_a_deleted_comment_is_answered_by_nobody_and_frees_the_lease(stage: Stag
     handler = stage.handler()
     handler.hold("handler-answered")
     stage.comes("IC_1", "Say it.\n#say an answer")
-    handler.reached("handler-answered")
+    handler.wait_until_reached("handler-answered")
     assert stage.demands.delete("delivery-gone", "IC_1").outcome == "withdrawn"
-    handler.let_go("handler-answered")
+    handler.release("handler-answered")
     stage.comes("IC_2", "Say it.\n#say two")
     stage.becomes("IC_2", DemandState.ANSWERED)
     found = stage.becomes("IC_1", DemandState.REFUSED)
@@ -166,11 +166,11 @@ def test_an_operator_who_ends_the_lease_by_force_ends_the_demand(stage: Stage) -
     handler = stage.handler()
     handler.hold("handler-answered")
     stage.comes("IC_1", "Say it.\n#say an answer")
-    handler.reached("handler-answered")
+    handler.wait_until_reached("handler-answered")
     client = stage.service.client()
     fence = client.view("octo/hello")["holder"]["fence"]
     client.force_release("octo/hello", fence, "a test")
-    handler.let_go("handler-answered")
+    handler.release("handler-answered")
     found = stage.becomes("IC_1", DemandState.FAILED, DemandState.ANSWERED)
     # The answer was complete when the lease ended: it may be stored; without it the reason is told.
     assert found.state is DemandState.ANSWERED or found.reason == "forced"
@@ -207,11 +207,11 @@ def test_a_promised_task_is_durable_with_the_answer_that_promises_it(stage: Stag
     handler.hold("handler-stored")
     promise = '{"promise": {"title": "Mend it", "instructions": "Mend the parser, with a test."}}'
     stage.comes("IC_1", f"Say it.\n#lines I will mend it.|{promise}")
-    handler.reached("handler-stored")
+    handler.wait_until_reached("handler-stored")
     found = stage.demands.get("IC_1")
     assert found is not None and found.text == "I will mend it." and found.task is not None
     task = Tasks(stage.demands.redis).get(found.task)
     assert (task.title, task.session, task.source.demand) == ("Mend it", "octo/hello", "IC_1")
     assert task.instructions == "Mend the parser, with a test."
     assert stage.demands.jobs.live(task.job)
-    handler.let_go("handler-stored")
+    handler.release("handler-stored")

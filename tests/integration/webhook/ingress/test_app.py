@@ -167,7 +167,7 @@ def test_a_worker_in_mid_turn_is_preempted_at_arrival(
     service = webhook(reach(queue))
     worker = caller(queue, "worker")
     worker.do(session=SESSION, kind="worker", key="loop", prompt="#tokens 2000\n#pace 5ms", timeout=60)
-    worker.hear("granted")
+    worker.wait_for("granted")
     assert said(service.post("issue_comment", payloads.comment())) == (202, "accepted")
     entries = queue.client().ledger(SESSION)
     preempted = [e for e in entries if e.get("reason") == "preempted"]
@@ -261,7 +261,7 @@ def test_503_within_githubs_patience_while_redis_hangs(webhook: Start, redis_ser
     began = time.monotonic()
     answer = service.post("issue_comment", payloads.comment(), "one")
     took = time.monotonic() - began
-    redis_server.go_on()
+    redis_server.resume()
     assert answer.status == 503 and took < 9, took
     assert said(service.post("issue_comment", payloads.comment(), "one")) == (202, "accepted")
     assert queued(store(redis_server)) == 2
@@ -294,10 +294,10 @@ def test_kill_9_of_a_process(
 
     sender = threading.Thread(target=deliver)
     sender.start()
-    os.kill(service.reached(point), signal.SIGKILL)
+    os.kill(service.wait_until_reached(point), signal.SIGKILL)
     sender.join(10)
     assert len(lost) == 1, "nobody was told 202"
-    service.let_go(point)
+    service.release(point)
     found = demands.get("IC_1")
     assert (found is not None) == (again == "duplicate")
     assert (found is not None and found.ticket is not None) == ticket
@@ -323,7 +323,7 @@ def test_kill_9_of_what_it_relies_on(
         target=lambda: statuses.append(service.post("issue_comment", payloads.comment(), "one").status)
     )
     sender.start()
-    service.reached(point)
+    service.wait_until_reached(point)
     if victim == "sessiond":
         queue.kill9()
         queue.start()
@@ -333,7 +333,7 @@ def test_kill_9_of_what_it_relies_on(
         if victim != "Redis":
             for name in demands.redis.scan_iter("rq:*"):
                 demands.redis.delete(name)
-    service.let_go(point)
+    service.release(point)
     sender.join(20)
     assert statuses[0] in (202, 503)
     if statuses[0] == 503:

@@ -55,9 +55,9 @@ def test_sigusr1_tells_the_stacks_and_sigterm_ends_in_order(webhook: Callable[..
         "X-Hub-Signature-256": sign(Webhook.SECRET, body),
     }  # fmt: skip
     late.request("POST", "/github", body=body, headers=headers)
-    service.reached("ingress-committed")
+    service.wait_until_reached("ingress-committed")
     service.process.terminate()
-    service.let_go("ingress-committed")
+    service.release("ingress-committed")
     assert late.getresponse().status == 202
     assert service.process.wait(20) == 0
     assert "not answered in time" not in service.log_text(0)

@@ -254,7 +254,7 @@ def test_a_guard_that_redis_lost_is_awaited(sessiond: Start, redis_server: Redis
     os.kill(scene.guard, signal.SIGSTOP)
     service.kill9()
     redis_server.kill9()
-    redis_server.put_back(tmp_path / "older")
+    redis_server.restore_data(tmp_path / "older")
     redis_server.start()
     service.start()
     assert not scene.events("agent-started"), "Redis has no record of the agent"
@@ -316,7 +316,7 @@ def test_an_owner_in_doubt_ends_its_tree(sessiond: Start, redis_server: Redis, m
     try:
         eventually(lambda: not scene.left(), 30, lambda: f"while Redis is away: {scene.left()}")
     finally:
-        redis_server.go_on()
+        redis_server.resume()
     judge(matrix, "owner in doubt", scene, scene.next_turn(), "owner-doubt")
 
 

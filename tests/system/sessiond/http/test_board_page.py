@@ -77,10 +77,10 @@ def flurry(worker: Caller, handlers: list[Caller], client: Client, name: str) ->
         client.take(SESSION, kind="handler", key=f"{name}{n}")
         handler.do(key=f"{name}{n}", hold=0.02)
     for handler in handlers:
-        handler.hear("done")
-    worker.hear("done")
+        handler.wait_for("done")
+    worker.wait_for("done")
     worker.do(kind="worker", key="long", prompt="#tokens 20000\n#pace 5ms", timeout=90)
-    worker.hear("granted")
+    worker.wait_for("granted")
 
 
 def test_a_flurry_is_shown_in_the_order_of_the_ledger_also_after_a_restart(
@@ -90,7 +90,7 @@ def test_a_flurry_is_shown_in_the_order_of_the_ledger_also_after_a_restart(
     client = service.client()
     worker, handlers = caller(service, "worker"), [caller(service, "handler") for _ in range(3)]
     worker.do(kind="worker", key="long", prompt="#tokens 20000\n#pace 5ms", timeout=90)
-    worker.hear("granted")
+    worker.wait_for("granted")
     page = board(service)
     page.wait(f"{SHOWN} === 1")
     flurry(worker, handlers, client, "a")
@@ -110,9 +110,9 @@ def test_a_flurry_is_shown_in_the_order_of_the_ledger_also_after_a_restart(
     service.start()
     page.wait("document.querySelector('#link').dataset.state === 'live'", 30)
     eventually(lambda: client.view(SESSION)["agent"]["state"] == "asleep", what="the lost turn to be closed")
-    worker.hear("done")
+    worker.wait_for("done")
     worker.do(kind="worker", key="long", prompt="#tokens 20000\n#pace 5ms", timeout=90)
-    worker.hear("granted")
+    worker.wait_for("granted")
     before = len(leases(client))
     flurry(worker, handlers, client, "b")
     shown = check_against_ledger(page, client, before + 4)
@@ -271,7 +271,7 @@ def test_the_page_says_when_its_data_may_be_old(sessiond: Start, redis_server: A
         page.wait("document.querySelector('#link').dataset.state === 'doubt'", 30)
         assert "Redis" in page.eval("document.querySelector('#link-text').textContent")
     finally:
-        redis_server.go_on()
+        redis_server.resume()
     page.wait("document.querySelector('#link').dataset.state === 'live'", 30)
     assert page.eval("document.querySelector('#announce').textContent") == "Reconnected"
 

@@ -96,7 +96,7 @@ class Crash:
         rows = []
         for number, (event, point) in enumerate(chosen):
             scene = Scene(self.service, f"octo/row{number}")
-            rows.append(Row(event, point, scene, event.play(scene)))
+            rows.append(Row(event, point, scene, event.run(scene)))
         self.each(lambda row: next(row.play), rows)
         if self.older:
             self.redis.copy(self.place / "older")
@@ -133,7 +133,7 @@ class Crash:
         if self.victim != "sessiond":
             self.redis.kill9()
         if self.older:
-            self.redis.put_back(self.place / "older")
+            self.redis.restore_data(self.place / "older")
         shutil.rmtree(self.hooks)
         if self.victim != "sessiond":
             self.redis.start()
@@ -192,9 +192,9 @@ def run(crash: Crash, chosen: Chosen, matrix: Callable[..., None]) -> None:
     crash.calm()
     crash.each(lambda row: attempt(row, lambda: crash.drained(row)), rows)
     for row in rows:
-        told = ", ".join(call.told for call in row.scene.calls)
+        outcomes = ", ".join(call.outcome for call in row.scene.calls)
         outcome = "; ".join(row.scene.wrong) or f"as it must be, {row.left} drained"
-        matrix("steps", event=row.event.name, point=row.point, victim=crash.victim, told=told, outcome=outcome)
+        matrix("steps", event=row.event.name, point=row.point, victim=crash.victim, outcomes=outcomes, outcome=outcome)
     wrong = {(row.event.name, row.point): row.scene.wrong for row in rows if row.scene.wrong}
     assert wrong == {}, crash.service.log_text()
 

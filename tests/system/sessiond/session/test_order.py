@@ -47,7 +47,7 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
     client, dice = service.client(), random.Random(7)
     worker, handlers = caller(service, "worker"), [caller(service, "handler") for _ in range(6)]
     worker.do(kind="worker", key="loop", prompt="#tokens 2000\n#pace 5ms", timeout=60)
-    worker.hear("granted")
+    worker.wait_for("granted")
     for flurry in range(FLURRIES):
         size = dice.randint(2, 6)
         for n in range(size):
@@ -55,10 +55,10 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
             client.take(SESSION, kind="handler", key=key, priority=priority)
             handlers[n].do(key=key, priority=priority, delay=dice.uniform(0, 0.06), hold=dice.choice((0, 0.004)))
         for n in range(size):
-            handlers[n].hear("done")
-        worker.hear("done")  # preempted by the flurry, or done; either way it comes again
+            handlers[n].wait_for("done")
+        worker.wait_for("done")  # preempted by the flurry, or done; either way it comes again
         worker.do(kind="worker", key="loop", prompt="#tokens 2000\n#pace 5ms", timeout=60)
-        worker.hear("granted")
+        worker.wait_for("granted")
     entries = everything(client)
     report = verify(entries)
     grants = sum(e["event"] == "granted" and e["kind"] == "handler" for e in entries)
@@ -78,7 +78,7 @@ def test_a_handler_that_dies_in_the_queue_costs_the_next_head_wait_once(
     client = service.client()
     first, dead, second, third = (caller(service) for _ in range(4))
     first.do(key="first", hold=30)
-    first.hear("granted")
+    first.wait_for("granted")
     for who, key in ((dead, "dead"), (second, "second"), (third, "third")):
         who.do(key=key)
         eventually(lambda key=key: any(t["key"] == key and t["present"] for t in client.view(SESSION)["queue"]))
@@ -86,7 +86,7 @@ def test_a_handler_that_dies_in_the_queue_costs_the_next_head_wait_once(
     eventually(lambda: not client.view(SESSION)["queue"][0]["present"], what="the hang-up is seen")
     client.force_release(SESSION, client.view(SESSION)["holder"]["fence"], "the test's")
     for who in (second, third):
-        who.hear("done")
+        who.wait_for("done")
     entries = everything(client)
     ms = {e["ticket"]: int(e["id"].partition("-")[0]) for e in entries if e["event"] == "granted"}
     _, second_at, third_at = sorted(ms.values())

@@ -96,10 +96,10 @@ def test_handoffs_by_the_thousand(
         pass
     idle, begun, first = Measured(worker, redis), time.monotonic(), reading.handoffs
     total = len(SESSIONS) * (ROUNDS * GRANTS + WORKERS)
-    told, points = soaked(service, reading, lambda: Measured(worker, redis), first, total)
+    counts, points = soaked(service, reading, lambda: Measured(worker, redis), first, total)
     took = time.monotonic() - begun
-    assert (told["errors"], told["twice"], told["grants"]) == ([], 0, total)
-    assert told["preempted"] == reading.preemptions == len(SESSIONS) * ROUNDS
+    assert (counts["errors"], counts["twice"], counts["grants"]) == ([], 0, total)
+    assert counts["preempted"] == reading.preemptions == len(SESSIONS) * ROUNDS
     assert reading.wrong == []
     assert reading.handoffs - first == total
     assert not reading.events.keys() & {"passed-over", "lapsed", "recovery", "refused", "restored"}
@@ -114,7 +114,7 @@ def test_handoffs_by_the_thousand(
     figures(
         f"{total} handoffs by {len(SESSIONS) * (HANDLERS + 1)} waiters in {took:.0f} s, {total / took:.0f} a second "
         f"({(points[-1].cpu - idle.cpu) / total * 1000:.1f} ms of CPU each), "
-        f"{told['preempted']} preemptions, {told['turns']} turns, {reading.entries} entries, 0 inversions"
+        f"{counts['preempted']} preemptions, {counts['turns']} turns, {reading.entries} entries, 0 inversions"
     )
     figures(
         f"RSS {idle.rss:.1f} MiB idle, {' '.join(rss)} at each quarter: {grown / (0.75 * total) * 2**20:.0f} bytes a "
@@ -129,25 +129,30 @@ def test_handoffs_by_the_thousand(
 def soaked(
     service: Sessiond, reading: Reading, measure: Callable[[], Measured], first: int, total: int
 ) -> tuple[dict[str, Any], list[Measured]]:
-    """Run the crowd, read the ledgers meanwhile, and measure at each quarter. Returns the crowd's reports."""
-    command = [sys.executable, str(TESTS / "support" / "standins" / "crowd.py"), service.url, service.keys["admin"]]
+    """Run the load, read the ledgers meanwhile, and measure at each quarter. Returns the load's reports."""
+    command = [
+        sys.executable,
+        str(TESTS / "support" / "standins" / "load_generator.py"),
+        service.url,
+        service.keys["admin"],
+    ]
     command += [",".join(SESSIONS), str(HANDLERS), str(ROUNDS), str(GRANTS)]
     points: list[Measured] = []
     ends = time.monotonic() + PATIENCE
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
         try:
-            while crowd.poll() is None and time.monotonic() < ends:
+            while load.poll() is None and time.monotonic() < ends:
                 reading.on()
                 time.sleep(0.2)  # reads cost the service time as well
                 if len(points) < 3 and reading.handoffs - first >= total * (len(points) + 1) / 4:
                     points.append(measure())
         finally:
-            crowd.kill()
-        assert crowd.stdout is not None
-        told: dict[str, Any] = json.loads(crowd.stdout.read() or '{"errors": "the crowd said nothing"}')
+            load.kill()
+        assert load.stdout is not None
+        counts: dict[str, Any] = json.loads(load.stdout.read() or '{"errors": "the load generator printed nothing"}')
     while reading.on():
         pass
-    return told, [*points, measure()]
+    return counts, [*points, measure()]
 
 
 def judged(redis: Any, leases: int) -> dict[str, int]:

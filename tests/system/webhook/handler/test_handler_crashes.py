@@ -96,13 +96,13 @@ def test_a_demand_ends_in_exactly_one_posted_answer(
     if step == "in-turn":
         eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger("octo/hello")), 20)
     else:
-        handler.reached(step)
+        handler.wait_until_reached(step)
     if victim == "parent":
         orphan = handler.horse()
     kill(stage, handler, victim)
     if victim in ("handler", "parent"):
         handler.start()  # as a supervisor would
-    handler.let_go(step)
+    handler.release(step)
 
     def ended() -> bool:
         found = stage.demands.get("IC_1")

@@ -30,15 +30,15 @@ def crash(s: Scene, victim: str, horse: int, point: str) -> set[int]:
     if victims:
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
-        s.worker.go_on(point)
+        s.worker.release(point)
         return set(victims)
     if victim == "sessiond":
         s.service.kill9()
-        s.worker.go_on(point)
+        s.worker.release(point)
         s.service.start()
     else:
         s.redis_server.kill9()
-        s.worker.go_on(point)
+        s.worker.release(point)
         s.redis_server.start()
     return set()
 
@@ -62,7 +62,7 @@ def row(s: Scene, number: int, step: str, victim: str) -> str:
     s.worker.hold(step)
     words = line("done", "finished", tokens="80", pace="10ms")
     task = s.add(words, key=f"row-{number}", session=session)
-    horse = s.worker.reached(step)
+    horse = s.worker.wait_until_reached(step)
     begun = time.monotonic()
     dead = crash(s, victim, horse, step)
     found = s.settled(task, 60)

@@ -48,9 +48,9 @@ def test_a_preemption_between_two_turns_is_in_the_prompt(scene: Start) -> None:
     s = scene()
     s.worker.hold("result-received")
     task = s.add(line("more"), line("done"))
-    s.worker.reached("result-received")
+    s.worker.wait_until_reached("result-received")
     s.handler("IC_1")
-    s.worker.go_on("result-received")
+    s.worker.release("result-received")
     found = s.settled(task)
     assert (found.interruptions.preemptions, found.turn.attempt) == (1, 1)
     assert "1 handler (people's comments: IC_1)" in s.prompts()[-1]
@@ -169,8 +169,8 @@ def test_preempted_while_no_run_was_there(scene: Start) -> None:
     s = scene()
     s.worker.hold("in-turn")
     task = s.add(line("done", tokens="100", pace="10ms"))
-    s.worker.reached("in-turn")
-    s.worker.go_on("in-turn")
+    s.worker.wait_until_reached("in-turn")
+    s.worker.release("in-turn")
     s.worker.horse().kill()
     s.handler("IC_9")
     found = s.settled(task)
@@ -197,13 +197,13 @@ def test_a_second_job_for_a_task_that_runs_does_nothing(
     s = scene()
     s.worker.hold("in-turn")
     task = s.add(line("done"))
-    s.worker.reached("in-turn")
+    s.worker.wait_until_reached("in-turn")
     other = Worker(redis_server.url, s.service, s.place / "other")
     request.addfinalizer(other.close)
     second = s.jobs.enqueue(TASKS, RUN, task.id)
     eventually(lambda: not s.connection.exists(f"rq:job:{second}"), 10, other.log_text())
     assert "another run has the task" in other.log_text() and other.runs() == []
-    s.worker.go_on("in-turn")
+    s.worker.release("in-turn")
     assert (s.settled(task).state, s.tasks.get(task.id).runs) == ("done", 1)
 
 

@@ -30,7 +30,7 @@ def test_a_parked_handler_that_is_killed_loses_the_grant_after_claim_window(
     assert granted["state"] == "granted"
     second = caller(service)
     second.do(key="second")
-    second.hear("granted")
+    second.wait_for("granted")
     assert [e["reason"] for e in events(client, "ended")][:1] == ["unclaimed"]
     place = client.ticket(SESSION, first["id"])
     assert (place["state"], place["passed_over"]) == ("queued", True)
@@ -42,15 +42,15 @@ def test_a_holder_that_is_killed_keeps_its_tickets_place_for_the_retry(sessiond:
     client = service.client()
     dead, other = caller(service), caller(service)
     dead.do(key="dead", hold=60)
-    dead.hear("granted")
+    dead.wait_for("granted")
     other.do(key="other")
     eventually(lambda: len(client.view(SESSION)["queue"]) == 1)
     dead.kill9()
-    other.hear("granted")
+    other.wait_for("granted")
     assert [e["reason"] for e in events(client, "ended")][:1] == ["expired"]
     retry = caller(service)
     retry.do(key="dead")
-    retry.hear("done")
+    retry.wait_for("done")
     (back,) = events(client, "back")
     grants = [e["score"] for e in events(client, "granted")]
     assert back["score"] == grants[0] == grants[2]
@@ -90,7 +90,7 @@ def test_a_superseded_wait_is_answered_at_once_and_for_good(sessiond: Start, cal
         ticket = client.take(SESSION, key="k")["id"]
         assert wait(client, ticket, "new", 0)["state"] == "waiting"
         with pytest.raises(AssertionError, match="Superseded"):
-            old.hear("granted")
+            old.wait_for("granted")
         with pytest.raises(Superseded):
             wait(client, ticket, "old", 0)
         with pytest.raises(Superseded):

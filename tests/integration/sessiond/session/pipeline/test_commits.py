@@ -101,9 +101,9 @@ def test_one_that_stood_still_finds_leases_and_places_as_they_were(
         asked.start()
         time.sleep(0.2)  # the step is on its way to Redis
     service.pause()
-    redis_server.go_on()
+    redis_server.resume()
     time.sleep(STALL)
-    service.go_on()
+    service.resume()
     eventually(lambda: holder.told is not None, 30, service.log_text)
     told, now = holder.told, client.view(SESSION)
     assert isinstance(told, TurnResult) and told.outcome in ("completed", "lost"), told
@@ -143,7 +143,7 @@ def test_an_answer_is_as_old_as_its_question(redis_server: Redis) -> None:
     commits.push(a_step(), lambda: None)
     assert commits.unconfirmed < 1
     redis_server.pause()
-    threading.Timer(1.2, redis_server.go_on).start()
+    threading.Timer(1.2, redis_server.resume).start()
     commits.push(a_step(), lambda: None)
     assert commits.unconfirmed >= 1
     store.close()
@@ -261,7 +261,7 @@ def test_an_owner_that_was_replaced_while_it_stood_still_does_nothing_any_more(
     seen = {m: ledger_of(other, session_of(m))[-1]["id"] for m in MOMENTS}
     for point in ("question", *(f"{session_of(moment)}/committed.turn-accepted" for moment in ACCEPTED)):
         (hooks / f"{point}.hold").unlink()
-    first.go_on()
+    first.resume()
     for moment in MOMENTS:
         status, body = ask(first, "POST", f"{session_of(moment)}/tickets", {"kind": "handler", "key": "late"})
         assert (status, body["type"], body.get("owner_url")) == (421, "not-owner", second.url), moment
@@ -306,24 +306,24 @@ def test_a_holder_that_stood_still_past_its_lease_has_lost_it_and_keeps_its_plac
     client = service.client()
     still, other = caller(service), caller(service)
     still.do(key="still", hold=60, lease_ttl=1.5, abandon=True)
-    first = still.hear("granted")
+    first = still.wait_for("granted")
     other.do(key="other", lease_ttl=1.5)
     eventually(lambda: any(t["present"] for t in client.view(SESSION)["queue"]))
     still.pause()
-    second = other.hear("granted")
+    second = other.wait_for("granted")
     assert second["fence"] > first["fence"] and second["secret"] != first["secret"]
     for method, path, body in (("POST", "/lease/renew", None), ("POST", "/turns", {"prompt": "late"})):
         with pytest.raises(LeaseLost, match="expired"):
             client.transport.call(method, path, session=SESSION, body=body, secret=first["secret"])
-    still.go_on()
-    assert still.hear("leaving")["lost"] == "expired"
-    still.hear("done")
-    other.hear("done")
+    still.resume()
+    assert still.wait_for("leaving")["lost"] == "expired"
+    still.wait_for("done")
+    other.wait_for("done")
     (place,) = client.view(SESSION)["queue"]
     assert (place["key"], place["present"]) == ("still", False)
     still.do(key="still", lease_ttl=1.5)
-    assert still.hear("granted")["fence"] > second["fence"]
-    still.hear("done")
+    assert still.wait_for("granted")["fence"] > second["fence"]
+    still.wait_for("done")
     with pytest.raises(LeaseLost, match="expired"):
         lease_call(client, "DELETE", "/lease", first["secret"])
     entries = ledger_of(client)
@@ -347,14 +347,14 @@ def test_a_waiter_that_stands_still_does_not_claim_its_grant_and_the_next_one_ha
                 who.do(key=key)
                 eventually(lambda key=key: present(client, key))
             still.pause()
-        behind.hear("done")
+        behind.wait_for("done")
         assert [e["reason"] for e in events(client, "ended")][-2:] == ["unclaimed", "released"]
         left = [t["key"] for t in client.view(SESSION)["queue"]]
         assert left == (["still"] if loss < 3 else [])
-        still.go_on()
-        assert still.hear("done")["lost"] == "unclaimed"
+        still.resume()
+        assert still.wait_for("done")["lost"] == "unclaimed"
     still.do(key="still")  # a new ticket: the old one has ended, so its key is free
-    still.hear("done")
+    still.wait_for("done")
     entries = ledger_of(client)
     one_secret_each(entries)
     assert [e["reason"] for e in entries if e["event"] == "ticket-ended"].count("lost-thrice") == 1
