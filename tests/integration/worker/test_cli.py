@@ -48,7 +48,7 @@ def test_a_cancel_from_the_command_line_stops_a_turn(scene: Callable[..., Scene]
     task = s.add(line("done", tokens="6000", pace="10ms"))
     s.in_turn()
     assert ctl(s.redis_server.url, "cancel", task.id).returncode == 0
-    assert s.settled(task, 10).state == "cancelled"
+    assert s.wait_for_end(task, 10).state == "cancelled"
     assert s.client.view(SESSION)["holder"] is None
 
 

@@ -73,8 +73,8 @@ class Scene:
                     self.results += event is not None and event.event == "result"
                 turn = stream.headers["Turn-Id"]
                 self.first_results.append(result_of(self.client.turn(self.session, turn), turn))
-                if self.row.then:
-                    self._wait_for_moment(self.row.then)
+                if self.row.release_at:
+                    self._wait_for_moment(self.row.release_at)
         except Exception as error:
             self.wrong.append(f"first: {type(error).__name__}: {error}")
 
@@ -116,7 +116,7 @@ class Scene:
             if refused.type != "agent-broken":
                 raise
             self.refused = refused.reason
-        if not self.row.rests:
+        if not self.row.ends_by_backoff:
             self.client.restart_agent(self.session)
         return eventually(lambda: self._retry_turn(lease, prompt), WAIT_SECONDS, "the backoff ends")
 
@@ -211,7 +211,7 @@ class Scene:
         heard = [e["event"] for e in self.entries if e["event"] in ("foreign", "denied", "agent-broken", "drained")]
         why = dict.fromkeys([*ends, *heard])
         following = self.next.outcome if self.next else "none"
-        refused = f"503, {'rest' if self.row.rests else 'restart'}, " if self.refused else ""
+        refused = f"503, {'rest' if self.row.ends_by_backoff else 'restart'}, " if self.refused else ""
         matrix(
             "faults", fault=self.row.fault, when=self.row.when,
             first=f"{first.outcome} {first.reason or ''}"[:44] if first else "none",

@@ -127,7 +127,7 @@ def test_no_instance_takes_a_session_over_because_redis_lost_its_owner(
         assert (answer.status, answer.json()["owner_url"]) == (421, first.url)
     first.resume()
     assert old.lost("before") == ""
-    old.until(lambda: old.happened("restored"))
+    old.wait_until(lambda: old.count_events("restored"))
     assert old.view()["epoch"] == epoch and second.view()["epoch"] == epoch
     assert second.client.ticket(SESSION, place)["id"] == place
     old.drain()

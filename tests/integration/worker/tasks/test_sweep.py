@@ -31,7 +31,7 @@ def test_one_sweep_at_a_time_and_only_tasks_without_run_and_job(scene: Callable[
     s.connection.delete(f"rq:job:{s.tasks.get(task.id).job}", "rq:queue:tasks")
     s.worker.start()
     begun = time.monotonic()
-    assert s.settled(task).state == "done"
+    assert s.wait_for_end(task).state == "done"
     print(f"all of rq's keys deleted: done after {time.monotonic() - begun:.1f} s")
 
 

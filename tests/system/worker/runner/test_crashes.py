@@ -65,7 +65,7 @@ def row(s: Scene, number: int, step: str, victim: str) -> str:
     horse = s.worker.wait_until_reached(step)
     begun = time.monotonic()
     dead = crash(s, victim, horse, step)
-    found = s.settled(task, 60)
+    found = s.wait_for_end(task, 60)
     took = time.monotonic() - begun
     prompts = [p for p in s.prompts() if task.id in p]
     entries = s.client.ledger(session)
