@@ -68,7 +68,7 @@ def test_it_signs_and_posts_with_every_source_of_the_secret(webhook: Callable[..
         [__file__, "--event", "ping", "--secret", "x"],
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(words: list[str], tmp_path: Path) -> None:
+def test_bad_input_gives_one_line_and_exit_2(words: list[str], tmp_path: Path) -> None:
     done = send(*words, SESSIOND_STATE_DIR=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
 

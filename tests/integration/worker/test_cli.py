@@ -66,7 +66,7 @@ def test_the_embedded_server_is_found_by_its_socket(redis_server: Redis, tmp_pat
         ("list", "--state", "none"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_2(redis_server: Redis, words: tuple[str, ...]) -> None:
+def test_bad_input_gives_one_line_and_exit_2(redis_server: Redis, words: tuple[str, ...]) -> None:
     done = ctl(redis_server.url, *words)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 

@@ -334,7 +334,7 @@ class Histories(RuleBasedStateMachine):
         options = [(what, event) for weight, what, event in self.fake_agent.options() for _ in range(weight)]
         likely = {
             "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 40 if options else 0,
-            "stored_entries": int(self.composed), "mishap": 0 if self.redis_is_behind else 1,
+            "command": int(self.composed), "mishap": 0 if self.redis_is_behind else 1,
         }  # fmt: skip
         what = self.pick(data, [what for what, weight in likely.items() for _ in range(weight)])
         fault = self.pick(data, FAULTS)
@@ -350,7 +350,7 @@ class Histories(RuleBasedStateMachine):
                 fake, (said, event) = self.fake_agent, self.pick(data, options)
                 front: Entries = [("agent-started", {"guard": None})] if isinstance(event, st.Spawned) else []
                 self.do(event, fault=fault, front=front, then=lambda: fake.choose(said, event))
-            case "stored_entries":
+            case "command":
                 self.do(*self.pick(data, self.agent_commands()), fault=fault)
             case "mishap":
                 mishaps = [

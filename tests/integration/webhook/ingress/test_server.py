@@ -31,7 +31,7 @@ from support.webhook.ingress_calls import connection
         ({"WEBHOOK_SECRET": "x", "REDIS_URL": "http://x"}, "REDIS_URL"),
     ],
 )
-def test_bad_settings_are_one_line_and_exit_2(env: dict[str, str], named: str) -> None:
+def test_bad_settings_give_one_line_and_exit_2(env: dict[str, str], named: str) -> None:
     full = {"PATH": os.environ["PATH"], **env}
     done = subprocess.run(
         [sys.executable, "-m", "sessiond_webhook"], env=full, capture_output=True, text=True, timeout=20
