@@ -30,7 +30,7 @@ def test_bad_settings_give_one_line_and_exit_2(env: dict[str, str]) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
-def test_the_supervisor_restarts_its_worker_which_dies_with_it(scene: Callable[..., Scene]) -> None:
+def test_the_supervisor_restarts_its_worker_and_the_worker_ends_with_it(scene: Callable[..., Scene]) -> None:
     s = scene()
     first = s.worker.parent()
     first.kill()

@@ -33,7 +33,7 @@ SCENARIOS = {
 @pytest.mark.skipif(FULL and not DEEP, reason="`make test` explores as much; DEEP=1 more")
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_reachable_state_keeps_every_invariant(name: str, figures: Callable[[str], None]) -> None:
-    """Explore every state that a scenario can reach, breadth first, and check each step out of each state.
+    """Explore every state that a scenario can reach, breadth first, and check each step from each state.
 
     In any state, any of these events may come next, any number of times: an untaken ticket is taken; a ticket's
     holder waits; a wait is hung up; a ticket is withdrawn (with or without a holder) or grows too old; a lease is
@@ -43,8 +43,8 @@ def test_every_reachable_state_keeps_every_invariant(name: str, figures: Callabl
     Faults that leave a lasting mark are counted: `supersede` (another holder's first wait), `lapse`, `loss` (a lease
     expires or is not confirmed), `pause` (a wait reaches its time limit), `tasks` (background tasks start). With four
     tickets one fault happens at a time; the deep form combines any two of the first three, each at most once. With
-    three tickets all five happen once each, two of them in the quick form. With two tickets several of each happen,
-    so that a ticket is lost three times.
+    three tickets all five happen once each, two of them in the quick form. With two tickets several of each
+    kind happen, so that a ticket is lost three times.
 
     Not explored: two losses, two lapses or two supersessions with four tickets, and a third holder of one ticket.
     """

@@ -14,10 +14,8 @@ SHORT = {"owner_ttl": 2.0, "owner_renew": 0.4, "owner_doubt": 1.5}
 Start = Callable[..., Sessiond]
 
 
-def test_a_turn_without_a_key_is_told_to_ask_again_only_if_it_does_not_run(
-    sessiond: Start, redis_server: Redis
-) -> None:
-    """Redis stops while the turn is accepted, and applies the step when it goes on."""
+def test_a_turn_without_a_key_is_refused_only_if_it_does_not_run(sessiond: Start, redis_server: Redis) -> None:
+    """Redis is paused while the turn is accepted, and applies the step when it resumes."""
     service = sessiond(scripted_env())
     scene = Scene(service, SESSION)
     scene.lease("a")
@@ -32,7 +30,7 @@ def test_a_turn_without_a_key_is_told_to_ask_again_only_if_it_does_not_run(
 
 
 class Takeover:
-    """One owner that stops at a point of a step, and another that takes the session over."""
+    """An owner that is held at a point of a step, and another instance that takes the session over."""
 
     def __init__(self, start: Start, place: Path, point: str) -> None:
         self.point = place / "hooks" / SESSION / point
@@ -48,7 +46,7 @@ class Takeover:
         eventually(self.point.with_name(f"{self.point.name}.reached").exists, 20)
 
     def wait_for_takeover(self) -> None:
-        """Stop the whole first instance until the second has the session."""
+        """Pause the first instance until the second one owns the session."""
         self.first.pause()
         eventually(self._taken, 20)
 
@@ -62,7 +60,7 @@ class Takeover:
         self.first.resume()
 
 
-def test_a_reader_whose_turns_end_is_stored_is_told_that_end(sessiond: Start, tmp_path: Path) -> None:
+def test_a_reader_gets_the_stored_end_of_its_turn(sessiond: Start, tmp_path: Path) -> None:
     takeover = Takeover(sessiond, tmp_path, "committed.turn-closed")
     takeover.scene.lease("a")
     takeover.hold()
@@ -75,8 +73,8 @@ def test_a_reader_whose_turns_end_is_stored_is_told_that_end(sessiond: Start, tm
     assert (turn.answer.outcome, turn.answer.text) == (stored["outcome"], stored["text"]) == ("completed", "the end")
 
 
-def test_a_reader_whose_turns_end_nobody_knows_asks_the_next_owner(sessiond: Start, redis_server: Redis) -> None:
-    """Redis stops as the turn ends, and sessiond is terminated meanwhile."""
+def test_a_reader_gets_the_end_of_its_turn_from_the_next_owner(sessiond: Start, redis_server: Redis) -> None:
+    """Redis is paused as the turn ends, and sessiond is terminated meanwhile."""
     service = sessiond(scripted_env())
     scene = Scene(service, SESSION)
     scene.lease("a")
@@ -95,7 +93,7 @@ def test_a_reader_whose_turns_end_nobody_knows_asks_the_next_owner(sessiond: Sta
     assert (turn.answer.outcome, turn.answer.text) == (stored["outcome"], stored["text"])
 
 
-def test_a_known_key_is_answered_only_by_who_still_owns_the_session(sessiond: Start, tmp_path: Path) -> None:
+def test_only_the_current_owner_answers_for_a_known_key(sessiond: Start, tmp_path: Path) -> None:
     takeover = Takeover(sessiond, tmp_path, "acted.taken")
     takeover.scene.take("k")
     takeover.hold()
@@ -107,4 +105,4 @@ def test_a_known_key_is_answered_only_by_who_still_owns_the_session(sessiond: St
     takeover.resume()
     known.end()
     other.end()
-    assert known.answer != takeover.scene.ids["k"], "that one has ended"
+    assert known.answer != takeover.scene.ids["k"], "the old ticket has ended, so the key must give a new one"

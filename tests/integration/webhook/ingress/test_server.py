@@ -40,7 +40,7 @@ def test_bad_settings_give_one_line_and_exit_2(env: dict[str, str], named: str) 
     assert named in done.stderr and "Traceback" not in done.stderr
 
 
-def test_sigusr1_tells_the_stacks_and_sigterm_ends_in_order(webhook: Callable[..., Webhook]) -> None:
+def test_sigusr1_writes_the_stacks_and_sigterm_ends_the_process_cleanly(webhook: Callable[..., Webhook]) -> None:
     service = webhook()
     for worker in service.workers():
         worker.send_signal(signal.SIGUSR1)

@@ -1,4 +1,4 @@
-"""The poster on a real Redis and the loopback GitHub: what it posts where, and in which order."""
+"""The poster on a real Redis and the loopback GitHub: the notes, their places and their order."""
 
 import re
 import time
@@ -23,7 +23,7 @@ KINDS = [CommentSource.ISSUE_COMMENT, CommentSource.REVIEW_COMMENT, CommentSourc
 
 
 @pytest.mark.parametrize("source", KINDS)
-def test_seen_and_then_edited_in_place(
+def test_a_seen_note_is_later_replaced_by_the_answer(
     records: DemandRecords, github: Github, poster: Posters, source: CommentSource
 ) -> None:
     root = github.comment(2, kind="review") if source is CommentSource.REVIEW_COMMENT else None
@@ -44,7 +44,7 @@ def test_seen_and_then_edited_in_place(
     records.idle()
 
 
-def test_the_place_in_the_queue_is_shown(records: DemandRecords, github: Github, poster: Posters) -> None:
+def test_a_seen_note_shows_the_place_in_the_queue(records: DemandRecords, github: Github, poster: Posters) -> None:
     poster(github.env())
     key = records.ask(a_comment())
     records.shown(key)
@@ -65,7 +65,9 @@ def test_an_answer_that_comes_first_is_posted_without_seen(
 
 
 @pytest.mark.parametrize("note_first", [True, False])
-def test_a_reason_is_told(records: DemandRecords, github: Github, poster: Posters, note_first: bool) -> None:
+def test_the_reason_of_an_unanswered_comment_is_posted(
+    records: DemandRecords, github: Github, poster: Posters, note_first: bool
+) -> None:
     poster(github.env())
     key = records.ask(a_comment())
     if note_first:
@@ -78,7 +80,7 @@ def test_a_reason_is_told(records: DemandRecords, github: Github, poster: Poster
     assert records.get(key).state is DemandState.FAILED
 
 
-def test_a_comment_that_was_deleted_unseen_is_not_spoken_of(
+def test_a_comment_that_was_deleted_before_its_note_gets_no_note(
     records: DemandRecords, github: Github, poster: Posters
 ) -> None:
     key = records.ask(a_comment())
@@ -88,7 +90,7 @@ def test_a_comment_that_was_deleted_unseen_is_not_spoken_of(
     assert github.log() == []
 
 
-def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
+def test_the_answers_of_a_thread_are_in_the_order_of_their_comments(
     records: DemandRecords, github: Github, poster: Posters
 ) -> None:
     """The second comment's answer replaces its own pending note. It must not overtake the first comment's answer."""
@@ -108,7 +110,7 @@ def test_answers_of_a_thread_stand_in_the_order_of_their_comments(
 
 def test_an_answer_does_not_overtake_because_its_seen_note_still_waits(records: DemandRecords, github: Github) -> None:
     first, second = records.ask(a_comment("IC_2")), records.ask(a_comment("IC_1"))
-    records.demands.redis.zrem(posts_key("Octo/Hello#1"), first)  # its note is up to date
+    records.demands.redis.zrem(posts_key("Octo/Hello#1"), first)  # the note of the first comment is up to date
     records.answer(second)
     records.answer(first)
     assert texts(records.demands.redis.zrange(posts_key("Octo/Hello#1"), 0, -1)) == [first, second]
@@ -136,7 +138,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_rate_limit_is_waited_for_as_told_by_all(
+def test_all_posters_wait_until_the_rate_limit_is_reset(
     records: DemandRecords, github: Github, poster: Posters, fault: dict[str, Any]
 ) -> None:
     github.fault(**fault)
@@ -147,11 +149,11 @@ def test_a_rate_limit_is_waited_for_as_told_by_all(
     records.posted(*keys, seconds=20)
     asked = github.requests()
     assert asked[0]["status"] == fault.get("status", 403)
-    assert asked[1]["at"] - asked[0]["at"] >= 2.0, "nobody asks before the time that was told"
+    assert asked[1]["at"] - asked[0]["at"] >= 2.0, "no request may come before the reset time"
     assert [one["status"] for one in asked[1:]] == [201, 201]
 
 
-def test_a_limit_is_waited_for_although_the_schedule_is_lost(
+def test_a_rate_limit_is_respected_although_the_schedule_is_lost(
     records: DemandRecords, github: Github, poster: Posters
 ) -> None:
     github.fault("secondary", seconds=2)
@@ -168,7 +170,7 @@ def test_a_limit_is_waited_for_although_the_schedule_is_lost(
     assert second["at"] - first["at"] >= 2.0
 
 
-def test_5xx_is_tried_again_with_growing_pauses(records: DemandRecords, github: Github, poster: Posters) -> None:
+def test_a_5xx_is_retried_with_growing_pauses(records: DemandRecords, github: Github, poster: Posters) -> None:
     poster(github.env())
     key = records.ask(a_comment())
     records.shown(key)
@@ -230,7 +232,7 @@ def test_our_text_with_anothers_marker_is_not_anothers_note(
 
 
 @pytest.mark.parametrize(("locked", "number", "status"), [(True, 1, 403), (False, 404, 404)])
-def test_what_github_refuses_for_good_fails(
+def test_a_permanent_refusal_by_github_fails_the_demand(
     records: DemandRecords, github: Github, poster: Posters, locked: bool, number: int, status: int
 ) -> None:
     github.thread(1, locked=locked)
@@ -246,7 +248,7 @@ def test_what_github_refuses_for_good_fails(
     records.idle()
 
 
-def test_a_seen_note_that_cannot_be_posted_leaves_the_demand_alone(
+def test_a_seen_note_that_cannot_be_posted_does_not_change_the_demand(
     records: DemandRecords, github: Github, poster: Posters
 ) -> None:
     github.thread(1, locked=True)
@@ -259,7 +261,7 @@ def test_a_seen_note_that_cannot_be_posted_leaves_the_demand_alone(
     records.posted(key)
 
 
-def test_a_note_that_somebody_deleted_is_written_anew(records: DemandRecords, github: Github, poster: Posters) -> None:
+def test_a_deleted_note_is_created_again(records: DemandRecords, github: Github, poster: Posters) -> None:
     poster(github.env())
     key = records.ask(a_comment())
     records.shown(key)
@@ -269,7 +271,7 @@ def test_a_note_that_somebody_deleted_is_written_anew(records: DemandRecords, gi
     assert [one["did"] for one in github.log()] == ["created", "created"]
 
 
-def test_what_changes_while_it_is_posted_is_posted_too(records: DemandRecords, github: Github, poster: Posters) -> None:
+def test_a_change_during_a_post_is_posted_afterwards(records: DemandRecords, github: Github, poster: Posters) -> None:
     github.fault("delay", seconds=0.8)
     key = records.ask(a_comment())
     poster(github.env())
@@ -280,7 +282,7 @@ def test_what_changes_while_it_is_posted_is_posted_too(records: DemandRecords, g
 
 
 @pytest.mark.parametrize("text", ["The key is {}.", "The key is\n{spaced}", "x {base64} y"])
-def test_a_secret_is_withheld_and_that_is_told(
+def test_an_answer_with_a_secret_is_withheld_and_the_note_states_that(
     records: DemandRecords, github: Github, poster: Posters, text: str
 ) -> None:
     import base64
@@ -298,7 +300,7 @@ def test_a_secret_is_withheld_and_that_is_told(
     assert secret not in started.log() and Github.TOKEN not in started.log()
 
 
-def test_without_a_token_answers_stand_in_the_outbox(records: DemandRecords, poster: Posters) -> None:
+def test_without_a_token_answers_are_written_to_the_outbox(records: DemandRecords, poster: Posters) -> None:
     started = poster()
     assert re.search(r"^webhook.poster: no GITHUB_TOKEN .*answers go to .*outbox$", started.log(), re.MULTILINE)
     key = records.ask(a_comment(number=2, source=CommentSource.REVIEW_COMMENT, root=7))
@@ -313,10 +315,10 @@ def test_without_a_token_answers_stand_in_the_outbox(records: DemandRecords, pos
     assert "> What is this?" in text and "It is **so**." in text and "Seen" not in text
 
 
-def test_what_was_staged_while_its_job_found_the_thread_locked_is_posted(
+def test_a_post_whose_job_found_the_thread_locked_is_posted(
     records: DemandRecords, github: Github, poster: Posters
 ) -> None:
-    """The run that holds the lock looks again after it has released it, so nothing waits for the sweeper."""
+    """The run that holds the lock checks again after releasing it, so no note waits for the sweeper."""
     first, second = poster(github.env(), name="a"), poster(github.env(), name="b")
     for held in (first, second):
         held.hold("poster-recorded")
@@ -335,7 +337,7 @@ def test_what_was_staged_while_its_job_found_the_thread_locked_is_posted(
     assert records.note(key).shown
 
 
-def test_sigterm_lets_the_note_be_finished_and_another_poster_go_on(
+def test_sigterm_lets_a_poster_finish_its_note_and_another_one_continues(
     records: DemandRecords, github: Github, poster: Posters
 ) -> None:
     github.fault("delay", seconds=0.7)

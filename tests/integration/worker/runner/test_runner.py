@@ -1,4 +1,4 @@
-"""Tasks from their adding to their end, by real workers on a real sessiond with the scripted agent."""
+"""Tasks from start to end, with real workers, a real sessiond and the scripted agent."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from support.worker.worker_scene import SESSION, Scene, line
 Start = Callable[..., Scene]
 
 
-def test_a_task_of_several_turns(scene: Start) -> None:
+def test_a_task_can_take_several_turns(scene: Start) -> None:
     s = scene()
     task = s.add(line("more", "a"), line("more", "b"), line("done", "all of it"), asked_by="ann")
     found = s.wait_for_end(task)
@@ -27,7 +27,7 @@ def test_a_task_of_several_turns(scene: Start) -> None:
     assert s.client.view(SESSION)["queue"] == []
 
 
-def test_a_missing_outcome_is_asked_for_once(scene: Start) -> None:
+def test_a_missing_outcome_is_requested_once(scene: Start) -> None:
     s = scene()
     found = s.wait_for_end(s.add("say=I forgot the line", line("done", "found it")))
     assert (found.state, found.note, found.used.turns, found.turn.nudge) == ("done", "found it", 1, True)
@@ -35,20 +35,20 @@ def test_a_missing_outcome_is_asked_for_once(scene: Start) -> None:
     assert "#script" in task and "no outcome line" in nudge and "#script" not in nudge
 
 
-def test_an_outcome_that_is_missing_twice_is_stuck(scene: Start) -> None:
+def test_a_task_whose_outcome_is_missing_twice_is_stuck(scene: Start) -> None:
     s = scene()
     found = s.wait_for_end(s.add("say=no line"))
     assert (found.state, found.reason) == ("stuck", "its answer had no outcome line, twice")
     assert len(s.prompts()) == 2
 
 
-def test_nothing_to_do(scene: Start) -> None:
+def test_a_task_can_end_with_nothing_to_do(scene: Start) -> None:
     s = scene()
     found = s.wait_for_end(s.add(line("nothing-to-do", "it is there already")))
     assert (found.state, found.note) == ("nothing-to-do", "it is there already")
 
 
-def test_stuck_releases_the_lease_and_is_resumed_by_its_issue_only(scene: Start) -> None:
+def test_a_stuck_task_releases_its_lease_and_only_its_issue_resumes_it(scene: Start) -> None:
     s = scene()
     task = s.add(line("stuck", "which one?"), line("done", "that one"), source=TaskSource("issue", 7))
     found = s.wait_for_end(task)
@@ -73,7 +73,7 @@ def test_stuck_releases_the_lease_and_is_resumed_by_its_issue_only(scene: Start)
         (TaskBudget(minutes=1.0 / 60), line("more", tokens="6000", pace="10ms"), "0.0166667 minutes"),
     ],
 )
-def test_a_budget_that_is_used_up(scene: Start, budget: TaskBudget, script: str, reason: str) -> None:
+def test_a_task_that_used_up_its_budget_ends(scene: Start, budget: TaskBudget, script: str, reason: str) -> None:
     s = scene()
     task = s.add(script, budget=budget)
     found = s.wait_for_end(task)
@@ -82,7 +82,7 @@ def test_a_budget_that_is_used_up(scene: Start, budget: TaskBudget, script: str,
     s.tasks.retry(task.id, "ann")
     again = s.wait_for_end(task)
     assert again.reason == found.reason and again.used_before.turns == found.used.turns
-    assert len(s.prompts()) > before, "a retry gives the budgets anew"
+    assert len(s.prompts()) > before, "a retry resets the used budgets"
 
 
 def test_the_settings_budget_is_the_default(scene: Start) -> None:
@@ -91,7 +91,7 @@ def test_the_settings_budget_is_the_default(scene: Start) -> None:
     assert (found.budget, found.used.turns) == (TaskBudget(1, 2, 5.0), 1)
 
 
-def test_failed_turns_are_tried_again_and_then_stuck(scene: Start) -> None:
+def test_failed_turns_are_retried_and_then_the_task_is_stuck(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", fail="API Error: overloaded"))
     found = s.wait_for_end(task)
@@ -103,7 +103,7 @@ def test_failed_turns_are_tried_again_and_then_stuck(scene: Start) -> None:
     assert s.prompts()[2].count("ended with an error") == 2
 
 
-def test_cancelled_while_queued(scene: Start) -> None:
+def test_a_queued_task_can_be_cancelled(scene: Start) -> None:
     s = scene()
     with s.client.lease(SESSION, key="person", lease_ttl=3):
         task = s.add(line("done"))
@@ -115,7 +115,7 @@ def test_cancelled_while_queued(scene: Start) -> None:
     assert s.prompts() == []
 
 
-def test_cancelled_in_a_turn_stops_it_at_once(scene: Start) -> None:
+def test_cancelling_a_task_stops_its_turn_at_once(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", tokens="6000", pace="10ms"))
     s.in_turn()
@@ -130,12 +130,12 @@ def test_cancelled_in_a_turn_stops_it_at_once(scene: Start) -> None:
         s.tasks.cancel(task.id)
 
 
-def test_retried_after_its_cancel(scene: Start) -> None:
+def test_a_cancelled_task_can_be_retried(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", "at last", tokens="200", pace="10ms"))
     s.in_turn()
     s.tasks.cancel(task.id)
-    # A retry that comes before its run has heard of the cancel leaves the turn as it is: nothing was cut.
+    # A retry that comes before the run notices the cancel does not interrupt the turn.
     eventually(lambda: any(e["event"] == "turn-closed" for e in s.entries()), 10)
     s.tasks.retry(task.id, "ann")
     found = s.wait_for_end(task, 30, (TaskState.DONE,))
@@ -144,7 +144,7 @@ def test_retried_after_its_cancel(scene: Start) -> None:
     assert "was sent to you before" not in first and "was sent to you before" in again
 
 
-def test_one_living_task_a_key(scene: Start) -> None:
+def test_a_key_has_at_most_one_open_task(scene: Start) -> None:
     s = scene()
     task = s.add(line("done"), key="I_node")
     assert s.add(line("done"), key="I_node").id == task.id
@@ -157,7 +157,7 @@ def test_one_living_task_a_key(scene: Start) -> None:
     assert [t.id for t in s.tasks.list(SESSION, TaskState.DONE)] == [task.id, second.id]
 
 
-def test_an_agent_that_cannot_run_costs_no_turn(scene: Start) -> None:
+def test_an_agent_that_cannot_start_uses_no_turn_of_the_budget(scene: Start) -> None:
     s = scene("exit-start=1")
     task = s.add(line("done"))
     eventually(lambda: "agent cannot run" in (s.tasks.get(task.id).interruptions.last or ""), 30, s.worker.log_text())
