@@ -106,7 +106,7 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
         one.close()
 
 
-def test_without_a_key_it_prints_a_warning_and_ctrl_c_leaves_no_process(
+def test_up_without_a_key_prints_a_warning_and_ctrl_c_leaves_no_process(
     up: Callable[..., Up], figures: Callable[[str], None]
 ) -> None:
     begun = time.monotonic()

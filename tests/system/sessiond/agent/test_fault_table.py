@@ -24,7 +24,9 @@ TABLES = {
 
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
-def test_the_fault_table(sessiond: Start, matrix: Callable[..., None], rows: list[Row]) -> None:
+def test_each_fault_has_its_outcome_and_the_next_turn_works(
+    sessiond: Start, matrix: Callable[..., None], rows: list[Row]
+) -> None:
     times = SHORT if rows[0].deadlines else PATIENT
     service = sessiond(scripted_env(**times) | {"SESSIOND_MAX_AGENTS": "100"})
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -1,4 +1,4 @@
-"""The board in a real headless Chromium: what a person sees, compared with the ledger."""
+"""The board in a real headless Chromium, compared with the ledger."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def board(browser: Browser) -> Open:
-    """A signed-in page of this service's board: board(service, session="octo/hello")."""
+    """Open a signed-in page of a service's board: board(service, session="octo/hello")."""
 
     def open_page(service: Sessiond, session: str = SESSION, role: str = "viewer") -> Page:
         page = browser.page(f"{service.url}/#{session}")
@@ -44,7 +44,7 @@ def board(browser: Browser) -> Open:
 
 
 def leases(client: Client) -> list[dict[str, Any]]:
-    """The leases in the ledger, read without the board's code."""
+    """Return the leases in the ledger, read without the board's code."""
     found: dict[int, dict[str, Any]] = {}
     keys: dict[str, str] = {}
     entries: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def leases(client: Client) -> list[dict[str, Any]]:
 
 
 def check_against_ledger(page: Page, client: Client, count: int) -> list[dict[str, Any]]:
-    """Waits until the page shows `count` leases, the last one living. Strip and table must equal the ledger."""
+    """Wait until the page shows `count` leases, the last one still held. Strip and table must equal the ledger."""
     page.wait(f"{SHOWN} === {count} && document.querySelector('#leases').lastElementChild.matches('.living')")
     expected = leases(client)
     reasons = {"released": "released", "preempted": "preempted by a handler", None: "holds now"}
@@ -72,7 +72,7 @@ def check_against_ledger(page: Page, client: Client, count: int) -> list[dict[st
 
 
 def flurry(worker: Caller, handlers: list[Caller], client: Client, name: str) -> None:
-    """Handlers arrive during the worker's turn; then the worker holds the lease again, also at the end."""
+    """Let handlers arrive during the worker's turn. At the end the worker holds the lease again."""
     for n, handler in enumerate(handlers):
         client.take(SESSION, kind="handler", key=f"{name}{n}")
         handler.do(key=f"{name}{n}", hold=0.02)
@@ -141,7 +141,7 @@ def test_the_queue_is_shown_in_order_with_reasons(sessiond: Start, board: Open) 
     page.wait("document.querySelector('#holder').textContent.includes('free')")
 
 
-def test_text_of_others_is_not_interpreted_as_markup(sessiond: Start, board: Open) -> None:
+def test_text_of_other_people_is_not_interpreted_as_markup(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     page = board(service)
@@ -202,7 +202,7 @@ def test_sign_in_and_sign_out_with_the_keyboard(sessiond: Start, browser: Browse
     page.wait("document.activeElement?.id === 'key'")
 
 
-def test_the_accessibility_tree(sessiond: Start, board: Open) -> None:
+def test_the_accessibility_tree_has_every_part_of_the_page(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, kind="handler", key="one"):

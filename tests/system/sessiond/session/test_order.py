@@ -1,4 +1,4 @@
-"""Handlers come first and in order: flurries of real processes, checked by the ledger alone."""
+"""Handlers are served first and in order. Real processes make flurries, and only the ledger is checked."""
 
 import random
 from collections.abc import Callable
@@ -16,7 +16,7 @@ FLURRIES = 70 if FULL else 50
 
 
 def recount(entries: list[dict[str, Any]]) -> tuple[int, int]:
-    """Return (inversions, misorders), counted simply: every handler here keeps its place until its grant."""
+    """Return (inversions, misorders). The count is simple because every handler keeps its place until its grant."""
     waiting: dict[str, tuple[int, str]] = {}
     inversions = misorders = 0
     for e in entries:
@@ -56,7 +56,7 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
             handlers[n].do(key=key, priority=priority, delay=dice.uniform(0, 0.06), hold=dice.choice((0, 0.004)))
         for n in range(size):
             handlers[n].wait_for("done")
-        worker.wait_for("done")  # preempted by the flurry, or done; either way it comes again
+        worker.wait_for("done")  # The worker was preempted or is done. It comes again in both cases.
         worker.do(kind="worker", key="loop", prompt="#tokens 2000\n#pace 5ms", timeout=60)
         worker.wait_for("granted")
     entries = everything(client)
@@ -71,7 +71,7 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
     assert recount(entries) == (0, 0)
 
 
-def test_a_handler_that_dies_in_the_queue_costs_the_next_head_wait_once(
+def test_a_handler_that_dies_in_the_queue_delays_the_next_by_head_wait_once(
     sessiond: Callable[..., Sessiond], caller: Callable[..., Caller]
 ) -> None:
     service = sessiond(scripted_env(head_wait=3))

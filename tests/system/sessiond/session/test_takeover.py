@@ -1,4 +1,4 @@
-"""Crashes while an epoch begins, and a Redis older than the epoch: the session's owner stays its owner."""
+"""Crashes while an epoch begins, and a Redis older than the epoch. The owner of the session stays its owner."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class PausableSessiond:
 
 @pytest.mark.parametrize("point", STEP_POINTS if FULL else STEP_POINTS[:1])
 @pytest.mark.parametrize("victim", ["sessiond", "redis"])
-def test_a_crash_as_the_session_is_taken_over(
+def test_a_crash_during_a_takeover_loses_no_place(
     sessiond: Start, redis_server: Redis, tmp_path: Path, point: str, victim: str
 ) -> None:
     pausable = PausableSessiond(sessiond, tmp_path)
@@ -67,7 +67,7 @@ def test_a_crash_as_the_session_is_taken_over(
     pausable.end()
 
 
-def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
+def test_the_owner_writes_its_state_back_to_a_redis_older_than_the_epoch(
     sessiond: Start, redis_server: Redis, tmp_path: Path
 ) -> None:
     service = sessiond(scripted_env(owner_renew=0.3))
@@ -79,14 +79,14 @@ def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
     epoch = old.view()["epoch"]
     old.lease("a")
     assert old.turn("a", "once", "key").completed
-    new.lease("b")  # which is not in the copy
+    new.lease("b")  # which the copy does not have
     redis_server.kill9()
     redis_server.restore_data(tmp_path / "older")
     redis_server.start()
     for scene, name in ((old, "a"), (new, "b")):
         scene.wait_until(lambda scene=scene: scene.count_events("restored"))
         assert scene.lost(name) == ""
-    assert old.view()["epoch"] == epoch, "nobody else was ever the owner"
+    assert old.view()["epoch"] == epoch, "no other instance may have been the owner"
     assert old.retry(old.turn, "a", "once", "key").completed
     assert old.sent("once") == 1
     service.kill9()
@@ -99,8 +99,8 @@ def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
         assert scene.wrong == []
 
 
-def test_what_redis_lost_is_not_denied(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
-    """No step is made and no record renewed: a read finds out that Redis is older."""
+def test_a_read_detects_that_redis_lost_writes(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
+    """Without a step or a renewal, a read detects that Redis is older."""
     service = sessiond(scripted_env(owner_renew=60, owner_ttl=90))
     scene = Scene(service, SESSION)
     scene.lease("a")
@@ -116,7 +116,7 @@ def test_what_redis_lost_is_not_denied(sessiond: Start, redis_server: Redis, tmp
     assert scene.count_events("restored") == 1
 
 
-def test_a_deadline_that_runs_out_as_redis_goes_away_has_its_time_again(
+def test_a_deadline_that_expires_as_redis_goes_away_starts_again(
     sessiond: Start, redis_server: Redis, tmp_path: Path
 ) -> None:
     pausable = PausableSessiond(sessiond, tmp_path, lease_ttl=3)
@@ -131,13 +131,13 @@ def test_a_deadline_that_runs_out_as_redis_goes_away_has_its_time_again(
         eventually(lambda: pausable.scene.count_events("ended"), 20) and pausable.scene.renew("a")
 
 
-def test_max_hold_starts_again_once_and_then_goes_on_over_every_restart(sessiond: Start, redis_server: Redis) -> None:
+def test_max_hold_starts_again_once_and_then_continues_over_every_restart(sessiond: Start, redis_server: Redis) -> None:
     service = sessiond(scripted_env(max_hold=60))
     scene = Scene(service, SESSION)
     scene.lease("a")
 
     def left() -> float:
-        """Return the stored seconds of `max_hold` that the next owner would give; only renewals go on."""
+        """Return the stored seconds of `max_hold` that the next owner would grant. Only renewals happen meanwhile."""
         scene.renew("a")
         with redis_library.Redis.from_url(redis_server.url) as redis:
             return float(json.loads(redis.get(f"sessiond:{{{SESSION}}}:lease"))["hold_left"])  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_max_hold_starts_again_once_and_then_goes_on_over_every_restart(sessiond
 
 
 def test_a_lease_can_be_renewed_while_other_sessions_are_still_taken_over(sessiond: Start, tmp_path: Path) -> None:
-    """Its time runs from its own epoch on, however many epochs follow."""
+    """The lease's time starts with its own epoch, even if many epochs follow."""
     pausable = PausableSessiond(sessiond, tmp_path)
     pausable.scene.lease("a")
     last = Scene(pausable.service, "octo/last")
@@ -169,9 +169,7 @@ def test_a_lease_can_be_renewed_while_other_sessions_are_still_taken_over(sessio
     pausable.end()
 
 
-def test_a_session_that_cannot_be_read_keeps_no_other_from_being_taken_over(
-    sessiond: Start, redis_server: Redis
-) -> None:
+def test_a_session_that_cannot_be_read_does_not_block_other_takeovers(sessiond: Start, redis_server: Redis) -> None:
     service = sessiond(scripted_env())
     for name in ("octo/a", "octo/b"):
         service.client().take(name, key="k")

@@ -1,4 +1,4 @@
-"""The crash matrix of the poster: kill -9 at each named step leaves exactly one comment."""
+"""The crash matrix of the poster: after kill -9 at any named step there is exactly one comment."""
 
 import os
 import signal
@@ -28,14 +28,14 @@ def kill(started: Poster, victim: str, horse: int) -> None:
 
 
 def created(github: Github) -> int:
-    """Count the created comments. A poster that ran before the answer created a "Seen" note and edited it."""
+    """Return the number of created comments. A "Seen" note counts too, because the answer only edits it."""
     return len([one for one in github.log() if one["did"] == "created"])
 
 
 @pytest.mark.parametrize("when", AFTERWARDS)
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("step", STEPS)
-def test_one_comment_whoever_dies(
+def test_each_crash_leaves_exactly_one_comment(
     redis_server: Redis, records: DemandRecords, github: Github, poster: Callable[..., Poster], matrix: Row, step: str,
     victim: str, when: str,
 ) -> None:  # fmt: skip
@@ -67,12 +67,12 @@ def test_one_comment_whoever_dies(
     assert body == "It is a test."
 
 
-def test_what_is_on_its_way_when_the_poster_dies_is_waited_for(
+def test_a_request_that_is_in_flight_when_the_poster_dies_is_not_repeated(
     records: DemandRecords, github: Github, poster: Callable[..., Poster]
 ) -> None:
     """GitHub creates the comment only after another run has the lock. A run that lists at once would post it again."""
-    patient = {**github.env(), "POSTER_DEADLINE": "3", "POSTER_CLAIM": "9"}
-    started = poster(patient)
+    env = {**github.env(), "POSTER_DEADLINE": "3", "POSTER_CLAIM": "9"}
+    started = poster(env)
     github.fault("delay", seconds=2.5)
     key = records.ask(a_comment())
     records.answer(key)
@@ -80,16 +80,16 @@ def test_what_is_on_its_way_when_the_poster_dies_is_waited_for(
     started.kill9()
     records.demands.redis.delete(thread_lock_key(records.get(key).comment.thread))
     assert time.time() - asked[0]["at"] < 1.0
-    poster(patient, name="next")
+    poster(env, name="next")
     records.posted(key, seconds=30, sweep=True)
     eventually(lambda: github.requests()[0]["status"], 10, "the first request is done")
     assert created(github) == 1
 
 
-def test_a_parent_that_dies_leaves_its_work_horse_to_finish(
+def test_the_work_horse_of_a_killed_parent_finishes_its_post(
     records: DemandRecords, github: Github, poster: Callable[..., Poster]
 ) -> None:
-    """Meanwhile no other poster posts there: the run holds the lock and renews it."""
+    """The run holds the thread's lock and renews it, so no other poster posts in that thread meanwhile."""
     started = poster(github.env())
     started.hold("poster-creation-begun")
     key = records.ask(a_comment())

@@ -1,4 +1,4 @@
-"""A worker that is interrupted, by handlers, its own stop or a loss: what its prompts say and what it keeps."""
+"""A worker that handlers, its own stop or a loss interrupt: its prompts and the state that it keeps."""
 
 import os
 import random
@@ -20,7 +20,7 @@ FULL = os.environ.get("FULL") == "1"
 TURNS, FLURRIES = (10, 30) if FULL else (4, 5)
 
 
-def test_preempted_in_mid_turn(scene: Start) -> None:
+def test_a_task_that_is_preempted_during_a_turn_continues(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", "finished", tokens="150", pace="10ms"))
     s.in_turn()
@@ -44,7 +44,7 @@ def test_preempted_in_mid_turn(scene: Start) -> None:
     assert verify(entries).violations == []
 
 
-def test_a_preemption_between_two_turns_is_in_the_prompt(scene: Start) -> None:
+def test_the_next_prompt_reports_a_preemption_between_two_turns(scene: Start) -> None:
     s = scene()
     s.worker.hold("result-received")
     task = s.add(line("more"), line("done"))
@@ -58,7 +58,7 @@ def test_a_preemption_between_two_turns_is_in_the_prompt(scene: Start) -> None:
     assert sum(e["event"] == "taken" and e["kind"] == "worker" for e in s.entries()) == 1, "one ticket"
 
 
-def test_a_task_goes_on_through_flurries(scene: Start) -> None:
+def test_a_task_continues_through_flurries(scene: Start) -> None:
     """Full size with FULL=1: 10 turns, 30 flurries."""
     s = scene()
     dice = random.Random(5)
@@ -103,7 +103,7 @@ def keeps_its_score(s: Scene) -> bool:
     return len({e["score"] for e in s.entries() if e["event"] == "taken" and e["kind"] == "worker"}) == 1
 
 
-def test_stopped_while_it_waits(scene: Start) -> None:
+def test_a_worker_that_is_stopped_while_it_waits_keeps_its_place(scene: Start) -> None:
     s = scene()
     with s.client.lease(SESSION, key="person", lease_ttl=3):
         task = s.add(line("done"))
@@ -121,7 +121,7 @@ def test_stopped_while_it_waits(scene: Start) -> None:
     assert keeps_its_score(s) and len(s.prompts()) == 1
 
 
-def test_stopped_in_a_turn(scene: Start) -> None:
+def test_a_worker_that_is_stopped_during_a_turn_repeats_it_after_the_restart(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", tokens="100", pace="10ms"))
     s.in_turn()
@@ -139,7 +139,7 @@ def test_stopped_in_a_turn(scene: Start) -> None:
     assert keeps_its_score(s) and unannounced_repeats(s.prompts()) == []
 
 
-def test_an_agent_that_dies_in_a_turn_is_in_the_prompt(scene: Start) -> None:
+def test_the_next_prompt_reports_an_agent_that_died_during_the_turn(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", tokens="100", pace="10ms"))
     s.in_turn()
@@ -164,8 +164,8 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     eventually(all_ended, 10, "every run that began has ended")
 
 
-def test_preempted_while_no_run_was_there(scene: Start) -> None:
-    """The lease outlives its killed work-horse. A preemption in that time is counted and in the next prompt."""
+def test_a_preemption_without_a_running_job_is_counted(scene: Start) -> None:
+    """The lease outlives its killed work-horse. A preemption in that time is counted and appears in the next prompt."""
     s = scene()
     s.worker.hold("in-turn")
     task = s.add(line("done", tokens="100", pace="10ms"))
@@ -179,7 +179,7 @@ def test_preempted_while_no_run_was_there(scene: Start) -> None:
     assert "IC_9" in s.prompts()[-1] and unannounced_repeats(s.prompts()) == []
 
 
-def test_a_turn_that_outlives_its_work_horse_and_its_lease_is_in_the_prompt(scene: Start) -> None:
+def test_the_next_prompt_reports_a_turn_that_outlived_its_work_horse_and_its_lease(scene: Start) -> None:
     s = scene()
     task = s.add(line("more"), line("done", tokens="500", pace="10ms"))
     s.in_turn(2)
@@ -191,7 +191,7 @@ def test_a_turn_that_outlives_its_work_horse_and_its_lease_is_in_the_prompt(scen
     assert unannounced_repeats(s.prompts()) == []
 
 
-def test_a_second_job_for_a_task_that_runs_does_nothing(
+def test_a_second_job_for_a_running_task_does_nothing(
     scene: Start, redis_server: Redis, request: pytest.FixtureRequest
 ) -> None:
     s = scene()
@@ -207,7 +207,7 @@ def test_a_second_job_for_a_task_that_runs_does_nothing(
     assert (s.wait_for_end(task).state, s.tasks.get(task.id).runs) == ("done", 1)
 
 
-def test_force_released_by_an_operator(scene: Start) -> None:
+def test_a_task_continues_after_a_force_release(scene: Start) -> None:
     s = scene()
     task: Task = s.add(line("done", tokens="100", pace="10ms"))
     s.in_turn()
@@ -217,7 +217,7 @@ def test_force_released_by_an_operator(scene: Start) -> None:
     assert "an operator ended the lease" in s.prompts()[-1]
 
 
-def test_sessiond_restarted_while_the_worker_waits_and_works(scene: Start, sessiond: Callable[..., Sessiond]) -> None:
+def test_a_task_continues_after_a_restart_of_sessiond(scene: Start, sessiond: Callable[..., Sessiond]) -> None:
     s = scene()
     task = s.add(line("more"), line("done", tokens="200", pace="10ms"))
     s.in_turn(2)
