@@ -25,7 +25,7 @@ def count_handoffs(ledgers: list[Entries]) -> Counts:
 def check_grant_order(ledger: Entries) -> set[str]:
     """Check that first grants to handlers follow the order of their tickets. Returns the keys of the granted ones.
 
-    A ticket that was passed over or put back is left out: its handler had died or lost its lease.
+    Tickets that were passed over or put back are left out: their handlers died or lost their leases.
     """
     keys = {e["ticket"]: e["key"] for e in ledger if e["event"] == "taken" and e["kind"] == "handler"}
     late = {e["ticket"] for e in ledger if e["event"] in ("passed-over", "back")}

@@ -1,4 +1,4 @@
-"""All services with their metrics, some with several processes; a flurry of comments; scrapes of the metrics."""
+"""All services with their metrics, some with several processes, plus a flurry of comments and scrapes."""
 
 import re
 import urllib.request
@@ -99,7 +99,7 @@ class Stack:
         return made
 
     def flurry(self, numbers: range) -> list[str]:
-        """Post comments on two sessions, every third on the quiet one. Returns the demands' keys."""
+        """Post comments on two sessions. Every third one is on the less busy session. Returns the demands' keys."""
         keys = []
         for number in numbers:
             made = payloads.comment(f"IC_{number}", f"@helper {number}?\n#say it is {number}\n#cost 0.25", pull=False)

@@ -43,7 +43,7 @@ def eventually(check: Callable[[], Any], seconds: float = 10.0, what: str | Call
     """Call `check` until it returns something true, and return that.
 
     Raises:
-        AssertionError: it did not within `seconds`; the text names `what` was expected.
+        AssertionError: `check` returned nothing true within `seconds`. The text names what was expected (`what`).
     """
     ends = time.monotonic() + seconds
     while True:
@@ -94,7 +94,7 @@ class Redis:
     def pause(self) -> None:
         self.server.send(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.server.send(signal.SIGCONT)
 
     def restart(self) -> None:
@@ -108,12 +108,12 @@ class Redis:
         self.server.start()
 
     def copy(self, to: Path) -> None:
-        """Copy the current data. The server is paused meanwhile."""
+        """Copy the current data while the server is paused."""
         self.pause()
         shutil.copytree(Path(self._directory.name) / "appendonlydir", to)
-        self.go_on()
+        self.resume()
 
-    def put_back(self, copy: Path) -> None:
+    def restore_data(self, copy: Path) -> None:
         """Replace the data with a copy. The server must be stopped."""
         data = Path(self._directory.name) / "appendonlydir"
         shutil.rmtree(data)
@@ -210,7 +210,7 @@ Server = TypeVar("Server", bound=Closable)
 
 @contextlib.contextmanager
 def close_all(start: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
-    """Yield a function that calls `start`. Close everything it returned at the end, the last one first."""
+    """Yield a function that calls `start`. At the end, close everything that it returned, the newest first."""
     with contextlib.ExitStack() as stack:
 
         def factory(*args: Any, **kwargs: Any) -> Server:
@@ -239,7 +239,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def kill_left(processes: Iterable[psutil.Process]) -> None:
-    """Send SIGKILL to those that still run."""
+    """Send SIGKILL to the processes that still run."""
     for process in processes:
         if alive(process):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -343,12 +343,12 @@ class Sessiond:
         for one in self._paused:
             one.suspend()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         while self._paused:
             self._paused.pop().resume()
 
     def terminate(self) -> None:
-        self.go_on()
+        self.resume()
         if self._process.poll() is None:
             self.remember()
             self._process.terminate()
@@ -361,9 +361,9 @@ class Sessiond:
 
 
 class FaultPoints:
-    """Fault points of a service: a process that reaches a held point waits there. `hooks` is its directory.
+    """Fault points of a service. A process that reaches a held point waits there until `release`.
 
-    The service is started with `hooks` in HOOKS_DIR.
+    `hooks` is their directory. The service is started with it in HOOKS_DIR.
     """
 
     hooks: Path
@@ -374,11 +374,11 @@ class FaultPoints:
     def hold(self, point: str) -> None:
         (self.hooks / f"{point}.hold").touch()
 
-    def let_go(self, point: str) -> None:
+    def release(self, point: str) -> None:
         (self.hooks / f"{point}.hold").unlink(missing_ok=True)
         (self.hooks / f"{point}.reached").unlink(missing_ok=True)
 
-    def reached(self, point: str, seconds: float = 20) -> int:
+    def wait_until_reached(self, point: str, seconds: float = 20) -> int:
         """Wait until a process has reached this fault point. Returns its pid."""
         place = self.hooks / f"{point}.reached"
         return int(
@@ -418,7 +418,10 @@ class Webhook(FaultPoints):
         eventually(self.alive, 20, "webhook alive")
 
     def alive(self) -> bool:
-        """Whether it answers and every worker process has logged its start; one request reaches only one of them."""
+        """Whether the webhook answers and every worker process has logged its start.
+
+        One request reaches only one of the processes.
+        """
         if self.process.poll() is not None:
             raise AssertionError(f"webhook ended: {self.log_text()}")
         try:
@@ -478,23 +481,23 @@ class Webhook(FaultPoints):
 
 
 class Caller:
-    """A process of `standins/caller.py`, which uses the client as ordered."""
+    """A process of `standins/caller.py`. It uses the client as `do` orders."""
 
     def __init__(self, service: Sessiond, role: str = "admin") -> None:
         command = [sys.executable, str(TESTS / "support" / "standins" / "caller.py"), service.url, service.keys[role]]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.hear("ready")
+        self.wait_for("ready")
 
     def do(self, **order: Any) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
 
-    def hear(self, event: str) -> dict[str, Any]:
+    def wait_for(self, event: str) -> dict[str, Any]:
         """Wait for the next message of this kind.
 
         Raises:
-            AssertionError: the caller reports an error or ends.
+            AssertionError: The caller reports an error or ends.
         """
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -508,7 +511,7 @@ class Caller:
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
     def kill9(self) -> None:

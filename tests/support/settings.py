@@ -1,4 +1,4 @@
-"""Tables of settings tests: what one variable gives, what it refuses, and what no error line shows."""
+"""Checks for tables of settings: accepted values, refused values, and error lines without values."""
 
 import contextlib
 import io
@@ -21,14 +21,14 @@ NO_FILE = "cannot read the file: No such file or directory"
 
 
 def value_at(settings: object, path: str) -> Any:
-    """The attribute at a dotted path."""
+    """Return the attribute at a dotted path."""
     for name in path.split("."):
         settings = getattr(settings, name)
     return settings
 
 
 def error_line(from_env: Callable[[Mapping[str, str]], object], environ: Mapping[str, str]) -> str:
-    """The one line of the error that `from_env` raises."""
+    """Return the error that `from_env` raises. It must be one line."""
     with pytest.raises(SettingsError) as error:
         from_env(environ)
     line = str(error.value)
@@ -39,13 +39,13 @@ def error_line(from_env: Callable[[Mapping[str, str]], object], environ: Mapping
 def assert_all_named(
     from_env: Callable[[Mapping[str, str]], object], given: Mapping[str, str], bad: Mapping[str, tuple[str, str]]
 ) -> None:
-    """All of the bad variables together: one line has each with its reason. `bad` is name -> (value, reason)."""
+    """Check that one line names every bad variable with its reason. `bad` is name -> (value, reason)."""
     line = error_line(from_env, {**given, **{name: value for name, (value, _) in bad.items()}})
     assert sorted(line.split("; ")) == sorted(f"{name}: {reason}" for name, (_, reason) in bad.items())
 
 
 def assert_no_value_shown(from_env: Callable[[Mapping[str, str]], object], names: list[str]) -> None:
-    """A secret in any variable, by mistake too, is in no error line."""
+    """Check that no error line shows a value, even if a secret is in the wrong variable."""
     assert len(names) > 5
     for name in names:
         try:
@@ -59,7 +59,7 @@ def assert_no_value_shown(from_env: Callable[[Mapping[str, str]], object], names
 def assert_exit_2(
     main: Callable[[], int], line: str, environ: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program with this environment prints this one line on stderr, and exits with 2."""
+    """Check that a program with this environment prints this one line on stderr and exits with 2."""
     stderr = io.StringIO()
     with monkeypatch.context() as patch:
         for name in os.environ:

@@ -1,6 +1,6 @@
-"""How many cases the tests run: the quick form for `make test`, or all with FULL=1, as the check-… targets set it.
+"""How many cases the tests run: a quick selection in `make test`, or all with FULL=1 (set by the check-… targets).
 
-DEEP=1 in addition to FULL=1 adds cases that take minutes: `DEEP=1 make check-lock`.
+DEEP=1 together with FULL=1 adds cases that take minutes: `DEEP=1 make check-lock`.
 """
 
 import os

@@ -14,7 +14,7 @@ TABLE = "table "
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
-    """Print what a test measured at the end of the run: figures("60 cycles, median 3 ms")."""
+    """Print a measurement at the end of the run: figures("60 cycles, median 3 ms")."""
     return lambda text: request.node.user_properties.append(("figures", text))
 
 
@@ -30,7 +30,7 @@ def matrix(request: pytest.FixtureRequest) -> Row:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Figures, then tables."""
+    """Print the figures, then the tables."""
     reports = [r for found in terminalreporter.stats.values() for r in found if getattr(r, "when", "") == "call"]
     lines = sorted(f"{r.nodeid}: {text}" for r in reports for name, text in r.user_properties if name == "figures")
     if lines:
@@ -62,7 +62,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End a check at full size with one line: how many tests passed and failed. Skipped ones are counted before it."""
+    """End a full-size check with one line that counts passed and failed tests."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if not FULL or reporter is None or hasattr(config, "workerinput"):
         return

@@ -40,7 +40,7 @@ def say(who: str, what: str) -> None:
     print(f"{time.time() - STARTED:7.3f}  {who:<8} {what}", flush=True)
 
 
-class Stage:
+class DemoServices:
     """Redis, model, GitHub, sessiond, two webhooks, two handlers, a poster and a worker, each in its own process."""
 
     def __init__(self, place: Path, stack: ExitStack) -> None:
@@ -85,18 +85,18 @@ class Stage:
         return payloads.review_comment(f"PRRC_{name}", body, comment__id=known)  # type: ignore[no-any-return]
 
 
-def show(stage: Stage) -> None:
+def show(services: DemoServices) -> None:
     """Print the ledger's entries as they are appended."""
     shown = {"taken", "ended", "draining", "drained", "granted", "interrupt", "turn-closed", "agent-starting"}
-    for entry in stage.service.client("viewer").follow_ledger(SESSION):
+    for entry in services.service.client("viewer").follow_ledger(SESSION):
         if entry["event"] in shown:
             rest = {k: entry[k] for k in ("kind", "key", "reason", "why", "how", "outcome") if entry.get(k)}
             say("ledger", f"{entry['event']} {' '.join(f'{k}={v}' for k, v in rest.items())}")
 
 
-def flurry(stage: Stage) -> None:
+def flurry(services: DemoServices) -> None:
     """Send A, B and C to the two webhooks alternately, within 20 ms."""
-    deliveries = [(name, stage.comment(name), stage.webhooks[n % 2]) for n, name in enumerate(NAMES)]
+    deliveries = [(name, services.comment(name), services.webhooks[n % 2]) for n, name in enumerate(NAMES)]
     statuses: dict[str, int] = {}
 
     def send(name: str, payload: dict[str, Any], webhook: Webhook) -> None:
@@ -113,17 +113,17 @@ def flurry(stage: Stage) -> None:
     say("webhook", f"answers {statuses}")
 
 
-def run(stage: Stage) -> list[dict[str, Any]]:
-    client = stage.service.client()
-    threading.Thread(target=show, args=(stage,), daemon=True).start()
-    stage.warm_up()
-    stage.assign()
+def run(services: DemoServices) -> list[dict[str, Any]]:
+    client = services.service.client()
+    threading.Thread(target=show, args=(services,), daemon=True).start()
+    services.warm_up()
+    services.assign()
     started = lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION))  # noqa: E731
     eventually(started, 30, "the worker's turn")
-    time.sleep(1.0)  # the middle of the turn: twenty words in
-    flurry(stage)
-    eventually(lambda: len(replies(stage)) == 3, 60, "three replies")
-    for name, body in replies(stage).items():
+    time.sleep(1.0)  # the middle of the turn, after twenty words
+    flurry(services)
+    eventually(lambda: len(replies(services)) == 3, 60, "three replies")
+    for name, body in replies(services).items():
         say("poster", f"posts to {name}: {body.splitlines()[0]}")
 
     def done() -> bool:
@@ -134,28 +134,28 @@ def run(stage: Stage) -> list[dict[str, Any]]:
     return client.ledger(SESSION)
 
 
-def replies(stage: Stage) -> dict[str, str]:
+def replies(services: DemoServices) -> dict[str, str]:
     """Return the last text of each posted comment, by the comment that it answers."""
-    last = {write["id"]: write["body"] for write in stage.github.log()}
+    last = {write["id"]: write["body"] for write in services.github.log()}
     return {name: body for name in NAMES for body in last.values() if f"the answer to {name}" in body}
 
 
-def summarize(stage: Stage, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(services: DemoServices, entries: list[dict[str, Any]]) -> dict[str, Any]:
     keys = {e["ticket"]: e["key"] for e in entries if e["event"] == "taken"}
     names = {ticket: key.rpartition("_")[2] if key.startswith("PRRC") else "worker" for ticket, key in keys.items()}
     asked = {e["turn"]: e["key"] for e in entries if e["event"] == "turn-accepted"}
     closed = [e for e in entries if e["event"] == "turn-closed"]
     cut = [e for e in closed if "interrupt_to_closed_ms" in e]
-    log = [e for e in stage.model.log() if e["tools"]]
+    log = [e for e in services.model.log() if e["tools"]]
     final = json.dumps(log[-1]["messages"])
     kept = all(f"Comment {name}" in final and f"the answer to {name}" in final for name in NAMES)
     report = verify(entries)
-    threads = {write["id"] for write in stage.github.log()}
+    threads = {write["id"] for write in services.github.log()}
     return {
         "order": [names[e["ticket"]] for e in entries if e["event"] == "granted"],
         "inversions": report.inversions + report.misorders,
         "answers": sum(e["outcome"] == "completed" and "/answer/" in (asked[e["turn"]] or "") for e in closed),
-        "replies": len(replies(stage)) if len(threads) == 3 else -1,
+        "replies": len(replies(services)) if len(threads) == 3 else -1,
         "preemptions": sum(e["event"] == "ended" and e["reason"] == "preempted" for e in entries),
         "interrupt_to_ack_ms": cut[0].get("interrupt_to_ack_ms") if cut else None,
         "interrupt_to_closed_ms": cut[0]["interrupt_to_closed_ms"] if cut else None,
@@ -176,9 +176,9 @@ def as_expected(found: dict[str, Any]) -> bool:
 
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="demo-") as place, ExitStack() as stack:
-        stage = Stage(Path(place), stack)
+        services = DemoServices(Path(place), stack)
         try:
-            found = summarize(stage, run(stage))
+            found = summarize(services, run(services))
         except AssertionError:
             for log in Path(place).rglob("*.log"):
                 print(f"---- {log.name}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)

@@ -31,7 +31,7 @@ TIMES = {"lease_ttl": 3.0, "claim_window": 1.0, "head_wait": 1.0, "poll_grace": 
 LONG = "Count.\n#tokens 3000\n#pace 10ms"
 
 
-class Stage:
+class Services:
     """Three webhooks, three handlers, a poster that writes to GitHub, and a worker."""
 
     def __init__(self, redis: Redis, service: Sessiond, github: Github, place: Path, stack: ExitStack) -> None:
@@ -71,7 +71,7 @@ def comment(number: int, *, repo: str = "Hello-World", action: str = "created") 
 def plan(chance: random.Random) -> list[tuple[str, dict[str, Any], str]]:
     """Return (event, payload, delivery id) in the order of sending.
 
-    Every comment is sent. Some are sent again, half of them with the same delivery id. Neighbours change places.
+    Every comment is sent. Some are sent twice, half of these with the same delivery id. Some neighbours are swapped.
     """
     sent = [("issue_comment", comment(n), f"delivery-{n}") for n in range(COMMENTS)]
     again = chance.sample(range(COMMENTS), DELIVERIES - COMMENTS)
@@ -86,13 +86,13 @@ def plan(chance: random.Random) -> list[tuple[str, dict[str, Any], str]]:
     return sent
 
 
-def deliver(stage: Stage, sent: list[tuple[str, dict[str, Any], str]], chance: random.Random) -> None:
+def deliver(services: Services, sent: list[tuple[str, dict[str, Any], str]], chance: random.Random) -> None:
     """Send one delivery after another, as GitHub does, each until one of the webhooks answers with 2xx."""
     for event, payload, delivery in sent:
         ends = time.monotonic() + 30
         while True:
             try:
-                if stage.webhooks[chance.randrange(3)].post(event, payload, delivery).status in (202, 204):
+                if services.webhooks[chance.randrange(3)].post(event, payload, delivery).status in (202, 204):
                     break
             except Exception:  # the webhook is being killed: any connection error is possible
                 time.sleep(0.05)
@@ -106,34 +106,34 @@ def test_each_comment_is_answered_once_and_in_order_when_processes_are_killed(
     with ExitStack() as stack:
         github = Github()
         stack.callback(github.close)
-        stage = Stage(redis_server, sessiond(scripted_env(**TIMES)), github, tmp_path, stack)
-        task = stage.tasks.add(NewTask("long", BUSY, "Count", LONG))
-        started = lambda: any(e["event"] == "turn-started" for e in stage.service.ledger(BUSY))  # noqa: E731
+        services = Services(redis_server, sessiond(scripted_env(**TIMES)), github, tmp_path, stack)
+        task = services.tasks.add(NewTask("long", BUSY, "Count", LONG))
+        started = lambda: any(e["event"] == "turn-started" for e in services.service.ledger(BUSY))  # noqa: E731
         eventually(started, 30, "the worker's turn")
         sent, began = plan(chance), time.monotonic()
-        sender = threading.Thread(target=deliver, args=(stage, sent, chance))
+        sender = threading.Thread(target=deliver, args=(services, sent, chance))
         sender.start()
-        eventually(lambda: count_ended(stage, BUSY) >= COMMENTS * 0.2, 120, "a fifth of the answers")
-        stage.handlers[0].kill9()
-        stage.webhooks[0].process.send_signal(signal.SIGKILL)  # gunicorn's master; its worker ends with it
+        eventually(lambda: count_ended(services, BUSY) >= COMMENTS * 0.2, 120, "a fifth of the answers")
+        services.handlers[0].kill9()
+        services.webhooks[0].process.send_signal(signal.SIGKILL)  # gunicorn's master; its worker ends with it
         quiet_sent_at = time.monotonic()
-        stage.webhooks[1].post("issue_comment", comment(0, repo="Quiet"), "quiet")
-        eventually(lambda: count_ended(stage, QUIET) == 1, 60, "the other session's answer")
-        quiet, waiting = time.monotonic() - quiet_sent_at, len(stage.demands.unanswered(BUSY))
-        stage.handlers[0].start()
+        services.webhooks[1].post("issue_comment", comment(0, repo="Quiet"), "quiet")
+        eventually(lambda: count_ended(services, QUIET) == 1, 60, "the other session's answer")
+        quiet, waiting = time.monotonic() - quiet_sent_at, len(services.demands.unanswered(BUSY))
+        services.handlers[0].start()
         sender.join(120)
         assert not sender.is_alive()
         everything = [f"IC_Hello-World_{n}" for n in range(COMMENTS)]
         try:
-            eventually(lambda: count_ended(stage, BUSY) >= COMMENTS, 200, "every answer")
+            eventually(lambda: count_ended(services, BUSY) >= COMMENTS, 200, "every answer")
         except AssertionError as error:
-            raise AssertionError(unfinished(stage, everything)) from error
+            raise AssertionError(unfinished(services, everything)) from error
         seconds = time.monotonic() - began
-        stage.tasks.cancel(task.id)
-        found = [found for key in everything if (found := stage.demands.get(key)) is not None]
+        services.tasks.cancel(task.id)
+        found = [found for key in everything if (found := services.demands.get(key)) is not None]
         assert [d.key for d in found if d.state is not DemandState.POSTED] == []
-        check_replies(stage, found)
-        ledger = stage.service.ledger(BUSY)
+        check_replies(services, found)
+        ledger = services.service.ledger(BUSY)
         report = verify(ledger)
         assert (report.inversions, report.misorders) == (0, 0)
         assert report.violations == []
@@ -145,20 +145,22 @@ def test_each_comment_is_answered_once_and_in_order_when_processes_are_killed(
     assert waiting > 0, "the other session's comment waited behind the flurry"
 
 
-def count_ended(stage: Stage, session: str) -> int:
-    keys = stage.demands.redis.scan_iter(f"webhook:demand:IC_{'Quiet' if session == QUIET else 'Hello-World'}_*")
-    records = [stage.demands.get(key.decode().partition("demand:")[2]) for key in keys]
+def count_ended(services: Services, session: str) -> int:
+    keys = services.demands.redis.scan_iter(f"webhook:demand:IC_{'Quiet' if session == QUIET else 'Hello-World'}_*")
+    records = [services.demands.get(key.decode().partition("demand:")[2]) for key in keys]
     return sum(one is not None and one.state in ENDED for one in records)
 
 
-def unfinished(stage: Stage, keys: list[str]) -> str:
-    return str([(key, d and d.state) for key in keys if (d := stage.demands.get(key)) is None or d.state not in ENDED])
+def unfinished(services: Services, keys: list[str]) -> str:
+    return str(
+        [(key, d and d.state) for key in keys if (d := services.demands.get(key)) is None or d.state not in ENDED]
+    )
 
 
-def check_replies(stage: Stage, found: list[Demand]) -> None:
-    """Every comment has exactly one note at GitHub, whose last text is the answer."""
+def check_replies(services: Services, found: list[Demand]) -> None:
+    """Check that every comment has exactly one note at GitHub, and that its last text is the answer."""
     last: dict[int, str] = {}
-    for write in stage.github.log():
+    for write in services.github.log():
         last[write["id"]] = write["body"]
     bodies = list(last.values())
     for one in found:

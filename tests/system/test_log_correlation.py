@@ -21,7 +21,7 @@ ASKED, ANSWERED, TASK, NOTE = "quokka", "pademelon", "bettong", "wallaby"
 Line = dict[str, Any]
 
 
-class Stage:
+class Services:
     """One process of each service, all with JSON logs."""
 
     def __init__(self, redis: Redis, service: Sessiond, github: Github, place: Path, stack: ExitStack) -> None:
@@ -56,24 +56,24 @@ def test_one_search_finds_all_lines_of_a_comment(
 ) -> None:
     with ExitStack() as stack:
         service = sessiond({**scripted_env(), "SESSIOND_LOG_FORMAT": "json"})
-        stage = Stage(redis_server, service, github, tmp_path, stack)
+        services = Services(redis_server, service, github, tmp_path, stack)
         text = f"Count every {TASK}.\n#tokens 6000\n#pace 10ms\n#say {NOTE}"
-        task = stage.tasks.add(NewTask("count", SESSION, f"A {TASK}", text))
+        task = services.tasks.add(NewTask("count", SESSION, f"A {TASK}", text))
         count = lambda event: sum(e["event"] == event for e in service.client().ledger(SESSION))  # noqa: E731
         eventually(lambda: count("turn-started") == 1, 60, "the worker's turn")
         body = f"@helper where is the {ASKED}?\n#say It met a {ANSWERED}."
-        assert stage.webhook.post("issue_comment", payloads.comment(KEY, body), DELIVERY).status == 202
-        posted = lambda: (found := stage.demands.get(KEY)) is not None and found.state is DemandState.POSTED  # noqa: E731
+        assert services.webhook.post("issue_comment", payloads.comment(KEY, body), DELIVERY).status == 202
+        posted = lambda: (found := services.demands.get(KEY)) is not None and found.state is DemandState.POSTED  # noqa: E731
         eventually(posted, 60, "the posted answer")
         eventually(lambda: count("granted") == 3, 60, "the worker's second grant")
-        stage.tasks.cancel(task.id)
+        services.tasks.cancel(task.id)
         eventually(lambda: count("ticket-ended") == 2, 60, "the task's end")
         assert any(ANSWERED in write["body"] for write in github.log())
         with service.client().lease(SESSION, kind="handler") as lease:
-            secrets = [lease.secret, *service.keys.values(), stage.webhook.SECRET, github.TOKEN]
-        logs = stage.logs()
+            secrets = [lease.secret, *service.keys.values(), services.webhook.SECRET, github.TOKEN]
+        logs = services.logs()
         parsed = {name: parse_lines(log) for name, log in logs.items()}
-        check_comment(parsed, stage.demands.get(KEY).ticket)  # type: ignore[union-attr]
+        check_comment(parsed, services.demands.get(KEY).ticket)  # type: ignore[union-attr]
         check_preemption(parsed, task.id)
         for name, log in logs.items():
             found = [word for word in (ASKED, ANSWERED, TASK, NOTE, *secrets) if word in log]
@@ -86,7 +86,7 @@ def parse_lines(log: str) -> list[Line]:
 
 
 def check_comment(logs: dict[str, list[Line]], ticket: str | None) -> None:
-    """The lines with the comment's id give each step, with the same session, ticket and fence in every process."""
+    """Check that the lines with the comment's id show each step, with the same session, ticket and fence everywhere."""
     found = {name: [line for line in log if KEY in json.dumps(line)] for name, log in logs.items()}
     (delivery,) = [line for line in found["webhook"] if line["event"] == "delivery"]
     assert (delivery["delivery"], delivery["outcome"], delivery["demand"]) == (DELIVERY, "accepted", KEY)
@@ -100,7 +100,7 @@ def check_comment(logs: dict[str, list[Line]], ticket: str | None) -> None:
     assert (posted["state"], posted["fence"]) == ("posted", fence) and posted["url"].startswith("http")
     every = sorted((line for lines in found.values() for line in lines), key=lambda line: str(line["timestamp"]))
     assert {line["session"] for line in every} == {SESSION}
-    # A handler may take up the demand before the ingress has recorded its ticket; that line has no ticket.
+    # A handler may start before the ingress has recorded the ticket. That line has no ticket.
     assert ticket is not None and {line.get("ticket") for line in every} - {None} == {ticket}
     assert all("ticket" in line for line in every if line["event"] != "taken up")
     held = ["granted", "turn-accepted", "turn-started", "turn-closed", "ended", "answering", "answered"]
@@ -112,7 +112,7 @@ def check_comment(logs: dict[str, list[Line]], ticket: str | None) -> None:
 
 
 def check_preemption(logs: dict[str, list[Line]], task: str) -> None:
-    """The lines of the task show its preemption, its second grant and its end."""
+    """Check that the lines of the task show its preemption, its second grant and its end."""
     events = [line["event"] for line in logs["sessiond"] if line.get("key") == task]
     cut = ["ended", "draining", "interrupt", "back", "turn-closed", "drained", "granted"]
     assert sorted(events[events.index("ended") : events.index("drained")]) == sorted(cut[:-2]), events

@@ -15,7 +15,7 @@ from support.servers import Redis, Sessiond, eventually, scripted_env
 COMMENTS = 12
 
 
-def test_a_scrape_agrees_with_the_ledger_and_the_records(
+def test_the_metrics_equal_the_ledger_and_the_records(
     redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path
 ) -> None:
     with ExitStack() as ends:
@@ -50,7 +50,7 @@ def test_a_scrape_agrees_with_the_ledger_and_the_records(
 
 
 def check_labels(scrape: Scrape) -> None:
-    """Only gauges have a session label: they end with the session, while counters would stay for ever."""
+    """Check that only gauges have a session label. They end with the session, but counters would stay forever."""
     named = {name for name, labels in scrape.values if "session" in dict(labels)}
     assert {scrape.kinds[name] for name in named} == {"gauge"}
     waits = {float(dict(labels)["le"]) for name, labels in scrape.values if name == "sessiond_lock_wait_seconds_bucket"}
@@ -104,7 +104,7 @@ def check_turns(scrape: Scrape, entries: Entries) -> None:
 
 
 def check_preemptions(scrape: Scrape, entries: Entries) -> None:
-    """The phases equal those of the ledger, which gives them to 0.01 ms."""
+    """Check that the phases equal those of the ledger, which has a precision of 0.01 ms."""
     fences = [e["fence"] for e in entries if e["event"] == "ended" and e["reason"] == "preempted"]
     cut = [e for e in entries if e["event"] == "turn-closed" and e["fence"] in fences and "ticket_to_interrupt_ms" in e]
     assert scrape.total("sessiond_preemptions_total") == len(fences) >= 1

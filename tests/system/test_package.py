@@ -41,7 +41,7 @@ def run(*command: str | Path, directory: Path, **env: str) -> str:
     """Run a command. Returns what it prints.
 
     Raises:
-        AssertionError: it failed.
+        AssertionError: It failed.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SESSIOND_"))}
     done = subprocess.run(command, cwd=directory, env={**kept, **env}, capture_output=True, text=True, timeout=200)

@@ -14,7 +14,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 LOCKS = {path.stem: path.read_text() for path in sorted((ROOT / "requirements").glob("*.txt"))}
 LARGEST = "dev"
 APART = {"agent", "lock"}
-"""The agent's binary, which is installed without its dependencies, and the tool that writes the lock files."""
+"""The package of the agent's binary, installed without dependencies, and the tool that writes the lock files."""
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -22,7 +22,7 @@ def pins(lock: str) -> dict[str, str]:
 
 
 def required(extra: str) -> list[Requirement]:
-    """What pyproject.toml requires for an extra, with the extras that it names in turn."""
+    """Return the requirements of an extra in pyproject.toml, including those of the extras that it names."""
     found = []
     for text in (*PROJECT["project"]["dependencies"], *EXTRAS.get(extra, ())):
         one = Requirement(text)

@@ -28,7 +28,7 @@ def connected(port: int) -> socket.socket:
 
 
 def answered(connection: socket.socket) -> bool:
-    """Return whether a whole answer with status 200 comes."""
+    """Return whether a complete answer with status 200 arrives."""
     received = b""
     while not received.endswith(b"}"):
         more = connection.recv(65536)
@@ -65,14 +65,14 @@ def check(log: str) -> None:
     assert not [word for word in ("not answered in time", "Traceback", "Error") if word in log], log
 
 
-def test_sessiond(sessiond: Callable[..., Sessiond]) -> None:
+def test_sessiond_answers_open_requests_after_sigterm(sessiond: Callable[..., Sessiond]) -> None:
     service = sessiond(scripted_env())
     terminate_with_open_connections(psutil.Process(service.pid), service.port)
     service.terminate()
     check(service.log_text())
 
 
-def test_webhook(webhook: Callable[..., Webhook]) -> None:
+def test_the_webhook_answers_open_requests_after_sigterm(webhook: Callable[..., Webhook]) -> None:
     service = webhook({"WEBHOOK_PROCESSES": "1"})
     terminate_with_open_connections(psutil.Process(service.process.pid), service.port)
     assert service.process.wait(20) == 0
@@ -86,16 +86,16 @@ def closed(port: int) -> bool:
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_open_requests_are_waited_for_until_the_deadline(webhook: Callable[..., Webhook], answers: bool) -> None:
+def test_sigterm_waits_for_open_requests_until_the_deadline(webhook: Callable[..., Webhook], answers: bool) -> None:
     service = webhook({"WEBHOOK_PROCESSES": "1"})
     service.hold("ingress-committed")
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(service.post, "issue_comment", payloads.comment("IC_1"), "one")
-        service.reached("ingress-committed")
+        service.wait_until_reached("ingress-committed")
         service.process.terminate()
         eventually(lambda: closed(service.port))
         if answers:
-            service.let_go("ingress-committed")
+            service.release("ingress-committed")
             assert asked.result().status == 202
         else:
             with pytest.raises(urllib3.exceptions.ProtocolError):

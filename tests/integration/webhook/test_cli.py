@@ -28,7 +28,7 @@ def send(*words: str, input: bytes = b"", **env: str) -> "subprocess.CompletedPr
     return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def test_it_signs_and_posts_with_every_source_of_the_secret(webhook: Callable[..., Webhook], tmp_path: Path) -> None:
+def test_send_signs_and_posts_with_every_source_of_the_secret(webhook: Callable[..., Webhook], tmp_path: Path) -> None:
     service = webhook({"TRIGGER": "all"})
     (tmp_path / "webhook-secret").write_text(Webhook.SECRET + "\n")
     here = {"WEBHOOK_PORT": str(service.port)}
@@ -68,17 +68,17 @@ def test_it_signs_and_posts_with_every_source_of_the_secret(webhook: Callable[..
         [__file__, "--event", "ping", "--secret", "x"],
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(words: list[str], tmp_path: Path) -> None:
+def test_bad_input_gives_one_line_and_exit_2(words: list[str], tmp_path: Path) -> None:
     done = send(*words, SESSIOND_STATE_DIR=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
 
 
-def test_nobody_there_is_one_line_and_exit_1() -> None:
+def test_an_unreachable_webhook_gives_one_line_and_exit_1() -> None:
     done = send(PING, "--event", "ping", "--secret", "x", "--url", f"http://127.0.0.1:{free_port()}")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
-def test_it_fits_into_subparsers() -> None:
+def test_send_can_be_added_to_subparsers() -> None:
     parser = argparse.ArgumentParser()
     cli.add_commands(parser.add_subparsers())
     assert callable(parser.parse_args(["send", "x", "--event", "ping"]).run)

@@ -22,7 +22,7 @@ def ctl(url: str | None, *words: str, stdin: str = "", **env: str) -> Done:
     return subprocess.run(command, env=full, input=stdin, capture_output=True, text=True, timeout=20)
 
 
-def test_a_tasks_life_at_the_command_line(redis_server: Redis) -> None:
+def test_a_task_can_be_added_shown_cancelled_and_retried_from_the_command_line(redis_server: Redis) -> None:
     url = redis_server.url
     made = ctl(url, "add", SESSION, "A title", "Do it.", "--key", "k", "--turns", "3", "--usd", "1.5")
     assert (made.returncode, made.stderr) == (0, "")
@@ -48,11 +48,11 @@ def test_a_cancel_from_the_command_line_stops_a_turn(scene: Callable[..., Scene]
     task = s.add(line("done", tokens="6000", pace="10ms"))
     s.in_turn()
     assert ctl(s.redis_server.url, "cancel", task.id).returncode == 0
-    assert s.settled(task, 10).state == "cancelled"
+    assert s.wait_for_end(task, 10).state == "cancelled"
     assert s.client.view(SESSION)["holder"] is None
 
 
-def test_the_embedded_server_is_found_by_its_socket(redis_server: Redis, tmp_path: Path) -> None:
+def test_the_socket_of_the_embedded_server_is_found(redis_server: Redis, tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     (tmp_path / "redis" / "redis.sock").symlink_to(redis_server.url.removeprefix("unix://"))
     assert ctl(None, "list", SESSIOND_STATE_DIR=str(tmp_path)).stdout == "no tasks\n"
@@ -66,11 +66,11 @@ def test_the_embedded_server_is_found_by_its_socket(redis_server: Redis, tmp_pat
         ("list", "--state", "none"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_2(redis_server: Redis, words: tuple[str, ...]) -> None:
+def test_bad_input_gives_one_line_and_exit_2(redis_server: Redis, words: tuple[str, ...]) -> None:
     done = ctl(redis_server.url, *words)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 
-def test_what_is_not_there_is_one_line_and_exit_1(redis_server: Redis) -> None:
+def test_an_unknown_task_gives_one_line_and_exit_1(redis_server: Redis) -> None:
     for done in (ctl(redis_server.url, "show", "task-none-1"), ctl("redis://127.0.0.1:1/0", "list")):
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr

@@ -23,14 +23,14 @@ ENV = {k: v for k, v in os.environ.items() if not k.startswith(("SESSIOND_", "WO
         {"SESSIOND_KEY": "k", "SESSIOND_URL": "loopback"}, {"SESSIOND_KEY_FILE": "/none"},
     ],
 )  # fmt: skip
-def test_bad_settings_are_one_line_and_exit_2(env: dict[str, str]) -> None:
+def test_bad_settings_give_one_line_and_exit_2(env: dict[str, str]) -> None:
     command = [sys.executable, "-m", "sessiond_worker"]
     full = {**ENV, **env}
     done = subprocess.run(command, env=full, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
-def test_the_supervisor_restarts_its_worker_which_dies_with_it(scene: Callable[..., Scene]) -> None:
+def test_the_supervisor_restarts_its_worker_and_the_worker_ends_with_it(scene: Callable[..., Scene]) -> None:
     s = scene()
     first = s.worker.parent()
     first.kill()

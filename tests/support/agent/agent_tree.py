@@ -1,4 +1,4 @@
-"""A session whose agent has a process tree: a worker's turn, its tool's strays, and which of them remain."""
+"""A session whose agent has a process tree, and a check of which processes remain."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from support.servers import Sessiond, alive, eventually, tree
 
 
 class TreeScene:
-    """A session whose worker runs a turn that left strays. The worker holds its lease until it is lost."""
+    """A session whose worker's turn leaves stray processes. The worker holds its lease until it loses it."""
 
     def __init__(
         self,
@@ -25,10 +25,10 @@ class TreeScene:
         ttl: float = 30.0,
         until: str = "turn-started",
     ):
-        """Start the worker's turn and wait until its strays run.
+        """Start the worker's turn and wait until its stray processes run.
 
         `tool` returns the prompt that runs a shell command. `ttl` is the `lease_ttl` that the worker assumes. `until`
-        is the ledger event to wait for after the strays run.
+        is the ledger event to wait for afterwards.
         """
         self.service, self.session, self.client = service, session, service.client()
         self.strays, self.results = Strays(*ways), list[Any]()
@@ -107,7 +107,7 @@ class TreeScene:
         return left
 
     def check(self) -> str:
-        """Check in the ledger that agents ran one after the other. Return why the first one was reaped."""
+        """Check in the ledger that no two agents ran at the same time. Return why the first one was reaped."""
         running, whys = False, []
         for entry in self.ledger():
             if entry["event"] == "agent-starting":

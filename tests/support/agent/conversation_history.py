@@ -9,12 +9,12 @@ from sessiond.client import Client
 CLAUDES_OWN = ("<system-reminder>", "<local-command-", "<command-name>", "[Request interrupted by user")
 """Beginnings of texts that claude itself adds."""
 UNSAID = "No response requested."
-"""The text in a resumed conversation in place of an answer whose process was killed."""
+"""The text that a resumed conversation has instead of the answer of a killed process."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallerTurn:
-    """A turn as its caller knows it. `whole` is the complete answer that the model would have given."""
+    """A turn as its caller knows it. `whole` is the complete answer of the model."""
 
     prompt: str
     outcome: str
@@ -35,7 +35,7 @@ def of_kind(ledger: Iterable[Mapping[str, Any]], *events: str) -> list[Mapping[s
 
 
 def agents(client: Client, session: str) -> list[dict[str, int]]:
-    """Return the guard of each started process, with `pid` and `agent_pid`. The last one is the present one."""
+    """Return the guard of each started process, with `pid` and `agent_pid`. The last one is the current one."""
     return [e["guard"] for e in entries(client, session) if e["event"] == "agent-started"]
 
 

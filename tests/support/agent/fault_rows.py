@@ -1,4 +1,4 @@
-"""The fault table: what the agent does wrong, and the expected result. Prompts steer the scripted agent."""
+"""The fault table: faults of the agent, and the expected results. Prompts control the scripted agent."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ LONG = "#tokens 100000\n#pace 5ms"
 
 @dataclass(frozen=True)
 class Row:
-    """One fault. Only in rows with `deadlines` may a deadline expire, however slow the machine is."""
+    """One fault. A deadline may expire only in rows with `deadlines`, even on a slow machine."""
 
     fault: str
     when: str
@@ -27,12 +27,12 @@ class Row:
     why: tuple[dict[str, Any], ...] = ()
     """Entries that the ledger must have, given by some of their fields."""
     faults: tuple[str, ...] = ()
-    """The faults of each process in turn, from its start on."""
-    then: str | None = None
+    """The faults of the first process, the second process, and so on. Each starts with its process."""
+    release_at: str | None = None
     """The moment that the holder waits for before it releases."""
     broken: str | None = None
     """Why the next turn is refused until an operator restarts the agent."""
-    rests: bool = False
+    ends_by_backoff: bool = False
     """Whether the refusal ends by backoff instead of a restart."""
     text: str = "mine"
     generation: int = 1
@@ -118,24 +118,25 @@ BOUNDARIES = (
     Row("lifecycle and idle, no result", "in turn", at("text life=completed state=idle silent"), "lost",
         "drain-deadline", recovery="drain-deadline", why=(DRAIN,), deadlines=True),
     Row("background task does not stop", "after the turn", "#fault mute=stop_task\n" + at("fenced task"), "completed",
-        then="tasks", recovery="drain-deadline", why=(DRAIN,), deadlines=True),
+        release_at="tasks", recovery="drain-deadline", why=(DRAIN,), deadlines=True),
     Row("background task", "after the turn", at("fenced task"), "completed", why=({"event": "drained"},),
-        then="tasks"),
+        release_at="tasks"),
     Row("background task", "before idle", at("completed task"), "completed", why=({"event": "drained"},)),
     Row("two results", "in turn", fault("two-results"), "completed",
         why=({"event": "fault", "what": "second-result"},)),
     Row("result of ours and another", "in turn", at("text also"), "completed"),
     Row("result without a name", "in turn", at("text result=unnamed"), "completed", why=(FOREIGN,)),
     Row("result of another turn", "in turn", at("text result=other"), "completed", why=(FOREIGN,)),
-    Row("foreign result", "idle", at("fenced foreign"), "completed", why=(FOREIGN,), then="foreign"),
+    Row("foreign result", "idle", at("fenced foreign"), "completed", why=(FOREIGN,), release_at="foreign"),
     Row("foreign result", "racing the prompt", fault("foreign-first"), "completed", why=(FOREIGN,)),
     Row("foreign result", "first after resume", at("fenced exit=0"), "completed", why=(FOREIGN, died(0)),
-        faults=("", "foreign-first"), then="agent-reaped"),
+        faults=("", "foreign-first"), release_at="agent-reaped"),
     Row("idle", "before the lifecycle", at("result state=idle sleep=100"), "completed"),
     Row("lifecycle and idle", "before the result", at("text life=completed state=idle sleep=100"), "completed"),
     Row("init twice", "in turn", at("init init"), "completed"),
     Row("question", "after the result", at("result ask=Bash"), "completed", why=({"event": "denied"},)),
-    Row("question", "idle", at("fenced ask=Bash state=idle"), "completed", why=({"event": "denied"},), then="denied"),
+    Row("question", "idle", at("fenced ask=Bash state=idle"), "completed", why=({"event": "denied"},),
+        release_at="denied"),
     Row("answer that nobody asked for", "in turn", at("text respond"), "completed",
         why=({"event": "fault", "what": "unknown-response"},)),
     Row("initialize answered twice", "starting", "#say mine", "completed", faults=("at initialize again",),
@@ -153,8 +154,8 @@ BYTES = (
     Row("garbage", "at the start of each process", "#say mine", "failed", "garbage", recovery="garbage", times=3,
         faults=("at start raw=garbage",) * 3, broken="garbage", why=({"event": "agent-broken", "why": "garbage"},)),
     Row("results that nobody asked for", "3000, idle", at("fenced raw=results"), "completed", recovery="garbage",
-        why=(FOREIGN,), then="agent-reaped"),
-    Row("garbage", "idle", at("fenced raw=garbage"), "completed", recovery="garbage", then="agent-reaped"),
+        why=(FOREIGN,), release_at="agent-reaped"),
+    Row("garbage", "idle", at("fenced raw=garbage"), "completed", recovery="garbage", release_at="agent-reaped"),
     Row("half a line, then silence", "preempted", fault("half-line"), "cancelled", "drain-deadline", PREEMPT,
         recovery="drain-deadline", why=(DRAIN,), deadlines=True),
     Row("half a line, then its end", "in turn", at("text raw=half exit=1"), "lost", "agent exited with 1",
@@ -198,7 +199,7 @@ BYTES = (
     Row("crash loop", "starting", "#say mine", "failed", "agent exited with 1", faults=("exit-start=1",) * 3,
         broken="agent exited with 1", why=({"event": "agent-broken"},)),
     Row("crash loop", "starting, rests", "#say mine", "failed", "agent exited with 137", faults=("exit-start=137",) * 3,
-        broken="agent exited with 137", rests=True, why=({"event": "agent-broken", "rest_seconds": 8},)),
+        broken="agent exited with 137", ends_by_backoff=True, why=({"event": "agent-broken", "rest_seconds": 8},)),
     Row("crash loop", "once started", "#say mine", "failed", "agent exited with 0",
         faults=("at initialized exit=0",) * 3, broken="agent exited with 0", why=({"event": "agent-broken"},)),
 )  # fmt: skip
@@ -221,9 +222,9 @@ def exits(code: int) -> tuple[Row, ...]:
         Row(name, "between result and lifecycle", at(f"result exit={code}"), "completed", why=why),
         Row(name, "between lifecycle and idle", at(f"completed exit={code}"), "completed", why=why),
         Row(name, "draining, a task is to stop", at("fenced task", f"stopping exit={code}"), "completed", why=why,
-            then="tasks"),
+            release_at="tasks"),
         Row(name, "in a question", at(f"asked exit={code}", say='#ask Read {"file_path": "a"}'), "lost", said, why=why),
-        Row(name, "idle", at(f"fenced exit={code}"), "completed", why=why, then="agent-reaped"),
+        Row(name, "idle", at(f"fenced exit={code}"), "completed", why=why, release_at="agent-reaped"),
     )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from sessiond.verify import verify
 from support.agent.fault_rows import CANCEL, FORCE, ITSELF, PREEMPT, RELEASE, TIMEOUT, Row
 from support.servers import Sessiond, eventually
 
-PATIENCE = 90.0
+WAIT_SECONDS = 90.0
 DRAIN = 2.0
-"""The `drain_deadline` of rows in which it runs out."""
+"""The `drain_deadline` of rows in which it expires."""
 
 
 class Scene:
@@ -32,8 +32,8 @@ class Scene:
         self.next: TurnResult | None = None
         self.entries: list[dict[str, Any]] = []
 
-    def play(self) -> "Scene":
-        """Run the row. Never raises: errors are part of the table."""
+    def run(self) -> "Scene":
+        """Run the row. Errors are recorded in `wrong` and never raised."""
         self.place.mkdir(parents=True)
         if self.row.faults:
             (self.place / "faults").write_text("\n".join(self.row.faults))
@@ -52,13 +52,13 @@ class Scene:
         thread = threading.Thread(target=self._first, args=(leased,))
         thread.start()
         if self.row.end in (PREEMPT, RELEASE, CANCEL, FORCE):
-            self._arrives(self.row.moment)
+            self._wait_for_moment(self.row.moment)
             self._end(leased[0])
         if self.row.end != PREEMPT:
-            thread.join(PATIENCE)
-        with self.client.lease(self.session, key="next", timeout=PATIENCE) as lease:
+            thread.join(WAIT_SECONDS)
+        with self.client.lease(self.session, key="next", timeout=WAIT_SECONDS) as lease:
             self.next = self._next(lease)
-        thread.join(PATIENCE)
+        thread.join(WAIT_SECONDS)
 
     def _first(self, leased: list[Lease]) -> None:
         try:
@@ -73,25 +73,25 @@ class Scene:
                     self.results += event is not None and event.event == "result"
                 turn = stream.headers["Turn-Id"]
                 self.first_results.append(result_of(self.client.turn(self.session, turn), turn))
-                if self.row.then:
-                    self._arrives(self.row.then)
+                if self.row.release_at:
+                    self._wait_for_moment(self.row.release_at)
         except Exception as error:
             self.wrong.append(f"first: {type(error).__name__}: {error}")
 
-    def _arrives(self, moment: str) -> None:
+    def _wait_for_moment(self, moment: str) -> None:
         if moment.endswith(".mark"):
-            eventually((self.place / moment).exists, PATIENCE, moment)
+            eventually((self.place / moment).exists, WAIT_SECONDS, moment)
         elif moment in ("in_turn", "tasks"):
-            eventually(lambda: self._views(moment), PATIENCE, moment)
+            eventually(lambda: self._view_has(moment), WAIT_SECONDS, moment)
         else:
-            self._happens(moment)
+            self._wait_for_event(moment)
 
-    def _views(self, moment: str) -> bool:
+    def _view_has(self, moment: str) -> bool:
         agent = self.client.view(self.session)["agent"]
         return bool(agent["tasks"]) if moment == "tasks" else agent["state"] == moment
 
-    def _happens(self, event: str) -> None:
-        after, ends = None, time.monotonic() + PATIENCE
+    def _wait_for_event(self, event: str) -> None:
+        after, ends = None, time.monotonic() + WAIT_SECONDS
         while time.monotonic() < ends:
             entries = self.client.ledger(self.session, after, wait=5)
             if any(e["event"] == event for e in entries):
@@ -116,11 +116,11 @@ class Scene:
             if refused.type != "agent-broken":
                 raise
             self.refused = refused.reason
-        if not self.row.rests:
+        if not self.row.ends_by_backoff:
             self.client.restart_agent(self.session)
-        return eventually(lambda: self._again(lease, prompt), PATIENCE, "it has rested")
+        return eventually(lambda: self._retry_turn(lease, prompt), WAIT_SECONDS, "the backoff ends")
 
-    def _again(self, lease: Lease, prompt: str) -> TurnResult | None:
+    def _retry_turn(self, lease: Lease, prompt: str) -> TurnResult | None:
         try:
             return lease.turn(prompt).result()
         except Unavailable as refused:
@@ -211,7 +211,7 @@ class Scene:
         heard = [e["event"] for e in self.entries if e["event"] in ("foreign", "denied", "agent-broken", "drained")]
         why = dict.fromkeys([*ends, *heard])
         following = self.next.outcome if self.next else "none"
-        refused = f"503, {'rest' if self.row.rests else 'restart'}, " if self.refused else ""
+        refused = f"503, {'rest' if self.row.ends_by_backoff else 'restart'}, " if self.refused else ""
         matrix(
             "faults", fault=self.row.fault, when=self.row.when,
             first=f"{first.outcome} {first.reason or ''}"[:44] if first else "none",

@@ -1,4 +1,4 @@
-"""A program that forks without end, so that a single look at the process table may miss it."""
+"""A program that forks endlessly, so that a single scan of the process table may miss it."""
 
 CHAIN = """
 import fcntl, os, signal, sys, time
@@ -11,4 +11,4 @@ while time.monotonic() < ends:
     if os.fork():
         os._exit(0)
 """
-"""The program holds a file lock as long as any of its processes runs. It ends by itself after 30 s."""
+"""The program. It holds a file lock while any of its processes runs, and ends after 30 s."""

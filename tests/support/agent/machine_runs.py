@@ -1,4 +1,4 @@
-"""Helpers for tests of the agent's machine: agents in given states, and runs of events."""
+"""Agents in given states, and runs of events on the agent's machine."""
 
 from dataclasses import replace
 from typing import Any
@@ -48,7 +48,7 @@ def idle(**changes: Any) -> Agent:
 
 
 def closes(agent: Agent, uuid: str, cost: float | None = None) -> tuple[Agent, list[st.Output]]:
-    """Run the turn `uuid`, which is written, to its end."""
+    """Run the turn `uuid` to its end. Its prompt is already written."""
     result = wire.Result((uuid,), None, False, "completed", "said", cost_usd=cost)
     agent, first = run(
         agent, st.Got(wire.StateChanged("running")), st.Got(wire.Lifecycle(uuid, "started")), st.Got(result),

@@ -24,7 +24,7 @@ UNFINISHED: Final = " <unfinished ...>"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A system call that returned. Calls are in the order of their returns."""
+    """A system call that has returned. Calls are ordered by the time of their return."""
 
     at: int
     """Its position in the trace."""
@@ -42,7 +42,7 @@ class Call:
 
 
 def why_not() -> str | None:
-    """Return why tracing is not possible here, or None if it is."""
+    """Return why tracing is impossible here, or None if it is possible."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     tried = subprocess.run(

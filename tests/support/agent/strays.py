@@ -1,4 +1,4 @@
-"""Shell commands that leave processes behind in many ways, and how to find these processes."""
+"""Shell commands that leave stray processes behind in many ways, and a search for these processes."""
 
 import os
 import random
@@ -17,12 +17,17 @@ WAYS = {
     "no files": "setsid sh -c 'exec 0<&- 1>&- 2>&-; exec {0}' &",
     "bare": "env -i setsid {0} &",
 }
-"""Shell commands by name; `{0}` is the process itself. `daemon` forks twice, `deaf` ignores SIGTERM, `no files` closes
-all its files, `bare` has no environment."""
+"""Shell commands by name; `{0}` is the stray process.
+
+`daemon` forks twice, `deaf` ignores SIGTERM, `no files` closes all its files, and `bare` has no environment.
+"""
 
 
 class Strays:
-    """The processes of one tool: `sleep 4000.NUMBER`, with a number for each way that is unique on this machine."""
+    """The stray processes of one tool.
+
+    Each is `sleep 4000.NUMBER`. The number identifies the way, and is unique on this machine.
+    """
 
     def __init__(self, *ways: str) -> None:
         self.ways = ways or tuple(WAYS)
@@ -30,7 +35,7 @@ class Strays:
         self._names = {f"{4000 + n}.{number}": way for n, way in enumerate(self.ways)}
         last = sorted(self._names.items(), key=lambda item: item[1] == "foreground")
         self.command = " ".join(WAYS[way].format(f"sleep {name}") for name, way in last)
-        """One line for a shell. With a foreground process it does not return."""
+        """The shell command that starts them. It does not return if one of them runs in the foreground."""
 
     def found(self) -> dict[int, str]:
         """Return the running processes of this tool, wherever they are in the process table: pid to way."""
@@ -50,7 +55,7 @@ class Strays:
         eventually(lambda: set(self.found().values()) == set(self.ways), 30, lambda: f"strays: {self.found()}")
 
     def end(self) -> None:
-        """Kill the remaining processes, for a test that shows that some remain."""
+        """Kill the remaining processes. Needed by tests that show that some remain."""
         for pid in self.found():
             os.kill(pid, signal.SIGKILL)
 

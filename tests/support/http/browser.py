@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven by the DevTools protocol over two pipes: no port, no library."""
+"""A real headless Chromium. It is controlled by the DevTools protocol over two pipes, without a port or a library."""
 
 import base64
 import fcntl
@@ -22,7 +22,7 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """The path of the browser, or None."""
+    """Return the path of the browser, or None."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -31,7 +31,7 @@ RUN = "import os, sys; [os.dup2(int(a), n) for a, n in zip(sys.argv[1:], (3, 4))
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe whose descriptors are above the two that Chromium uses."""
+    """Return a pipe whose descriptors are higher than the two that Chromium uses."""
     ends = os.pipe()
     found = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:
@@ -61,12 +61,12 @@ class Browser:
         self._lock = threading.Lock()
         self._answers: dict[int, queue.Queue[dict[str, Any]]] = {}
         self.listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
-        """By DevTools session: called with its events."""
+        """The event handler of each DevTools session."""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def call(self, method: str, session: str | None = None, seconds: float = 30.0, **params: Any) -> dict[str, Any]:
-        """Sends one command. Returns its result."""
+        """Send one command. Returns its result."""
         with self._lock:
             self._count += 1
             number = self._count
@@ -101,7 +101,7 @@ class Browser:
             listener(message)
 
     def page(self, url: str, width: int = 1280, height: int = 900) -> "Page":
-        """A new tab in its own context, so that tabs share no cookies."""
+        """Open a tab in its own context, so that tabs share no cookies."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -159,14 +159,14 @@ class Page:
             self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
     def eval(self, script: str) -> Any:
-        """The value of an expression. Waits for a promise."""
+        """Return the value of an expression. Waits for a promise."""
         found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
             raise BrowserError(f"{script[:200]}: {found['exceptionDetails'].get('exception', {}).get('description')}")
         return found["result"].get("value")
 
     def wait(self, check: str, seconds: float = 15.0) -> Any:
-        """The first true value of an expression, evaluated at every change of the document."""
+        """Return the first true value of an expression, evaluated at every change of the document."""
         try:
             return self.eval(f"({WATCH})(() => ({check}), {seconds})")
         except BrowserError as error:
@@ -176,31 +176,31 @@ class Page:
             ) from None
 
     def type(self, text: str) -> None:
-        """Types into the element that has the focus."""
+        """Type into the element that has the focus."""
         self.call("Input.insertText", text=text)
 
     def press(self, key: str, code: int) -> None:
-        """Presses and releases one key."""
+        """Press and release one key."""
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     def sign_in(self, key: str) -> None:
-        """Types the key, then Enter."""
+        """Type the key, then press Enter."""
         self.wait("document.activeElement?.id === 'key'")
         self.type(key)
         self.press("Enter", 13)
         self.wait("!document.querySelector('#board').hidden")
 
     def shot(self, path: Path, **emulated: str) -> None:
-        """Writes a screenshot, with these media features (with underscores for hyphens)."""
+        """Write a screenshot, with these media features (with underscores for hyphens)."""
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in emulated.items()]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def tree(self) -> list[tuple[str, str]]:
-        """The accessibility tree as screen readers receive it: (role, name) of each node that is not ignored."""
+        """Return the accessibility tree as screen readers receive it: (role, name) of each node that is not ignored."""
         nodes = self.call("Accessibility.getFullAXTree")["nodes"]
         return [
             (node["role"]["value"], str(node.get("name", {}).get("value", "")))

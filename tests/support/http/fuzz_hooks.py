@@ -1,4 +1,4 @@
-"""Hooks for schemathesis: they shorten waits, so that a run ends soon, and change nothing else."""
+"""Hooks for schemathesis. They shorten waits so that a run ends soon, and change nothing else."""
 
 from typing import Any
 

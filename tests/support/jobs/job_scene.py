@@ -1,4 +1,4 @@
-"""A queue of test jobs (`standins/chores.py`), and rq's parent as this project runs it."""
+"""A queue of test jobs (`standins/sample_jobs.py`), and the parent process of rq as this project runs it."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from rq.job import Job
 from sessiond_common.jobs.queue import STALE_SECONDS, Jobs, connect
 from support.servers import TESTS, Redis, eventually, kill_left
 
-QUEUE = "chores"
+QUEUE = "sample_jobs"
 CODE = (
     "import sys; from sessiond_common.jobs.worker import serve; "
     "sys.exit(serve(*sys.argv[1:3], scheduler=sys.argv[3:] == ['s']))"
@@ -21,7 +21,7 @@ CODE = (
 
 
 class Parent:
-    """rq's parent as this project runs it."""
+    """A parent process of rq, as this project runs it."""
 
     def __init__(self, url: str, place: Path, *words: str) -> None:
         env = {**os.environ, "PYTHONPATH": str(TESTS / "support" / "standins")}
@@ -59,10 +59,10 @@ class JobScene:
         self.go = place / "go"
 
     def enqueue(self, name: str, *args: object, **more: Any) -> str:
-        return self.jobs.enqueue(QUEUE, f"chores.{name}", str(self.record), *args, **more)
+        return self.jobs.enqueue(QUEUE, f"sample_jobs.{name}", str(self.record), *args, **more)
 
     def waiting_job(self) -> str:
-        """A job that runs until `go` is there."""
+        """Enqueue a job that runs until the file `go` exists."""
         return self.enqueue("wait", str(self.go))
 
     def reported(self, word: str, seconds: float = 10) -> list[str]:
@@ -76,7 +76,7 @@ class JobScene:
         return Job.fetch(job_id, connection=self.redis, serializer="json")
 
     def age(self, job_id: str) -> None:
-        """Make the last record that the job runs older than `STALE_SECONDS`."""
+        """Make the job's last heartbeat older than `STALE_SECONDS`."""
         old = (datetime.now(UTC) - timedelta(seconds=STALE_SECONDS + 5)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         for name in ("last_heartbeat", "enqueued_at"):
             self.redis.hset(f"rq:job:{job_id}", name, old)

@@ -1,7 +1,7 @@
 """Explores every state that the lock's machine can reach, breadth first, and judges each step.
 
-Counted faults are limited by a budget. The judge shares nothing with the machine: it derives its verdict from the
-tickets' scores, the event and the ledger entries. A timer may expire in any state that asks for it.
+A budget limits the counted faults. The judge shares no code with the machine: it uses only the tickets' scores, the
+event and the ledger entries. A timer may expire in any state that needs it.
 """
 
 from collections import deque
@@ -24,18 +24,18 @@ class Violation(AssertionError):
         self.name = name
 
 
-Player = tuple[Kind, int]
-"""A ticket's kind and priority."""
+Demand = tuple[Kind, int]
+"""The kind and the priority of a ticket."""
 
 COUNTED = frozenset({"supersede", "pause", "lapse", "loss", "tasks"})
 """Faults that leave a lasting mark in the state or multiply the states. Other faults may happen any number of times."""
 
 
 @dataclass(frozen=True)
-class Cast:
-    """The tickets, the counted faults with their limits, and how many of the faults may happen together."""
+class Scenario:
+    """The tickets, the limits of the counted faults, and how many of the faults may happen together."""
 
-    players: tuple[Player, ...]
+    demands: tuple[Demand, ...]
     faults: Mapping[str, int] = field(default_factory=dict)
     together: int = 1
     turns: bool = True
@@ -43,18 +43,18 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The lock, and the players without a ticket."""
+    """The lock, and the demands that have no ticket yet."""
 
     lock: Lock
-    untaken: tuple[Player, ...]
+    untaken: tuple[Demand, ...]
 
-    def take(self, player: Player, lock: Lock) -> "Scene":
+    def take(self, demand: Demand, lock: Lock) -> "Scene":
         left = list(self.untaken)
-        left.remove(player)
+        left.remove(demand)
         return Scene(lock, tuple(left))
 
 
-Key = tuple[tuple[int, ...], tuple[Player, ...]]
+Key = tuple[tuple[int, ...], tuple[Demand, ...]]
 PRESENCE = {Presence.ABSENT: 0, Presence.GRACE: 1, Presence.WAITING: 2}
 
 
@@ -85,11 +85,11 @@ def nth(holder: str | None) -> int:
 
 
 class Budget:
-    """Counted faults that have happened, as bits. The n-th fault of a kind is one bit, so fewer faults are a subset."""
+    """The counted faults that have happened, as a bit set. The n-th fault of a kind has its own bit."""
 
-    def __init__(self, cast: Cast) -> None:
-        self.together = cast.together
-        marks = [(fault, n) for fault in sorted(cast.faults) for n in range(cast.faults[fault])]
+    def __init__(self, scenario: Scenario) -> None:
+        self.together = scenario.together
+        marks = [(fault, n) for fault in sorted(scenario.faults) for n in range(scenario.faults[fault])]
         self.bits = {fault: [1 << i for i, mark in enumerate(marks) if mark[0] == fault] for fault in COUNTED}
 
     def pay(self, spent: int, fault: str) -> int | None:
@@ -111,7 +111,7 @@ class Explorer:
     faults. A state that is reached again with a superset of earlier faults is skipped.
     """
 
-    cast: Cast
+    scenario: Scenario
     decide: Decide = machine.decide
     states: int = 0
     """The number of states of the lock. All transitions of each are judged."""
@@ -122,7 +122,7 @@ class Explorer:
     _served: set[Key] = field(default_factory=set)
 
     def run(self) -> None:
-        budget, first = Budget(self.cast), self.known(Scene(Lock(fence=1_000), self.cast.players))
+        budget, first = Budget(self.scenario), self.remember(Scene(Lock(fence=1_000), self.scenario.demands))
         layer = [(first, 0)]
         while layer:
             todo, layer = deque(layer), []
@@ -131,44 +131,44 @@ class Explorer:
                 if any(less & ~spent == 0 for less in self._seen.get(key, ())):
                     continue
                 self._seen.setdefault(key, []).append(spent)
-                todo.extend((after, spent) for after in self.expanded(key, ""))
+                todo.extend((after, spent) for after in self.expand(key, ""))
                 for fault in COUNTED:
                     paid = budget.pay(spent, fault)
                     if paid is not None:
-                        layer.extend((after, paid) for after in self.expanded(key, fault))
+                        layer.extend((after, paid) for after in self.expand(key, fault))
 
-    def known(self, scene: Scene) -> Key:
+    def remember(self, scene: Scene) -> Key:
         key = canonical(scene)
         self._scenes.setdefault(key, scene)
         return key
 
-    def expanded(self, key: Key, fault: str) -> Iterable[Key]:
-        """Judge the steps out of a state by this counted fault, or by all other events for "". Return what follows."""
+    def expand(self, key: Key, fault: str) -> Iterable[Key]:
+        """Judge the steps from a state by this counted fault, or by all other events for "". Return the next states."""
         found = self._moves.get((key, fault))
         if found is None:
             scene = self._scenes[key]
             if not fault:
                 self.states += 1
-                self.refusals(scene.lock)
-                self.served(scene)
+                self.check_refusals(scene.lock)
+                self.check_served(scene)
             found = self._moves[key, fault] = tuple(dict.fromkeys(self.moves(scene, fault)))
         return found
 
-    # ---- what can happen ---------------------------------------------------------------------
+    # ---- possible events ---------------------------------------------------------------------
 
     def moves(self, scene: Scene, fault: str) -> Iterator[Key]:
         lock = scene.lock
         for kind, event in (*self.of_tickets(lock), *self.of_lease(lock), *self.of_timers(lock)):
             if (kind if kind in COUNTED else "") == fault:
-                yield self.known(Scene(self.step(lock, event), scene.untaken))
+                yield self.remember(Scene(self.step(lock, event), scene.untaken))
         if fault:
             return
-        for player in dict.fromkeys(scene.untaken):
+        for demand in dict.fromkeys(scene.untaken):
             name = f"t{lock.arrivals}"
-            after = self.step(lock, ev.Take(name, player[0], rank_of(*player), name))
-            yield self.known(scene.take(player, after))
+            after = self.step(lock, ev.Take(name, demand[0], rank_of(*demand), name))
+            yield self.remember(scene.take(demand, after))
         # A restart does not lose the open turn: it is lost when its agent is reaped, which is an event of its own.
-        yield self.known(Scene(machine.restarted(lock), scene.untaken))
+        yield self.remember(Scene(machine.restarted(lock), scene.untaken))
 
     # Each method yields events with the name of their fault, "" for none.
 
@@ -193,7 +193,7 @@ class Explorer:
         if lock.lease is not None:
             yield "", ev.ConfirmGrant(lock.lease.fence)
             yield "", ev.Release(lock.lease.fence)
-            if self.cast.turns and lock.turn is None:
+            if self.scenario.turns and lock.turn is None:
                 yield "", ev.AcceptTurn(lock.lease.fence, "turn")
             yield "force", ev.ForceRelease(lock.lease.fence)
             yield "tasks", ev.TasksChanged(True)
@@ -224,7 +224,7 @@ class Explorer:
         judge(old, event, step)
         return step.lock
 
-    def refusals(self, lock: Lock) -> None:
+    def check_refusals(self, lock: Lock) -> None:
         """Check that the machine refuses what it must refuse."""
         for ticket in lock.tickets.values():
             for gone in ticket.superseded:
@@ -236,8 +236,8 @@ class Explorer:
         if lock.lease is None:
             must_refuse(self.decide, lock, ev.AcceptTurn(lock.fence, "turn"), "nothing_outlives_its_lease")
 
-    def served(self, scene: Scene) -> None:
-        """Check that every present ticket is served from here, without new arrivals and with holders that release."""
+    def check_served(self, scene: Scene) -> None:
+        """Check that every present ticket gets its lease if no ticket arrives and every holder releases."""
         walked: list[Key] = []
         for _ in range(40):
             key = canonical(scene)
@@ -245,11 +245,11 @@ class Explorer:
                 self._served.update(walked)
                 return
             walked.append(key)
-            scene = Scene(self.step(scene.lock, calm(scene.lock)), scene.untaken)
+            scene = Scene(self.step(scene.lock, next_quiet_event(scene.lock)), scene.untaken)
         raise Violation("every_present_ticket_is_served", f"stuck: {scene.lock}")
 
 
-def calm(lock: Lock) -> ev.Event:
+def next_quiet_event(lock: Lock) -> ev.Event:
     """Return the event that happens next if no new ticket arrives."""
     if lock.turn is not None:
         return ev.TurnClosed(lock.turn)

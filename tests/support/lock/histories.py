@@ -11,7 +11,7 @@ from sessiond.lock.state import Lock
 from sessiond.session import views
 
 Entries = list[dict[str, Any]]
-Said = list[ev.Entry]
+LedgerEntries = list[ev.Entry]
 
 
 class History:
@@ -24,11 +24,11 @@ class History:
         self.alive = self.stopping = False
         self.begin()
 
-    def step(self, *said: ev.Entry) -> None:
+    def step(self, *entries: ev.Entry) -> None:
         """Append the entries of one step."""
-        if said:
+        if entries:
             self.version += 1
-            for event, data in said:
+            for event, data in entries:
                 fixed = {"id": f"{self.epoch}-{len(self.entries)}", "epoch": self.epoch, "version": self.version}
                 self.entries.append({**data, **fixed, "event": event})
 
@@ -44,49 +44,49 @@ class History:
         self.step(("denied", {"tool": "x", "why": "y"}), ("snapshot", views.snapshot(self.lock)))
 
     def do(self, event: ev.Event) -> None:
-        """Make a step, if the machine allows it."""
+        """Make a step if the machine allows it."""
         before = self.lock
         try:
             step = decide(before, event)
         except ev.Refused:
             return
         self.lock = step.lock
-        said: Said = list(step.ledger)
+        entries: LedgerEntries = list(step.ledger)
         if isinstance(event, ev.ForceRelease):
-            said.insert(0, ("force-release", {"fence": event.fence, "why": "x", "by": "y"}))
+            entries.insert(0, ("force-release", {"fence": event.fence, "why": "x", "by": "y"}))
             if self.alive and not self.stopping and any(isinstance(e, ev.RecoverNow) for e in step.effects):
-                said.append(("agent-stopping", {"why": "forced"}))
+                entries.append(("agent-stopping", {"why": "forced"}))
                 self.stopping = True
         if before.lease is not None and before.turn and self.lock.turn and self.lock.drain and not before.drain:
-            self._cancel(said)
+            self._cancel(entries)
         if isinstance(event, ev.Reaped):
-            said.insert(0, ("agent-reaped", {"exit": 0, "why": "x"}))
+            entries.insert(0, ("agent-reaped", {"exit": 0, "why": "x"}))
             self.alive = self.stopping = False
         if before.turn is not None and self.lock.turn is None:
-            self._closed(said, isinstance(event, ev.Reaped))
+            self._closed(entries, isinstance(event, ev.Reaped))
         if isinstance(event, ev.AcceptTurn):
-            self._accepted(said)
-        self.step(*said)
+            self._accepted(entries)
+        self.step(*entries)
         if isinstance(event, ev.AcceptTurn):
             if not self.alive:
                 self.alive = True
                 self.step(("agent-started", {"guard": {"pid": 1}}))
             self.step(("turn-started", {"turn": event.turn}))
 
-    def _accepted(self, said: Said) -> None:
+    def _accepted(self, entries: LedgerEntries) -> None:
         lease, turn = self.lock.lease, self.lock.turn
         assert lease is not None
         self.turn = {"turn": turn, "fence": lease.fence, "kind": lease.kind.value}
-        said.insert(0, ("turn-accepted", {**self.turn, "ticket": lease.ticket, "key": None, "attempt": 1}))
+        entries.insert(0, ("turn-accepted", {**self.turn, "ticket": lease.ticket, "key": None, "attempt": 1}))
         if not self.alive:
-            said.append(("agent-starting", {"resume": False}))
+            entries.append(("agent-starting", {"resume": False}))
 
-    def _cancel(self, said: Said) -> None:
+    def _cancel(self, entries: LedgerEntries) -> None:
         if self.alive and not self.stopping and self.turn is not None and self.lock.drain is not None:
             self.turn["cancel"] = self.lock.drain.why.value
-            said.append(("interrupt", {"turn": self.turn["turn"], "why": self.turn["cancel"]}))
+            entries.append(("interrupt", {"turn": self.turn["turn"], "why": self.turn["cancel"]}))
 
-    def _closed(self, said: Said, reaped: bool) -> None:
+    def _closed(self, entries: LedgerEntries, reaped: bool) -> None:
         assert self.turn is not None
         cancel = self.turn.pop("cancel", None)
         end = {"outcome": "completed", "reason": None, "text_chars": 5}
@@ -94,12 +94,12 @@ class History:
             end = {"outcome": "lost", "reason": "reaped", "text_chars": 0}
         elif cancel is not None:
             end = {"outcome": "cancelled", "reason": cancel, "text_chars": 0, "interrupt_to_ack_ms": 1.0}
-        at = next((i for i, (event, _) in enumerate(said) if event == "drained"), len(said))
-        said.insert(at, ("turn-closed", {**self.turn, **end}))
+        at = next((i for i, (event, _) in enumerate(entries) if event == "drained"), len(entries))
+        entries.insert(at, ("turn-closed", {**self.turn, **end}))
         self.turn = None
 
     def random(self, number: int) -> None:
-        """Make one random event happen."""
+        """Make one random step."""
         dice, lock = self.dice, self.lock
         if dice.random() < 0.01:
             return self.begin()

@@ -11,7 +11,7 @@ EMPTY = {"tickets": [], "lease": None, "drain": None, "fence": 0, "turn": None, 
 
 
 def entries_of(*steps: Said | list[Said]) -> Entries:
-    """Return a ledger from its first epoch on. Each of `steps` is one step."""
+    """Return a ledger that starts with its first epoch. Each item of `steps` is one step."""
     found: Entries = []
     for version, step in enumerate([[("epoch", {}), ("snapshot", EMPTY)], *steps], 1):
         for event, data in step if isinstance(step, list) else [step]:

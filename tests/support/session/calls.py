@@ -1,4 +1,4 @@
-"""Calls that the client has no method for, and the ledger by event."""
+"""Calls without a method of the client, and the ledger's entries by event."""
 
 from typing import Any
 

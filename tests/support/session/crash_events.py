@@ -1,7 +1,10 @@
-"""The events of the crash matrix: each is a generator in four parts, cut at three moments.
+"""The events of the crash matrix. Each is a generator that yields three times:
 
-A play yields three times: when an older copy of Redis may be taken; when its step is to be held from now on; when the
-step has been asked for. It goes on after the crash, and then asks again for what it asked before.
+1. an older copy of Redis may be taken now;
+2. the step of the event must be held from now on;
+3. the call that makes the step has been sent.
+
+After the crash the generator continues, and repeats its calls.
 """
 
 import contextlib
@@ -14,17 +17,20 @@ import pytest
 from sessiond.client import LeaseLost, ProblemError, Superseded, TicketEnded, TurnResult
 from support.session.crash_scenes import Scene
 
-Play = Callable[[Scene], Iterator[None]]
+Run = Callable[[Scene], Iterator[None]]
 LONG: Final = "#tokens 100000\n#pace 300ms"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`step`: the ledger event of the step that is held. `ends`: the tickets that it may end."""
+    """An event of the matrix.
+
+    `step` is the ledger event of the held step. `ends` are the tickets that the step may end.
+    """
 
     name: str
     step: str
-    play: Play
+    run: Run
     ends: frozenset[str] = frozenset()
 
 
@@ -33,9 +39,9 @@ def take(s: Scene) -> Iterator[None]:
     yield
     s.take("b")
     yield
-    call = s.later(s.take, "a")
+    call = s.start_call(s.take, "a")
     yield
-    ticket = s.again(s.take, "a")
+    ticket = s.retry(s.take, "a")
     assert not call.answered or call.answer == ticket
     assert sorted(t["key"] for t in s.view()["queue"]) == ["a", "b"]
 
@@ -43,15 +49,15 @@ def take(s: Scene) -> Iterator[None]:
 def take_that_preempts(s: Scene) -> Iterator[None]:
     s.lease("w", "worker")
     yield
-    turn = s.later(s.turn, "w", f"preempted {s.session}\n{LONG}")
-    s.started()
+    turn = s.start_call(s.turn, "w", f"preempted {s.session}\n{LONG}")
+    s.wait_for_turn()
     yield
-    s.later(s.take, "a")
+    s.start_call(s.take, "a")
     yield
-    s.again(s.take, "a")
-    s.until(lambda: s.lost("w") == "preempted" and not s.view()["draining"])
+    s.retry(s.take, "a")
+    s.wait_until(lambda: s.lost("w") == "preempted" and not s.view()["draining"])
     turn.end()
-    assert turn.told in ("cancelled", "lost")
+    assert turn.outcome in ("cancelled", "lost")
     assert s.sent(f"preempted {s.session}\n{LONG}") == 1
 
 
@@ -60,9 +66,9 @@ def wait_granted(s: Scene) -> Iterator[None]:
     yield
     s.take("b")
     yield
-    call = s.later(s.wait, "a", 20)
+    call = s.start_call(s.wait, "a", 20)
     yield
-    found = s.again(s.wait, "a", 20)
+    found = s.retry(s.wait, "a", 20)
     assert found["state"] == "granted"
     assert not call.answered or call.answer["lease"]["secret"] == found["lease"]["secret"]
 
@@ -71,18 +77,18 @@ def wait_that_supersedes(s: Scene) -> Iterator[None]:
     s.lease("z")
     s.take("a")
     yield
-    old = s.later(s.wait, "a", 30, "old")
-    s.until(lambda: s.ticket("a")["present"])
+    old = s.start_call(s.wait, "a", 30, "old")
+    s.wait_until(lambda: s.ticket("a")["present"])
     yield
-    s.later(s.wait, "a", 0, "new")
+    s.start_call(s.wait, "a", 0, "new")
     yield
     old.end()
-    if isinstance(old.error, Superseded):  # for good, also if no other holder waits again
+    if isinstance(old.error, Superseded):  # permanently, even if the new holder never waits again
         with pytest.raises(Superseded):
-            s.again(s.wait, "a", 0, "old")
-    assert s.again(s.wait, "a", 0, "new")["state"] == "waiting"
+            s.retry(s.wait, "a", 0, "old")
+    assert s.retry(s.wait, "a", 0, "new")["state"] == "waiting"
     with pytest.raises(Superseded):
-        s.again(s.wait, "a", 0, "old")
+        s.retry(s.wait, "a", 0, "old")
 
 
 def waits_end(s: Scene) -> Iterator[None]:
@@ -91,21 +97,21 @@ def waits_end(s: Scene) -> Iterator[None]:
     yield
     s.take("b")
     yield
-    call = s.later(s.wait, "a", 0)
+    call = s.start_call(s.wait, "a", 0)
     yield
     assert not call.answered or call.answer["state"] == "waiting"
-    assert s.again(s.wait, "a", 0)["state"] == "waiting"
+    assert s.retry(s.wait, "a", 0)["state"] == "waiting"
 
 
 def hang_up(s: Scene) -> Iterator[None]:
     s.lease("z")
     s.take("a")
     yield
-    parked = s.hanging_wait("a")
+    connection = s.open_wait("a")
     yield
-    parked.close()
+    connection.close()
     yield
-    s.until(lambda: not s.ticket("a")["present"])
+    s.wait_until(lambda: not s.ticket("a")["present"])
 
 
 def claim(s: Scene) -> Iterator[None]:
@@ -113,9 +119,9 @@ def claim(s: Scene) -> Iterator[None]:
     yield
     s.wait("a", 20)
     yield
-    s.later(s.renew, "a")
+    s.start_call(s.renew, "a")
     yield
-    s.again(s.renew, "a")
+    s.retry(s.renew, "a")
     assert s.view()["holder"]["claimed"]
 
 
@@ -124,33 +130,33 @@ def renew(s: Scene) -> Iterator[None]:
     yield
     s.lease("a")
     yield
-    s.later(s.renew, "a")
+    s.start_call(s.renew, "a")
     yield
-    s.again(s.renew, "a")
+    s.retry(s.renew, "a")
 
 
 def turn(s: Scene, leased: bool = False) -> Iterator[None]:
-    """The same turn, held at each of its steps."""
+    """Run a turn. Several events hold it, each at another of its steps."""
     prompt = f"once {s.session}"
     if not leased:
         s.lease("a")
     yield
     s.take("b")
     yield
-    call = s.later(s.turn, "a", prompt, "key")
+    call = s.start_call(s.turn, "a", prompt, "key")
     yield
     call.end()
     before = s.sent(prompt)
     known = _turn(s)
-    assert known != "unknown" or before == 0, "a prompt was written whose turn was never accepted"
-    result: TurnResult = s.again(s.turn, "a", prompt, "key")
+    assert known != "unknown" or before == 0, "the agent received a prompt whose turn was not accepted"
+    result: TurnResult = s.retry(s.turn, "a", prompt, "key")
     assert result.completed
-    if call.told == "completed" or known == "completed":
+    if call.outcome == "completed" or known == "completed":
         assert (result.text, s.sent(prompt)) == ("scripted answer", before)
 
 
 def turn_again(s: Scene) -> Iterator[None]:
-    """The lease's second turn: accepted and written in one step."""
+    """Run the second turn of a lease. One step accepts it and writes its prompt."""
     s.lease("a")
     assert s.turn("a", f"before {s.session}").completed
     yield from turn(s, leased=True)
@@ -158,7 +164,7 @@ def turn_again(s: Scene) -> Iterator[None]:
 
 def _turn(s: Scene) -> str:
     try:
-        return str(s.again(s.client.turn_by_key, s.session, "key").get("outcome"))
+        return str(s.retry(s.client.turn_by_key, s.session, "key").get("outcome"))
     except ProblemError as error:
         assert error.status == 404
         return "unknown"
@@ -170,30 +176,30 @@ def release(s: Scene) -> Iterator[None]:
     s.take("b")
     s.wait("b")
     yield
-    s.later(s.release, "a")
+    s.start_call(s.release, "a")
     yield
-    s.again(s.release, "a")
-    s.again(s.release, "a")
+    s.retry(s.release, "a")
+    s.retry(s.release, "a")
     assert s.ended("a") == "released"
-    assert s.again(s.wait, "b", 20)["state"] == "granted"
+    assert s.retry(s.wait, "b", 20)["state"] == "granted"
 
 
 def release_in_turn(s: Scene) -> Iterator[None]:
-    """Held as the drain begins, and as it ends."""
+    """Release during a turn. One event holds the start of the drain, another its end."""
     s.lease("a")
     yield
     s.take("b")
     s.wait("b")
-    turn = s.later(s.turn, "a", f"released {s.session}\n{LONG}")
-    s.started()
+    turn = s.start_call(s.turn, "a", f"released {s.session}\n{LONG}")
+    s.wait_for_turn()
     yield
-    s.later(s.release, "a")
+    s.start_call(s.release, "a")
     yield
-    s.again(s.release, "a")
+    s.retry(s.release, "a")
     turn.end()
-    assert turn.told in ("cancelled", "lost")
+    assert turn.outcome in ("cancelled", "lost")
     assert s.ended("a") == "released"
-    assert s.again(s.wait, "b", 20)["state"] == "granted"
+    assert s.retry(s.wait, "b", 20)["state"] == "granted"
 
 
 def withdraw(s: Scene) -> Iterator[None]:
@@ -202,7 +208,7 @@ def withdraw(s: Scene) -> Iterator[None]:
     yield
     s.wait("a")
     yield
-    s.later(s.withdraw, "a")
+    s.start_call(s.withdraw, "a")
     yield
     _ended(s, s.withdraw, "withdrawn")
 
@@ -213,33 +219,33 @@ def withdraw_leased(s: Scene) -> Iterator[None]:
     s.take("b")
     s.wait("b")
     yield
-    s.later(s.withdraw, "a")
+    s.start_call(s.withdraw, "a")
     yield
     _ended(s, s.withdraw, "withdrawn")
     assert s.lost("a") == "withdrawn"
-    assert s.again(s.wait, "b", 20)["state"] == "granted"
+    assert s.retry(s.wait, "b", 20)["state"] == "granted"
 
 
 def _ended(s: Scene, work: Callable[[str], None], reason: str) -> None:
     try:
-        s.again(work, "a")
+        s.retry(work, "a")
     except TicketEnded as over:
         assert over.reason == reason
     assert s.ended("a") == reason
 
 
 def give_up(s: Scene) -> Iterator[None]:
-    """A release with a lost lease's secret."""
+    """Release with the secret of a lost lease."""
     s.lease("a", "worker")
     s.take("b")
     assert s.lost("a") == "preempted"
     yield
     s.wait("b", 20)
     yield
-    s.later(s.release, "a")
+    s.start_call(s.release, "a")
     yield
     with pytest.raises(LeaseLost, match="preempted"):
-        s.again(s.release, "a")
+        s.retry(s.release, "a")
     assert s.ended("a") == "released"
 
 
@@ -250,16 +256,16 @@ def force_release(s: Scene) -> Iterator[None]:
     s.wait("b")
     fence = max(s.shown)
     yield
-    call = s.later(s.force, fence)
+    call = s.start_call(s.force, fence)
     yield
     try:
-        s.again(s.force, fence)
+        s.retry(s.force, fence)
     except ProblemError as error:
         assert error.type == "not-held"
     else:
         assert not call.answered
     assert (s.ended("a"), s.lost("a")) == ("forced", "forced")
-    assert s.again(s.wait, "b", 20)["state"] == "granted"
+    assert s.retry(s.wait, "b", 20)["state"] == "granted"
 
 
 def conversation(s: Scene) -> Iterator[None]:
@@ -268,13 +274,13 @@ def conversation(s: Scene) -> Iterator[None]:
     yield
     s.take("b")
     yield
-    call = s.later(s.client.new_conversation, s.session)
+    call = s.start_call(s.client.new_conversation, s.session)
     yield
-    now = s.again(s.view)["agent"]["conversation"]
+    now = s.retry(s.view)["agent"]["conversation"]
     assert not call.answered or call.answer["id"] == now["id"]
-    fresh = s.again(s.client.new_conversation, s.session)
+    fresh = s.retry(s.client.new_conversation, s.session)
     assert fresh["generation"] > 1
-    assert "first" not in s.again(s.turn, "a", f"second {s.session}\n#history").text
+    assert "first" not in s.retry(s.turn, "a", f"second {s.session}\n#history").text
 
 
 def agent_restart(s: Scene) -> Iterator[None]:
@@ -283,10 +289,10 @@ def agent_restart(s: Scene) -> Iterator[None]:
     yield
     s.take("b")
     yield
-    s.later(s.client.restart_agent, s.session)
+    s.start_call(s.client.restart_agent, s.session)
     yield
-    s.again(s.client.restart_agent, s.session)
-    assert "first" in s.again(s.turn, "a", f"second {s.session}\n#history").text
+    s.retry(s.client.restart_agent, s.session)
+    assert "first" in s.retry(s.turn, "a", f"second {s.session}\n#history").text
 
 
 def agent_reaped(s: Scene) -> Iterator[None]:
@@ -294,72 +300,72 @@ def agent_reaped(s: Scene) -> Iterator[None]:
     s.lease("a")
     yield
     s.take("b")
-    call = s.later(s.turn, "a", prompt)
-    s.started()
+    call = s.start_call(s.turn, "a", prompt)
+    s.wait_for_turn()
     yield
     s.client.restart_agent(s.session)
     yield
     call.end()
-    assert (call.told, s.sent(prompt)) == ("lost", 1)
+    assert (call.outcome, s.sent(prompt)) == ("lost", 1)
     assert s.lost("a") == ""
 
 
 def cancel(s: Scene) -> Iterator[None]:
-    """By its holder: the turn ends, the lease stands."""
+    """The holder cancels its turn and keeps its lease."""
     prompt = f"cancelled {s.session}\n{LONG}"
     s.lease("a")
     yield
     s.take("b")
-    call = s.later(s.turn, "a", prompt)
-    s.started()
+    call = s.start_call(s.turn, "a", prompt)
+    s.wait_for_turn()
     turn = s.view()["turn"]
     yield
-    s.later(s.cancel, "a", turn)
+    s.start_call(s.cancel, "a", turn)
     yield
     with contextlib.suppress(ProblemError):  # a closed turn cannot be cancelled
-        s.again(s.cancel, "a", turn)
+        s.retry(s.cancel, "a", turn)
     call.end()
-    assert call.told in ("cancelled", "lost") and s.sent(prompt) == 1
+    assert call.outcome in ("cancelled", "lost") and s.sent(prompt) == 1
     assert s.lost("a") == ""
 
 
 def tasks(s: Scene) -> Iterator[None]:
-    """A background task begins; the end of the lease or of its owner stops it."""
+    """Start a background task. The end of its lease or of its owner stops it."""
     s.lease("a")
     yield
     s.take("b")
     yield
-    call = s.later(s.turn, "a", f"tasks {s.session}\n#bg 600s\n#say begun")
+    call = s.start_call(s.turn, "a", f"tasks {s.session}\n#bg 600s\n#say begun")
     yield
     call.end()
-    assert call.told in ("completed", "lost")
-    s.again(s.release, "a")
-    assert s.again(s.wait, "b", 20)["state"] == "granted"
-    assert s.again(s.view)["agent"]["tasks"] == []
+    assert call.outcome in ("completed", "lost")
+    s.retry(s.release, "a")
+    assert s.retry(s.wait, "b", 20)["state"] == "granted"
+    assert s.retry(s.view)["agent"]["tasks"] == []
 
 
 def force_in_draining(s: Scene) -> Iterator[None]:
-    """The agent ignores the interrupt; the operator ends it within its drain."""
+    """The agent ignores the interrupt, and the operator ends it during the drain."""
     s.lease("a")
     yield
     s.take("b")
     s.wait("b")
     fence = max(s.shown)
-    turn = s.later(s.turn, "a", f"drains {s.session}\n#fault ignore-interrupt\n{LONG}")
-    s.started()
+    turn = s.start_call(s.turn, "a", f"drains {s.session}\n#fault ignore-interrupt\n{LONG}")
+    s.wait_for_turn()
     s.force(fence)
-    s.until(lambda: s.view()["draining"])
+    s.wait_until(lambda: s.view()["draining"])
     yield
-    s.later(s.force, fence)
+    s.start_call(s.force, fence)
     yield
     with contextlib.suppress(ProblemError):
-        s.again(s.force, fence)
+        s.retry(s.force, fence)
     turn.end()
-    assert turn.told == "lost"
-    assert s.again(s.wait, "b", 20)["state"] == "granted"
+    assert turn.outcome == "lost"
+    assert s.retry(s.wait, "b", 20)["state"] == "granted"
 
 
-# ---- deadlines: short ones, and all that is asked for comes after the step is to be held
+# ---- deadlines: with short times, every call comes after the second yield
 
 
 def expiry(s: Scene) -> Iterator[None]:
@@ -388,7 +394,7 @@ def passed_over(s: Scene) -> Iterator[None]:
     yield
     s.take("a")
     s.take("b")
-    s.later(s.wait, "b", 20)
+    s.start_call(s.wait, "b", 20)
     yield
 
 
@@ -411,20 +417,20 @@ def grace_over(s: Scene) -> Iterator[None]:
 
 
 def recovery(s: Scene) -> Iterator[None]:
-    """The agent ignores the interrupt that follows the lease's expiry."""
+    """The lease expires, and the agent ignores the interrupt."""
     s.take("a")
     yield
     s.take("b")
     yield
     s.wait("a", 20)
-    call = s.later(s.turn, "a", f"deaf {s.session}\n{LONG}")
+    call = s.start_call(s.turn, "a", f"deaf {s.session}\n{LONG}")
     yield
     call.end()
-    assert call.told == "lost"
+    assert call.outcome == "lost"
     assert s.lost("a") == "expired"
 
 
-# ---- a ticket's own end
+# ---- tickets that end by a deadline or by losses
 
 
 def too_old(s: Scene) -> Iterator[None]:
@@ -448,12 +454,12 @@ def hold_limit(s: Scene) -> Iterator[None]:
 
 
 def lost_thrice(s: Scene) -> Iterator[None]:
-    """Nobody claims it: granted to whoever waits, and lost again."""
+    """The holder does not claim three grants in a row."""
     s.take("a")
     yield
     for _ in range(2):
         s.wait("a", 20)
-        s.until(lambda: s.view()["holder"] is None)
+        s.wait_until(lambda: s.view()["holder"] is None)
     yield
     s.wait("a", 20)
     yield

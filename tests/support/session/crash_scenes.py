@@ -1,4 +1,4 @@
-"""One session of the crash matrix: its callers with their answers, the drain of its queue, and its checks."""
+"""One session of the crash matrix: its callers, their answers, and the checks after a crash."""
 
 import http.client
 import json
@@ -13,11 +13,11 @@ from sessiond.verify import verify
 from support.servers import Sessiond, eventually
 
 Answer = dict[str, Any]
-PATIENCE = 40.0
+CALL_SECONDS = 40.0
 
 
-class Later:
-    """A call in a thread of its own: its answer, or its exception."""
+class BackgroundCall:
+    """A call in its own thread. Afterwards it has an `answer` or an `error`."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.answer: Any = None
@@ -39,12 +39,12 @@ class Later:
         return self.error is None
 
     def end(self) -> None:
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive(), "a caller was never answered"
+        self._thread.join(CALL_SECONDS)
+        assert not self._thread.is_alive(), "the call got no answer"
 
     @property
-    def told(self) -> str:
-        """The caller's answer in one word."""
+    def outcome(self) -> str:
+        """The answer in one word: the turn's outcome, `done`, or the error type."""
         match self.error:
             case None:
                 return getattr(self.answer, "outcome", "done")
@@ -54,18 +54,18 @@ class Later:
 
 
 class Scene:
-    """The callers of one session. A ticket's name is its key. Only `again` repeats a call."""
+    """The callers of one session. The name of a ticket is its key. Only `retry` repeats a call."""
 
     def __init__(self, service: Sessiond, session: str) -> None:
         self.service, self.session = service, session
         self.client: Client = service.client()
         self.ids: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
-        """The last lease of each ticket, by the ticket's name."""
+        """The secret of each ticket's last lease, by the ticket's name."""
         self.shown: dict[int, tuple[str, str]] = {}
-        """Secret and holder of each fence that any caller received."""
+        """The secret and the holder of each fence that a caller received."""
         self.posts: Counter[str] = Counter()
-        self.calls: list[Later] = []
+        self.calls: list[BackgroundCall] = []
         self.wrong: list[str] = []
 
     # ---- calls
@@ -84,17 +84,17 @@ class Scene:
         return str(ticket)
 
     def wait(self, name: str, seconds: float = 0, holder: str = "") -> Answer:
-        """Wait once, and record what is granted."""
+        """Wait once, and record the lease if it is granted."""
         return self.wait_on(self.ids[name], seconds, holder or f"h-{name}", name)
 
     def wait_on(self, ticket: str, seconds: float, holder: str, name: str = "") -> Answer:
         body = {"holder": holder, "wait": seconds}
         found: Answer = self._call("POST", f"/tickets/{ticket}/wait", body, timeout=seconds + 20)
         if found["state"] == "granted":
-            self._show(found["lease"], holder, name or ticket)
+            self._record_lease(found["lease"], holder, name or ticket)
         return found
 
-    def _show(self, lease: Answer, holder: str, name: str) -> None:
+    def _record_lease(self, lease: Answer, holder: str, name: str) -> None:
         fence, secret = int(lease["fence"]), str(lease["secret"])
         if fence in self.shown and self.shown[fence] != (secret, holder):
             self.wrong.append(f"fence {fence} was shown twice: {holder}, before {self.shown[fence][1]}")
@@ -135,16 +135,16 @@ class Scene:
         assert self.wait(name, 20)["state"] == "granted"
         self.renew(name)
 
-    # ---- calls that hang, calls that are repeated
+    # ---- background calls and retries
 
-    def later(self, work: Callable[..., Any], *args: Any) -> Later:
-        call = Later(lambda: work(*args))
+    def start_call(self, work: Callable[..., Any], *args: Any) -> BackgroundCall:
+        call = BackgroundCall(lambda: work(*args))
         self.calls.append(call)
         return call
 
-    def again(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Repeat a call, as a caller does that was refused or got no answer."""
-        ends = time.monotonic() + PATIENCE
+    def retry(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Make a call, and repeat it while the service is unavailable."""
+        ends = time.monotonic() + CALL_SECONDS
         while True:
             try:
                 return work(*args)
@@ -153,19 +153,19 @@ class Scene:
                     raise
                 time.sleep(0.05)
 
-    def hanging_wait(self, name: str) -> http.client.HTTPConnection:
+    def open_wait(self, name: str) -> http.client.HTTPConnection:
         """Start a wait on a connection that the test can close."""
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
         headers = {"Authorization": f"Bearer {self.service.keys['admin']}", "Content-Type": "application/json"}
         path = f"/v1/sessions/{self.session}/tickets/{self.ids[name]}/wait"
         connection.request("POST", path, json.dumps({"holder": f"h-{name}", "wait": 60}), headers)
-        self.until(lambda: self.ticket(name)["present"])
+        self.wait_until(lambda: self.ticket(name)["present"])
         return connection
 
-    # ---- looks
+    # ---- reads
 
-    def until(self, check: Callable[[], Any]) -> Any:
-        return eventually(lambda: self.again(check), PATIENCE, lambda: f"{self.session}: {self.service.log_text()}")
+    def wait_until(self, check: Callable[[], Any]) -> Any:
+        return eventually(lambda: self.retry(check), CALL_SECONDS, lambda: f"{self.session}: {self.service.log_text()}")
 
     def view(self) -> Answer:
         return self.client.view(self.session)
@@ -176,25 +176,25 @@ class Scene:
     def ledger(self) -> list[Answer]:
         return self.client.ledger(self.session)
 
-    def happened(self, event: str) -> int:
-        return sum(entry["event"] == event for entry in self.again(self.ledger))
+    def count_events(self, event: str) -> int:
+        return sum(entry["event"] == event for entry in self.retry(self.ledger))
 
-    def started(self) -> None:
+    def wait_for_turn(self) -> None:
         """Wait until a turn runs."""
-        self.until(lambda: self.happened("turn-started") and self.view()["turn"])
+        self.wait_until(lambda: self.count_events("turn-started") and self.view()["turn"])
 
     def ended(self, name: str) -> str:
-        """Return why a ticket has ended; empty while it lives."""
+        """Return why the ticket has ended, or an empty text while it lives."""
         try:
-            self.again(self.ticket, name)
+            self.retry(self.ticket, name)
         except TicketEnded as over:
             return over.reason
         return ""
 
     def lost(self, name: str) -> str:
-        """Return why a lease is lost; empty while it lives."""
+        """Return why the lease was lost, or an empty text while it lives."""
         try:
-            self.again(self.renew, name)
+            self.retry(self.renew, name)
         except LeaseLost as lost:
             return lost.reason
         return ""
@@ -204,28 +204,31 @@ class Scene:
         files = (self.service.state / "claude").glob("projects/scripted/*.jsonl")
         return sum(json.loads(line) == prompt for file in files for line in file.read_text().splitlines())
 
-    # ---- what must hold
+    # ---- checks
 
     def check(self) -> None:
-        """Check the rules against the ledger, the secrets and the agent's own files."""
-        self.wrong += [str(v) for v in verify(self.again(self.ledger)).violations]
+        """Check the ledger, the secrets and the agent's files. Add each error to `wrong`."""
+        self.wrong += [str(v) for v in verify(self.retry(self.ledger)).violations]
         for prompt, posts in self.posts.items():
             if self.sent(prompt) > posts:
                 self.wrong.append(f"{prompt!r} was posted {posts} times and sent {self.sent(prompt)} times")
-        renewed = [fence for fence, (secret, _) in self.shown.items() if self._renews(secret)]
+        renewed = [fence for fence, (secret, _) in self.shown.items() if self._is_alive(secret)]
         if len(renewed) > 1:
             self.wrong.append(f"the leases {renewed} all live")
 
-    def _renews(self, secret: str) -> bool:
+    def _is_alive(self, secret: str) -> bool:
         try:
-            self.again(self._call, "POST", "/lease/renew", {}, secret)
+            self.retry(self._call, "POST", "/lease/renew", {}, secret)
         except ProblemError:
             return False
         return True
 
     def drain(self) -> int:
-        """Give the lock to each ticket that is left, in order; the last one runs a turn. Returns their number."""
-        view = self.until(lambda: (now := self.view())["draining"] is None and now["turn"] is None and now)
+        """Grant the lock to each remaining ticket in order, and run a turn with the last one.
+
+        Returns the number of tickets.
+        """
+        view = self.wait_until(lambda: (now := self.view())["draining"] is None and now["turn"] is None and now)
         left = [(t["id"], t["kind"], t["holder"]) for t in view["queue"]]
         held = view["holder"]
         if held is not None:
@@ -234,18 +237,18 @@ class Scene:
         handlers_first = sorted(left, key=lambda one: one[1] == "worker")
         for number, (ticket, _, holder) in enumerate(handlers_first):
             self._serve(ticket, holder or "drain", handlers_first[number + 1 :])
-        after = self.again(self.view)
+        after = self.retry(self.view)
         if after["queue"] or after["holder"] or after["draining"]:
             self.wrong.append(f"not drained: {after}")
         return len(left)
 
     def _serve(self, ticket: str, holder: str, behind: list[tuple[str, str, str | None]]) -> None:
-        assert self.again(self.wait_on, ticket, PATIENCE, holder)["state"] == "granted", ticket
+        assert self.retry(self.wait_on, ticket, CALL_SECONDS, holder)["state"] == "granted", ticket
         for other, _, who in behind:
-            assert self.again(self.wait_on, other, 0, who or "drain")["state"] == "waiting", f"{other} before {ticket}"
-        if not behind:  # one turn a session, because each may need an agent
+            assert self.retry(self.wait_on, other, 0, who or "drain")["state"] == "waiting", f"{other} before {ticket}"
+        if not behind:  # only one turn in each session, because a turn may need an agent
             prompt = f"drain {ticket}"
-            result = self.again(self.turn, ticket, prompt)
+            result = self.retry(self.turn, ticket, prompt)
             if (result.outcome, self.sent(prompt)) != ("completed", 1):
                 self.wrong.append(f"{result} sent {self.sent(prompt)} times")
-        self.again(self.release, ticket)
+        self.retry(self.release, ticket)

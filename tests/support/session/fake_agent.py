@@ -1,4 +1,4 @@
-"""An agent in memory. It says next mostly what claude would say, and sometimes what must not be."""
+"""An agent in memory. It usually writes what claude would write, and sometimes something invalid."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,14 @@ from sessiond.agent import state as st
 from sessiond.agent.messages import NEEDED
 
 Option = tuple[int, str, st.Event]
-"""(how likely, what it is, the event)."""
+"""(weight, name, event)."""
 
 
 class FakeAgent:
-    """One session's agent: `receive` what is written to it, choose one of its `options`, report that as `said`."""
+    """The agent of one session.
+
+    The test passes the outputs of each step to `receive`. It picks one of `options` and reports it with `choose`.
+    """
 
     def __init__(self) -> None:
         self.launched = self.alive = self.dying = self.interrupted = False
@@ -23,7 +26,7 @@ class FakeAgent:
         self.conversation, self.uuid = "", ""
 
     def receive(self, outputs: Sequence[st.Output], agent: st.Agent) -> None:
-        """Take in what a committed step did."""
+        """Process the outputs of a committed step."""
         for output in outputs:
             match output:
                 case st.Launch():
@@ -52,7 +55,7 @@ class FakeAgent:
         ]  # fmt: skip
 
     def options(self) -> list[Option]:
-        """Return what may come next; nothing comes from a missing process."""
+        """Return the events that may come next. Without a process there are none."""
         if not (self.launched or self.alive):
             return []
         if self.dying:
@@ -91,8 +94,8 @@ class FakeAgent:
         assert isinstance(asked, st.Got) and isinstance(asked.message, wire.Response)
         return st.Got(wire.Response(asked.message.request_id, False, {}, "no"))
 
-    def said(self, what: str, event: st.Event) -> None:
-        """Record that it said this one of its `options`."""
+    def choose(self, what: str, event: st.Event) -> None:
+        """Record that the agent choose this one of its `options`."""
         match what, event:
             case "spawned", _:
                 self.alive, self.launched = True, False
@@ -111,12 +114,12 @@ class FakeAgent:
             self.tasks = event.message.ids
 
     def _obey(self) -> None:
-        """End what runs, because it was interrupted. A turn that had begun gets an aborted result."""
+        """End the turn after an interrupt. A turn that has started gets an aborted result."""
         rest = [e.message for e in self.script if isinstance(e, st.Got)]
-        begun = not any(isinstance(m, wire.Lifecycle) and m.state == "started" for m in rest)
+        started = not any(isinstance(m, wire.Lifecycle) and m.state == "started" for m in rest)
         over = any(isinstance(m, wire.Result) for m in rest)
         self.interrupted = False
         tail: list[wire.Message] = [m for m in rest if isinstance(m, wire.Tasks)]
-        if begun and over:
+        if started and over:
             tail.append(wire.Result((self.uuid,), None, True, "aborted_tools", ""))
         self.script = [st.Got(m) for m in (*tail, wire.StateChanged("idle"))]

@@ -1,7 +1,7 @@
-"""Random histories of one session: the pure machines and a real Session over a real Redis must agree after each step.
+"""Random histories of one session. After each step, the pure machines and a real Session with a real Redis must agree.
 
-A history either drives both machines (a fake agent says mostly what claude would say) or the lock alone, with an agent
-that sleeps. Between any two steps, and in any step that writes, something may fail.
+A history drives either both machines with a fake agent, or only the lock while the agent sleeps. A fault may happen
+between any two steps, and in any step that writes.
 """
 
 import itertools
@@ -34,11 +34,11 @@ from sessiond.verify import Reader, Report, verify
 from support.servers import Redis
 from support.session.fake_agent import FakeAgent
 from support.session.likely_events import lock_events, timers
-from support.session.owned import Fault, Look, Owner, Raw
-from support.session.reference import BOOK, Entries, Kept, Reference, read, same, stored, taken_at
+from support.session.owned import Fault, Owner, RawRedis, StoredKeys
+from support.session.reference import OTHER_EVENTS, Entries, KeptValue, Reference, read, same, stored, taken_at
 
 FAULTS = (*(None for _ in range(100)), *Fault, *(Fault.WRONG_HEAD for _ in range(6)))
-"""WRONG_HEAD is frequent because only a step that grants can have it."""
+"""WRONG_HEAD is frequent because it only affects steps that grant."""
 NUMBER = some.integers(0, 2**32 - 1)
 AWAY = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE, Fault.LOST_ANSWER, Fault.KILLED_AFTER})
 NEVER_SENT = frozenset({Fault.LOST_COMMAND, Fault.KILLED_BEFORE})
@@ -56,7 +56,7 @@ LOCKS = frozenset(
 
 
 class Histories(RuleBasedStateMachine):
-    """`counts` has how often each event happened, over all histories of a test."""
+    """One random history. `counts` counts each event over all histories of a test."""
 
     server: Redis
     place: Path
@@ -66,23 +66,23 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         number = next(NUMBERS)
         self.name, self.instances = f"octo/h{number}", itertools.count(1)
-        self.raw = Raw(self.server.url, self.name)
+        self.raw = RawRedis(self.server.url, self.name)
         self.reference, self.fake_agent, self.reader = Reference(), FakeAgent(), Reader()
-        self.lives: list[Owner] = []
+        self.owners: list[Owner] = []
         self.owner: Owner
         self.tickets, self.turns = itertools.count(1), itertools.count(1)
         self.picks = 0
         self.seen: list[ev.Timer] = []
         self.epoch = self.top_fence = 0
-        self.now = Look()
-        """The keys as they were last seen. Only the owner changes them."""
+        self.stored_keys = StoredKeys()
+        """The keys after the last step. Only the owner changes them."""
         self.secret: str | None = None
-        """The living lease's."""
-        self.mark: tuple[Look, dict[str, bytes], dict[str, Kept]] | None = None
-        self.limbo = False
-        """It is not known yet whether the previous owner's agent is gone; the loop has not run since."""
-        self.behind = False
-        """Redis lost writes, and nothing was committed since."""
+        """The secret of the current lease."""
+        self.older: tuple[StoredKeys, dict[str, bytes], dict[str, KeptValue]] | None = None
+        self.predecessor_unknown = False
+        """Whether the loop still waits for the agent of the previous owner to be gone."""
+        self.redis_is_behind = False
+        """Whether Redis lost writes and the owner has committed nothing since then."""
 
     @initialize(composed=some.booleans())
     def first_owner(self, composed: bool) -> None:
@@ -91,17 +91,17 @@ class Histories(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.lives and not self.behind:
+            if self.owners and not self.redis_is_behind:
                 self.whole_ledger()
         finally:
-            for owner in self.lives:
+            for owner in self.owners:
                 owner.die()
             self.raw.redis.flushdb()
             self.raw.close()
 
     def whole_ledger(self) -> None:
         entries = self.raw.entries()
-        assert self.wrong(verify(entries)) == []
+        assert self.violations(verify(entries)) == []
         versions = [entry["version"] for entry in entries]
         assert versions == sorted(versions)
         self.counts["histories"] += 1
@@ -111,11 +111,11 @@ class Histories(RuleBasedStateMachine):
     def instance(self, host: str) -> Owner:
         name = f"i{next(self.instances)}"
         made = Owner(self.server, self.name, name, self.place / host, host)
-        self.lives.append(made)
+        self.owners.append(made)
         return made
 
     def begin(self, owner: Owner, claim: Callable[[Owner], int], predecessor: str) -> None:
-        """Begin an epoch: it reads what the pure machine gives for a restart."""
+        """Begin an epoch. The owner must load the state that the pure machine gives after a restart."""
         found = owner.store.read_state()
         assert machine.restarted(found.lock) == machine.restarted(self.reference.lock)
         epoch = claim(owner)
@@ -124,15 +124,15 @@ class Histories(RuleBasedStateMachine):
             self.reference.agent = owner.session.reader.agent
         self.owner, self.epoch = owner, epoch
         self.reference.life += 1
-        self.loaded(0, predecessor, [])
+        self.check_loaded(0, predecessor, [])
 
-    def loaded(self, applied: int, predecessor: str, first: Entries) -> None:
-        """Check that a new owner, or this one again, took the stored state."""
+    def check_loaded(self, applied: int, predecessor: str, first: Entries) -> None:
+        """Check that an owner has loaded the stored state."""
         settings = self.owner.settings
         entry = {"instance": settings.instance, "url": settings.url, "predecessor": predecessor}
         entries = [*first, ("epoch", entry), *self.reference.reload(self.epoch, str(workdir(settings, self.name)))]
         self.fake_agent = FakeAgent()
-        self.limbo = self.reference.agent.phase is st.Phase.STOPPING
+        self.predecessor_unknown = self.reference.agent.phase is st.Phase.STOPPING
         self.check(applied, entries)
 
     # ---- one step ----------------------------------------------------------------------------
@@ -141,12 +141,14 @@ class Histories(RuleBasedStateMachine):
         self, *events: ev.Event | st.Event, fault: Fault | None = None, due: Any = None, front: Sequence[Any] = (),
         commands: Callable[[], Sequence[codec.RedisCommand]] = tuple, then: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Make one step in both. `due`: a timer of the loop makes it. `then` runs before the reference takes it."""
+        """Make one step in the session and in the reference. `due` is the timer of the loop that causes it.
+
+        `then` runs before the reference applies the step."""
         expected = self.reference.decide(*events)
         broken = isinstance(expected, ev.InvariantBroken)
-        if self.limbo and broken:
+        if self.predecessor_unknown and broken:
             return
-        spoilable = isinstance(expected, Plan) and not (self.limbo or self.behind)
+        spoilable = isinstance(expected, Plan) and not (self.predecessor_unknown or self.redis_is_behind)
         self.owner.store.fault = fault if spoilable else None
         applied = self.owner.store.applied
         staged = commands() if isinstance(expected, Plan) else ()
@@ -158,18 +160,18 @@ class Histories(RuleBasedStateMachine):
         if hit is not None:
             self.counts[f"fault: {hit.value}"] += 1
         if hit is Fault.WRONG_HEAD or broken:
-            self.recovered(applied, "handler_fifo" if hit else expected.name)
+            self.check_recovered(applied, "handler_fifo" if hit else expected.name)
         elif isinstance(expected, ev.Refused):
             assert (type(answer), str(answer)) == (type(expected), str(expected))
-            self.unchanged()
+            self.check_unchanged()
             self.counts[f"refused: {type(expected).__name__}"] += 1
         else:
-            self.committed(applied, events, hit, front, then)
+            self.check_committed(applied, events, hit, front, then)
 
     def run(self, events: Events, due: Any, front: list[Any], staged: Sequence[codec.RedisCommand]) -> Any:
         session = self.owner.session
-        if due is not None and not self.limbo:
-            # The first call makes the loop check its timers: after a seeming stall it would give all timers more time.
+        if due is not None and not self.predecessor_unknown:
+            # The first call makes the loop check its timers. Otherwise it would detect a stall and extend all timers.
             self.owner.ask(lambda: None)
             session.pipeline.context.timers.restart(keep={due: 0.0})
             return self.owner.ask(lambda: None)
@@ -180,14 +182,14 @@ class Histories(RuleBasedStateMachine):
             except ev.Refused as refused:
                 return refused
 
-        return work() if self.limbo else self.owner.ask(work)
+        return work() if self.predecessor_unknown else self.owner.ask(work)
 
-    def committed(
+    def check_committed(
         self, applied: int, events: Events, hit: Fault | None, front: Sequence[Any], then: Callable[[], None]
     ) -> None:
-        """Check what the loop did of the step: all of it, or with Redis away a part.
+        """Check that the loop made the whole step, or the right part of it if Redis was away.
 
-        A deadline has its time again; only `max_hold` goes on with what was left, which was nothing.
+        After an outage every deadline starts again. Only `max_hold` continues with its rest, which is zero here.
         """
         entries: Entries = []
         held_long = any(isinstance(event, ev.Due) and event.timer.name == "hold" for event in events)
@@ -203,101 +205,104 @@ class Histories(RuleBasedStateMachine):
             entries += [*front, *plan.ledger]
         if hit in AWAY - NEVER_SENT:
             entries += self.reference.absences()
-        self.check(applied, entries, lives=hit is not Fault.DIES)
+        self.check(applied, entries, owner_lives=hit is not Fault.DIES)
         if hit is Fault.DIES:
-            self.succeeded()
+            self.restart_after_death()
 
-    def recovered(self, applied: int, invariant: str) -> None:
-        """Check that a step that must not be is named, and that the same owner takes the stored state again."""
-        self.counts["steps that must not be"] += 1
-        self.loaded(applied, "refused-step", [("refused", {"invariant": invariant})])
+    def check_recovered(self, applied: int, invariant: str) -> None:
+        """Check that an invalid step is reported, and that the same owner loads the stored state again."""
+        self.counts["invalid steps"] += 1
+        self.check_loaded(applied, "refused-step", [("refused", {"invariant": invariant})])
 
-    def succeeded(self) -> None:
-        """The owner died after a commit whose answer it never got: its step is sent again, at once and too late."""
+    def restart_after_death(self) -> None:
+        """Start a new owner after one that died in a commit. Repeat the dead owner's step before and after that."""
         dead = self.owner
         assert not dead.session.running and dead.store.last is not None
         assert dead.store.commit(dead.store.last) is CommitResult.REPEATED
-        self.unchanged()
+        self.check_unchanged()
         dead.close()
         self.begin(self.instance(dead.settings.host_name), Owner.claim, dead.settings.instance)
         with pytest.raises(Deposed):
             dead.store.commit(dead.store.last)
-        self.unchanged()
+        self.check_unchanged()
 
-    # ---- what must hold ----------------------------------------------------------------------
+    # ---- checks ------------------------------------------------------------------------------
 
-    def unchanged(self) -> None:
-        """Byte for byte."""
-        assert self.raw.look() == self.now
+    def check_unchanged(self) -> None:
+        """Check that no stored key has changed."""
+        assert self.raw.read_keys() == self.stored_keys
 
-    def check(self, applied: int, entries: Entries, lives: bool = True) -> None:
-        """`applied`: the number of steps before; `entries`: the ledger's new entries without turns' records."""
+    def check(self, applied: int, entries: Entries, owner_lives: bool = True) -> None:
+        """Check the session, the ledger and the keys after a step.
+
+        `applied` is the number of steps before it. `entries` are the expected new entries without turn records.
+        """
         reference, session = self.reference, self.owner.session
-        if lives:
+        if owner_lives:
             assert (session.reader.lock, session.reader.agent) == (reference.lock, reference.agent)
-        before, look, applied = self.now, self.raw.look(), self.owner.store.applied - applied
-        self.now = look
+        before, keys, applied = self.stored_keys, self.raw.read_keys(), self.owner.store.applied - applied
+        self.stored_keys = keys
         if not applied:
-            assert not entries and look == before
-        if self.behind and not applied:
+            assert not entries and keys == before
+        if self.redis_is_behind and not applied:
             return
-        told = self.raw.entries(before.ledger[1])
-        if self.behind:
+        stored_entries = self.raw.entries(before.ledger[1])
+        if self.redis_is_behind:
             entries = [("restored", {"found": before.version}), self.snapshot, *entries]
-            self.behind, self.reader = False, Reader()
+            self.redis_is_behind, self.reader = False, Reader()
             self.read(self.raw.entries())
             self.counts["restored"] += 1
-            assert look.version == self.version + applied
+            assert keys.version == self.version + applied
         else:
-            self.read(told)
-            assert look.version == before.version + applied
-            assert all(before.version < entry["version"] <= look.version for entry in told)
-        assert look.version == session.reader.version or not lives
-        assert same(plain(told)) == same(entries)
-        self.fences(told)
-        self.stored(look)
+            self.read(stored_entries)
+            assert keys.version == before.version + applied
+            assert all(before.version < entry["version"] <= keys.version for entry in stored_entries)
+        assert keys.version == session.reader.version or not owner_lives
+        assert same(plain(stored_entries)) == same(entries)
+        self.check_fences(stored_entries)
+        self.check_stored(keys)
         if reference.agent.phase is st.Phase.BROKEN:
-            # The backoff does not depend on the settings; here it must not end by itself.
+            # The settings do not control the backoff. It must not end by itself here.
             rest: SessionTimer = ("agent", ("backoff", str(reference.agent.fails)))
             session.pipeline.context.timers.restart(keep={rest: 100_000.0})
 
     def read(self, entries: list[dict[str, Any]]) -> None:
         for entry in entries:
             self.reader.read(entry)
-        assert self.wrong(self.reader.report) == []
+        assert self.violations(self.reader.report) == []
 
-    def wrong(self, report: Report) -> list[Any]:
-        """Return the violations. The lock alone has no turns, and a fake one has no guard."""
+    def violations(self, report: Report) -> list[Any]:
+        """Return the violations that count here. The lock alone has no turns, and the fake agent has no guard."""
         if self.composed:
             return [one for one in report.violations if one[0] != "one_agent_per_conversation"]
         return [one for one in report.violations if one[0] in LOCKS]
 
-    def fences(self, told: list[dict[str, Any]]) -> None:
-        for entry in told:
+    def check_fences(self, stored_entries: list[dict[str, Any]]) -> None:
+        for entry in stored_entries:
             if entry["event"] == "granted":
                 assert entry["fence"] > max(self.top_fence, self.epoch * 2**20)
                 self.top_fence = entry["fence"]
 
-    def stored(self, look: Look) -> None:
+    def check_stored(self, keys: StoredKeys) -> None:
         """Compare the keys with the reference."""
         reference, settings = self.reference, self.owner.settings
-        assert read(look) == stored(reference.lock)
-        lease = look.text("lease")
+        assert read(keys) == stored(reference.lock)
+        lease = keys.text("lease")
         self.secret = lease and lease["secret"]
         if lease is not None:
-            assert lease["ticket"] not in look.queue and lease["secret"]
+            assert lease["ticket"] not in keys.queue and lease["secret"]
             assert (lease["hold_left"] is None) == (lease["kind"] == "worker")
         owner = {
             "epoch": str(self.epoch), "instance": settings.instance, "url": settings.url,
             "host": settings.host_name, "state_dir": str(settings.state_dir.resolve()),
         }  # fmt: skip
-        assert {name: look.meta.get(name) for name in owner} == owner
+        assert {name: keys.meta.get(name) for name in owner} == owner
         agent = reference.agent
-        assert look.text("agent") == {
+        assert keys.text("agent") == {
             "conversation": agent.conversation, "generation": agent.generation, "known": agent.known, "guard": None,
         }  # fmt: skip
         for name, kept in reference.kept.items():
-            found = look.text(name) or {}
+            found = keys.text(name) or {}
             assert {field: found.get(field) for field in kept.value} == kept.value, name
 
     def count(self, plan: Plan, events: Events) -> None:
@@ -312,30 +317,30 @@ class Histories(RuleBasedStateMachine):
             if isinstance(output, st.TurnOver):
                 self.counts[f"turns {output.outcome.value}"] += 1
 
-    # ---- what happens ------------------------------------------------------------------------
+    # ---- random events -----------------------------------------------------------------------
 
     def pick(self, data: some.DataObject, options: Sequence[Any]) -> Any:
-        """Return one option, each equally likely. Hypothesis often repeats a choice, which tests nothing new here."""
+        """Return a random option. Each is equally likely, because Hypothesis alone would repeat choices often."""
         self.picks += 1
         chosen = random.Random(f"{data.draw(NUMBER)} {self.picks}").choice(options)
         note(f"{chosen}")
         return chosen
 
     @rule(data=some.data())
-    def something_happens(self, data: some.DataObject) -> None:
+    def random_event(self, data: some.DataObject) -> None:
         wanted = [("lock", timer) for timer in timers(self.reference.lock)]
         wanted += [("agent", timer) for timer in agent_machine.timers(self.reference.agent, Times())]
         late = [timer for timer in self.seen if timer not in queries.timers(self.reference.lock, Times())]
         options = [(what, event) for weight, what, event in self.fake_agent.options() for _ in range(weight)]
         likely = {
             "request": 12, "timer": 3 if wanted else 0, "late timer": 1 if late else 0, "agent": 40 if options else 0,
-            "told": int(self.composed), "mishap": 0 if self.behind else 1,
+            "command": int(self.composed), "mishap": 0 if self.redis_is_behind else 1,
         }  # fmt: skip
         what = self.pick(data, [what for what, weight in likely.items() for _ in range(weight)])
         fault = self.pick(data, FAULTS)
         match what:
             case "request":
-                self.one(self.pick(data, lock_events(self.reference.lock, self.composed)), fault)
+                self.do_event(self.pick(data, lock_events(self.reference.lock, self.composed)), fault)
             case "timer":
                 self.timer(*self.pick(data, wanted), fault)
             case "late timer":
@@ -344,28 +349,31 @@ class Histories(RuleBasedStateMachine):
             case "agent":
                 fake, (said, event) = self.fake_agent, self.pick(data, options)
                 front: Entries = [("agent-started", {"guard": None})] if isinstance(event, st.Spawned) else []
-                self.do(event, fault=fault, front=front, then=lambda: fake.said(said, event))
-            case "told":
-                self.do(*self.pick(data, self.told()), fault=fault)
+                self.do(event, fault=fault, front=front, then=lambda: fake.choose(said, event))
+            case "command":
+                self.do(*self.pick(data, self.agent_commands()), fault=fault)
             case "mishap":
-                mishaps = [*BETWEEN, *(Histories.predecessors_agent_is_gone for _ in range(6 if self.limbo else 0))]
+                mishaps = [
+                    *BETWEEN,
+                    *(Histories.predecessors_agent_is_gone for _ in range(6 if self.predecessor_unknown else 0)),
+                ]
                 self.pick(data, mishaps)(self, data)
 
     def timer(self, whose: str, timer: Any, fault: Fault | None) -> None:
-        """A timer that the state needs runs out."""
+        """Let a timer that the state needs expire."""
         if whose == "lock":
             self.seen.append(timer)
             self.counts[f"due: {timer.name}"] += 1
         self.do(ev.Due(timer) if whose == "lock" else st.Due(*timer), fault=fault, due=(whose, timer))
 
-    def told(self) -> list[Events]:
-        """Return what the agent may be asked for. A missing turn cannot be cancelled."""
+    def agent_commands(self) -> list[Events]:
+        """Return possible commands to the agent, including the cancel of an unknown turn."""
         turn = self.reference.lock.turn
         if turn is not None:
             return [(st.Cancel(turn, "cancelled"),), (st.Cancel("tu-none", "cancelled"),), (st.Stop("restart"),)]
         return [(st.Stop("restart"),), (st.BeginConversation(f"c{next(self.turns)}", "asked"), st.Stop("conversation"))]
 
-    def one(self, event: ev.Event, fault: Fault | None) -> None:
+    def do_event(self, event: ev.Event, fault: Fault | None) -> None:
         match event:
             case ev.Take(ticket=""):
                 event = replace(event, ticket=f"tk-{next(self.tickets)}")
@@ -394,12 +402,12 @@ class Histories(RuleBasedStateMachine):
             then=lambda: self.reference.accept(turn, fence),
         )  # fmt: skip
 
-    # ---- what fails between two steps --------------------------------------------------------
+    # ---- faults between two steps ------------------------------------------------------------
 
     def predecessors_agent_is_gone(self, _: Any = None) -> None:
         applied = self.owner.store.applied
         self.owner.settle()
-        self.limbo = False
+        self.predecessor_unknown = False
         plan = self.reference.decide(st.Exited(None))
         assert isinstance(plan, Plan)
         self.reference.take(plan, None)
@@ -415,7 +423,7 @@ class Histories(RuleBasedStateMachine):
         self.begin(self.instance(dead.settings.host_name), Owner.claim, dead.settings.instance)
 
     def owner_hands_over(self, _: Any) -> None:
-        """SIGTERM: the agent is stopped, and the session is given up."""
+        """Stop the owner as SIGTERM does: it stops the agent and releases the session."""
         old, applied = self.owner, self.owner.store.applied
         old.session.stop(STOPPING)
         assert not old.session.running
@@ -425,22 +433,22 @@ class Histories(RuleBasedStateMachine):
         self.check(applied, plan.ledger)
         old.owners.release(self.name, self.epoch)
         old.close()
-        self.now = self.raw.look()
+        self.stored_keys = self.raw.read_keys()
         self.counts["handovers"] += 1
         self.begin(self.instance(old.settings.host_name), Owner.claim, "")
 
     def another_instance_takes_over(self, _: Any) -> None:
-        """The old owner lives on; whatever it does, nothing changes."""
+        """Another instance takes over while the old owner lives. The old owner can change nothing any more."""
         old = self.owner
         host = "there" if old.settings.host_name == "here" else "here"
-        self.begin(self.instance(host), Owner.claim_elsewhere, old.settings.instance)
-        if self.limbo:
+        self.begin(self.instance(host), Owner.claim_from_stalled_owner, old.settings.instance)
+        if self.predecessor_unknown:
             self.predecessors_agent_is_gone()
         version = old.session.reader.version
         assert old.owners.renew(self.name, old.session.reader.epoch, version) == self.owner.settings.url
         old.ask(lambda: old.session.pipeline.step(ev.Take("tk-late", ev.Kind.HANDLER, 0)))
         old.owners.release(self.name, old.session.reader.epoch)
-        self.unchanged()
+        self.check_unchanged()
         assert old.session.closed is not None
         assert (old.session.closed.type, old.session.closed.extra["owner_url"]) == (
             "not-owner",
@@ -453,40 +461,43 @@ class Histories(RuleBasedStateMachine):
         self.raw.redis.script_flush()
         self.counts["script forgotten"] += 1
 
-    def remember(self, _: Any) -> None:
-        self.mark = self.now, self.raw.dump(), dict(self.reference.kept)
+    def remember_older_redis(self, _: Any) -> None:
+        self.older = self.stored_keys, self.raw.dump(), dict(self.reference.kept)
 
     def redis_loses_everything(self, _: Any) -> None:
-        self.redis_loses(Look(), {}, {})
+        self.redis_loses(StoredKeys(), {}, {})
 
     def redis_loses_its_last_writes(self, _: Any) -> None:
-        if self.mark is None:
-            self.remember(None)
+        if self.older is None:
+            self.remember_older_redis(None)
         else:
-            self.redis_loses(*self.mark)
+            self.redis_loses(*self.older)
 
-    def redis_loses(self, look: Look, dump: dict[str, bytes], kept: dict[str, Kept]) -> None:
-        if look.version == self.now.version:
+    def redis_loses(self, keys: StoredKeys, dump: dict[str, bytes], kept: dict[str, KeptValue]) -> None:
+        if keys.version == self.stored_keys.version:
             return
-        self.version, self.snapshot = self.now.version, same([("snapshot", views.snapshot(self.reference.lock))])[0]
+        self.version, self.snapshot = (
+            self.stored_keys.version,
+            same([("snapshot", views.snapshot(self.reference.lock))])[0],
+        )
         self.raw.restore(dump)
-        self.now = look
+        self.stored_keys = keys
         self.reference.kept = {
             **kept,
             **{name: one for name, one in self.reference.kept.items() if one.by == self.reference.life},
         }
-        self.behind = True
+        self.redis_is_behind = True
 
-    # ---- what the script must refuse ---------------------------------------------------------
+    # ---- steps that the script must refuse ----------------------------------------------------
 
     def same_step_again(self, _: Any) -> None:
         last = self.owner.store.last
         assert last is not None and self.owner.store.commit(replace(last)) is CommitResult.REPEATED
-        self.unchanged()
+        self.check_unchanged()
         self.counts["repeated"] += 1
 
     def step_that_does_not_fit(self, data: some.DataObject) -> None:
-        """A step of another version, or one that grants over the head."""
+        """Send a step with a wrong version, or one that grants a ticket behind the head."""
         version, queue = self.owner.session.reader.version, self.reference.lock.queue
         writes = [("ZADD", "queue", "1", "tk-odd"), ("SET", "lease", "{}")]
         odd = StoreStep(self.epoch, version, "odd", writes, [("odd", {})])
@@ -506,19 +517,24 @@ class Histories(RuleBasedStateMachine):
         with pytest.raises(kind) as refused:
             self.owner.store.commit(step)
         assert refused.type is kind
-        self.unchanged()
+        self.check_unchanged()
         self.counts[f"does not fit: {kind.__name__}"] += 1
 
 
 BETWEEN = (
-    Histories.remember, Histories.owner_dies, Histories.owner_hands_over, Histories.another_instance_takes_over,
+    Histories.remember_older_redis, Histories.owner_dies, Histories.owner_hands_over,
+    Histories.another_instance_takes_over,
     Histories.redis_forgets_the_script, Histories.redis_loses_everything, Histories.same_step_again,
     Histories.step_that_does_not_fit, Histories.step_that_does_not_fit, *(Histories.redis_loses_its_last_writes,) * 4,
 )  # fmt: skip
 
 
-def plain(told: list[dict[str, Any]]) -> Entries:
-    """Return entries as the machines make them: without ids, versions, turns' records, and a refusal's text."""
+def plain(stored_entries: list[dict[str, Any]]) -> Entries:
+    """Return entries as the machines make them: without ids, versions, turn records and the text of a refusal."""
     fixed = ("id", "event", "epoch", "version")
-    found = [(e["event"], {k: v for k, v in e.items() if k not in fixed}) for e in told if e["event"] not in BOOK]
+    found = [
+        (e["event"], {k: v for k, v in e.items() if k not in fixed})
+        for e in stored_entries
+        if e["event"] not in OTHER_EVENTS
+    ]
     return [(event, {k: v for k, v in data.items() if (event, k) != ("refused", "detail")}) for event, data in found]

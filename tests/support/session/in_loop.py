@@ -1,4 +1,4 @@
-"""A command that only tests have: it runs a function in the owner loop."""
+"""A command for tests only. It runs a function in the owner loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The events that a lock may get in this state, with their likelihood: allowed ones, late ones, wrong ones."""
+"""Random events for a lock in a given state: allowed, late and wrong ones, with weights."""
 
 from collections.abc import Iterable
 
@@ -9,25 +9,25 @@ from sessiond.lock.state import Lock, Ticket
 
 HOLDERS = 3
 
-Likely = Iterable[tuple[int, ev.Event]]
+Weighted = Iterable[tuple[int, ev.Event]]
 
 
 def lock_events(lock: Lock, composed: bool) -> list[ev.Event]:
-    """Return each event as often as it is likely.
+    """Return each event as often as its weight says.
 
-    A Take without an id is to be given one. `composed`: the agent's events come from the agent.
+    The caller sets the id of a Take. With `composed`, a fake agent sends the agent's events.
     """
     usual = [*_of_takes(lock), *_of_lease(lock), *(() if composed else _of_agent(lock))]
     odd = [event for ticket in lock.tickets.values() for event in _of_ticket(lock, ticket)]
     return [event for weight, event in (*_waits(lock), *odd, *_wrong(lock), *usual) for _ in range(weight)]
 
 
-def _waits(lock: Lock) -> Likely:
+def _waits(lock: Lock) -> Weighted:
     for ticket in lock.tickets.values():
         yield 1 if ticket.present else 6 + 6 * ticket.losses, ev.Wait(ticket.id, ticket.holder or f"{ticket.id}-1")
 
 
-def _wrong(lock: Lock) -> Likely:
+def _wrong(lock: Lock) -> Weighted:
     fence = lock.lease.fence if lock.lease else lock.fence
     for event in (
         ev.ForceRelease(fence - 1),
@@ -44,7 +44,7 @@ def _wrong(lock: Lock) -> Likely:
     yield 1, ev.TurnClosed("tu-none")
 
 
-def _of_takes(lock: Lock) -> Likely:
+def _of_takes(lock: Lock) -> Weighted:
     weight = 3 - min(3, len(lock.tickets) // 2)
     for rank in (0, 5, 9):
         yield weight, ev.Take("", Kind.HANDLER, rank)
@@ -55,7 +55,7 @@ def _of_takes(lock: Lock) -> Likely:
         yield 1, ev.Take("", Kind.WORKER, WORKER_RANK, key)
 
 
-def _of_ticket(lock: Lock, ticket: Ticket) -> Likely:
+def _of_ticket(lock: Lock, ticket: Ticket) -> Weighted:
     names = [f"{ticket.id}-{n}" for n in range(1, HOLDERS + 1)]
     now = ticket.holder or names[0]
     present = 2 if ticket.present else 0
@@ -69,7 +69,7 @@ def _of_ticket(lock: Lock, ticket: Ticket) -> Likely:
     yield 1 if ticket.superseded else 0, ev.Withdraw(ticket.id, min(ticket.superseded, default=""))
 
 
-def _of_lease(lock: Lock) -> Likely:
+def _of_lease(lock: Lock) -> Weighted:
     lease, drain = lock.lease, lock.drain
     fence = lease.fence if lease else lock.fence
     yield 3 if lease or drain else 1, ev.ForceRelease(drain.fence if drain else fence)
@@ -79,18 +79,18 @@ def _of_lease(lock: Lock) -> Likely:
 
 
 TIMERS = {"grace": 8, "claim": 4, "hold": 1, "ticket-ttl": 1, "absence": 2, "lease": 4, "head-wait": 12}
-"""How likely each timer is."""
+"""The weight of each timer."""
 
 
 def timers(lock: Lock) -> list[ev.Timer]:
-    """Return the timers that the state needs, each as often as it is likely; of `ticket-ttl` only one."""
+    """Return the timers that the state needs, each as often as its weight says, but only one `ticket-ttl`."""
     wanted = sorted(queries.timers(lock, Times()), key=lambda t: (t.name == "ticket-ttl", t.name, t.subject))
     old = [timer for timer in wanted if timer.name == "ticket-ttl"]
     return [timer for timer in wanted if timer not in old[1:] for _ in range(TIMERS[timer.name])]
 
 
-def _of_agent(lock: Lock) -> Likely:
-    """These come from nowhere else while the agent sleeps."""
+def _of_agent(lock: Lock) -> Weighted:
+    """Return the agent's events. While the agent sleeps, they have no other source."""
     if lock.turn is not None:
         yield 16, ev.TurnClosed(lock.turn)
     yield 10 if lock.tasks else 2, ev.TasksChanged(not lock.tasks)

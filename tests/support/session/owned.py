@@ -1,6 +1,6 @@
-"""One instance that owns one session: it acquires it and runs a real Session; its Redis fails on command.
+"""One instance that acquires one session and runs a real Session. Its Redis fails on command.
 
-Only the agent's process is missing: the test sends the agent's events.
+It has no agent process. The test sends the agent's events instead.
 """
 
 import json
@@ -26,11 +26,11 @@ from support.servers import Redis
 from support.session.in_loop import TEST_HANDLERS, RunInLoop
 
 LONG = Times(**{f.name: 100_000.0 for f in fields(Times)})
-"""No timer runs out by itself."""
+"""Times so long that no timer expires by itself."""
 
 
 class Fault(Enum):
-    """What happens to the next step that is committed."""
+    """What happens to the next committed step."""
 
     LOST_COMMAND = "the command is lost"
     LOST_ANSWER = "the answer is lost"
@@ -41,7 +41,7 @@ class Fault(Enum):
 
 
 class FaultyStore(Store):
-    """The real store. `fault` happens once, to the next step."""
+    """The real store. `fault` affects the next step only."""
 
     def __init__(self, server: Redis, name: str, instance: str) -> None:
         super().__init__(server.url, name, instance)
@@ -50,7 +50,7 @@ class FaultyStore(Store):
         self.applied = 0
         """How many steps Redis applied."""
         self.last: StoreStep | None = None
-        """The last of them."""
+        """The last step that was sent."""
 
     def commit(self, step: StoreStep) -> CommitResult:
         fault, self.fault = self.fault, None
@@ -83,21 +83,21 @@ class FaultyStore(Store):
         self.server.start()
 
     def wrong_head(self, step: StoreStep) -> tuple[str, frozenset[str]]:
-        """Return a grant that is not the head's: over the tickets that the step names, or of an unknown ticket."""
+        """Return a grant that Redis must refuse: it skips unnamed tickets, or grants an unknown ticket."""
         assert step.grant is not None
         ticket, skipped = step.grant
         return (ticket, frozenset()) if skipped else ("tk-nowhere", skipped)
 
 
 class NoSlots(Slots):
-    """No agent is ever started."""
+    """Slots that start no agent."""
 
     def take(self, owner: Sleeper) -> bool:
         raise gevent.GreenletExit
 
 
 class Owner:
-    """An instance that owns the session. Raises OtherOwner when it may not."""
+    """An instance that owns the session."""
 
     def __init__(self, server: Redis, name: str, instance: str, place: Path, host: str = "here") -> None:
         self.name = name
@@ -111,17 +111,21 @@ class Owner:
         self._closed = False
 
     def claim(self) -> int:
-        """Claim and load the session as the registry does. Returns its epoch."""
+        """Acquire and load the session as the registry does. Returns its epoch.
+
+        Raises:
+            OtherOwner: Another instance owns the session.
+        """
         owned = self.owners.acquire(self.name)
         self.session = Session(self.settings, self.store, owned, NoSlots(1), TEST_HANDLERS)
         self.session.start()
         return owned.epoch
 
-    def claim_elsewhere(self) -> int:
-        """The same, from an owner that may live: its beat stood still for longer than `owner_ttl`."""
+    def claim_from_stalled_owner(self) -> int:
+        """Claim the session from an owner that may live, but did not renew for `owner_ttl`."""
         with suppress(OtherOwner):
             self.owners.acquire(self.name)
-            raise AssertionError("one that lives was deposed at once")
+            raise AssertionError("the first attempt must not depose an owner that may live")
         return self.claim()
 
     def ask(self, work: Callable[[], Any]) -> Any:
@@ -137,7 +141,7 @@ class Owner:
             if not self.session.running or not isinstance(self.ask(lambda: None), Problem):
                 return
             gevent.sleep(0.01)
-        raise AssertionError("the loop does not come back")
+        raise AssertionError("the loop does not finish its work")
 
     def die(self) -> None:
         """End the process: its memory is lost, its connections and its file lock are closed."""
@@ -150,19 +154,19 @@ class Owner:
         self.close()
 
     def close(self) -> None:
-        """Close what the process had open."""
+        """Close the connections of the process."""
         if not self._closed:
             self._closed = True
             self.store.close()
             self.owners.close()
 
 
-# ---- the stored keys, read raw ---------------------------------------------------------------
+# ---- the stored keys --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Look:
-    """All keys of one session by their suffixes; of the ledger only its length and last id."""
+class StoredKeys:
+    """All keys of one session by suffix. The ledger is represented by its length and its last id."""
 
     meta: dict[str, str] = field(default_factory=dict)
     queue: dict[str, int] = field(default_factory=dict)
@@ -179,8 +183,8 @@ class Look:
         return json.loads(self.strings[name]) if name in self.strings else None
 
 
-class Raw:
-    """The stored keys, read without any code of the service."""
+class RawRedis:
+    """Reads the stored keys without any code of the service."""
 
     def __init__(self, url: str, name: str) -> None:
         self.redis = redis_library.Redis.from_url(url, decode_responses=True)
@@ -190,7 +194,7 @@ class Raw:
     def _keys(self) -> list[str]:
         return sorted(self.redis.keys(f"{self.base}*"))
 
-    def look(self) -> Look:
+    def read_keys(self) -> StoredKeys:
         fixed = ("meta", "queue", "tickets", "ledger")
         names = [n for n in (k.removeprefix(self.base) for k in self._keys()) if n not in fixed]
         with self.redis.pipeline(transaction=False) as pipe:
@@ -203,7 +207,7 @@ class Raw:
             meta, queue, tickets, length, last, strings = pipe.execute()
         scores = {ticket: int(score) for ticket, score in queue}
         kept = dict(zip(names, strings, strict=False))
-        return Look(meta, scores, tickets, kept, (length, last[0][0] if last else ""))
+        return StoredKeys(meta, scores, tickets, kept, (length, last[0][0] if last else ""))
 
     def entries(self, after: str = "") -> list[dict[str, Any]]:
         """Return the ledger's entries behind this id, as HTTP returns them without `at`."""
@@ -221,7 +225,7 @@ class Raw:
         return {key: self._bytes.dump(key) for key in self._keys()}
 
     def restore(self, dump: dict[str, bytes]) -> None:
-        """Put back a dump: Redis loses what was written since."""
+        """Restore a dump. Redis loses every later write."""
         for key in self._keys():
             self.redis.delete(key)
         for key, value in dump.items():

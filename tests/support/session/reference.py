@@ -1,4 +1,4 @@
-"""The session as the pure machines give it, and what Redis must hold of it. Shares no code with the store."""
+"""The expected state of a session: both pure machines, and what Redis must contain. Shares no code with the store."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ from sessiond.lock.rules import FENCES_PER_EPOCH, Presence
 from sessiond.lock.state import Lock, Ticket
 from sessiond.session import views
 from sessiond.session.pipeline.plan import Plan, compose
-from support.session.owned import Look
+from support.session.owned import StoredKeys
 
-BOOK = frozenset({"turn-started", "turn-closed", "kept"})
-"""Ledger entries that no machine makes: those of the turns' records, and of what is kept beside the machines."""
+OTHER_EVENTS = frozenset({"turn-started", "turn-closed", "kept"})
+"""Ledger events that do not come from a machine: turn records, and values kept beside the machines."""
 
 Entries = list[tuple[str, dict[str, Any]]]
 
 
 @dataclass
-class Kept:
-    """What is remembered of something that ended: some fields of a stored object, and its writer."""
+class KeptValue:
+    """The expected fields of a record about something that ended, and the owner that wrote it."""
 
     value: dict[str, Any]
     by: int
@@ -33,32 +33,32 @@ class Kept:
 
 @dataclass
 class Reference:
-    """Both machines' states, and all that follows from them."""
+    """The states of both machines, and everything derived from them."""
 
     lock: Lock = field(default_factory=Lock)
     agent: st.Agent = field(default_factory=lambda: st.Agent("none"))
-    kept: dict[str, Kept] = field(default_factory=dict)
+    kept: dict[str, KeptValue] = field(default_factory=dict)
     opened: str | None = None
     """The turn whose record is open. While the agent sleeps, only an owner's restart ends its record."""
     life: int = 0
-    """The number of the present owner."""
+    """The number of the current owner."""
 
     def decide(self, *events: ev.Event | st.Event) -> Plan | Exception:
-        """Return what these events would do."""
+        """Return the plan of these events, or the error of an event that the machines refuse."""
         try:
             return compose(self.lock, self.agent, events)
         except (ev.Refused, ev.InvariantBroken) as refused:
             return refused
 
     def take(self, plan: Plan, secret: str | None) -> None:
-        """Take a committed plan. `secret` is that of the lease before it."""
+        """Apply a committed plan. `secret` belongs to the lease before it."""
         self._ends(plan, secret)
         self._turns(plan)
         self.lock, self.agent = plan.lock, plan.agent
 
     def keep(self, name: str, **value: Any) -> None:
         before = self.kept[name].value if name in self.kept else {}
-        self.kept[name] = Kept({**before, **value}, self.life)
+        self.kept[name] = KeptValue({**before, **value}, self.life)
 
     def _ends(self, plan: Plan, secret: str | None) -> None:
         for effect in plan.effects:
@@ -71,15 +71,15 @@ class Reference:
                     self.keep(name, fence=fence, ticket=ticket, holder=holder, reason=reason.value)
 
     def _turns(self, plan: Plan) -> None:
-        told = False
+        closed = False
         for output in plan.outputs:
             match output:
                 case st.TurnStarted(turn=turn):
                     self.keep(f"turn:{turn}", state="started")
                 case st.TurnOver(turn=turn, outcome=outcome):
                     self.close(turn, outcome.value)
-                    told = True
-                case st.Gone() if not told and self.opened is not None and plan.lock.turn is None:
+                    closed = True
+                case st.Gone() if not closed and self.opened is not None and plan.lock.turn is None:
                     self.close(self.opened, "lost")
 
     def accept(self, turn: str, fence: int) -> None:
@@ -92,12 +92,12 @@ class Reference:
 
     def absences(self) -> Entries:
         """Forget presence and passed-over marks, because Redis is back."""
-        said = [("absent", {"ticket": t.id}) for t in self.lock.tickets.values() if t.present or t.passed]
+        entries = [("absent", {"ticket": t.id}) for t in self.lock.tickets.values() if t.present or t.passed]
         self.lock = replace(self.lock, tickets={k: forgotten(t) for k, t in self.lock.tickets.items()})
-        return said
+        return entries
 
     def reload(self, epoch: int, cwd: str) -> Entries:
-        """Take the stored state, as a new owner or the same one after a step that must not be."""
+        """Load the stored state, as a new owner or as the same owner after an invalid step."""
         lock = machine.restarted(self.lock)
         self.lock = replace(lock, fence=max(lock.fence, epoch * FENCES_PER_EPOCH))
         self.opened = lock.turn
@@ -115,12 +115,12 @@ def forgotten(ticket: Ticket) -> Ticket:
 
 
 def same(entries: Entries) -> Entries:
-    """Return entries as they come back from JSON; `absent` entries of one step in the order of their tickets."""
-    told = [(event, json.loads(orjson.dumps(data))) for event, data in entries]
-    for event, data in told:
+    """Return entries as JSON gives them back. Sort adjacent `absent` entries by ticket."""
+    entries_read = [(event, json.loads(orjson.dumps(data))) for event, data in entries]
+    for event, data in entries_read:
         if event == "snapshot":
             data["tickets"].sort(key=lambda ticket: ticket["id"])
-    runs = [list(run) for _, run in groupby(told, key=lambda entry: entry[0] == "absent")]
+    runs = [list(run) for _, run in groupby(entries_read, key=lambda entry: entry[0] == "absent")]
     return [entry for run in runs for entry in (sorted(run, key=_ticket_of) if run[0][0] == "absent" else run)]
 
 
@@ -161,15 +161,15 @@ def taken_at(ticket: str) -> str:
     return f"when {ticket} was taken"
 
 
-def read(look: Look) -> dict[str, Any]:
+def read(keys: StoredKeys) -> dict[str, Any]:
     """Return the same fields as Redis holds them."""
-    lease, opened = look.text("lease"), look.text("open")
+    lease, opened = keys.text("lease"), keys.text("open")
     return {
-        "queue": look.queue,
-        "tickets": {ticket: json.loads(text) for ticket, text in look.tickets.items()},
+        "queue": keys.queue,
+        "tickets": {ticket: json.loads(text) for ticket, text in keys.tickets.items()},
         "lease": lease and {k: v for k, v in lease.items() if k not in ("secret", "hold_left", "granted_at")},
-        "drain": look.text("drain"),
+        "drain": keys.text("drain"),
         "open": opened and opened["turn"],
-        "arrivals": int(look.meta.get("arrivals", 0)), "fence": int(look.meta.get("fence", 0)),
-        "tasks": look.meta.get("tasks", "0") == "1",
+        "arrivals": int(keys.meta.get("arrivals", 0)), "fence": int(keys.meta.get("fence", 0)),
+        "tasks": keys.meta.get("tasks", "0") == "1",
     }  # fmt: skip

@@ -14,13 +14,13 @@ from sessiond.client import LeaseLost, SessiondError, connect
 from sessiond.client.lease import LEASE_TTL
 
 
-def tell(**fields: Any) -> None:
+def report(**fields: Any) -> None:
     print(json.dumps({**fields, "at": time.time()}), flush=True)
 
 
 def main(url: str, key: str) -> None:
     client = connect(url, key)
-    tell(event="ready")
+    report(event="ready")
     for line in sys.stdin:
         order = json.loads(line)
         time.sleep(order.get("delay", 0))
@@ -30,19 +30,19 @@ def main(url: str, key: str) -> None:
                 key=order.get("key"), timeout=order.get("timeout", 60), holder=order.get("holder"),
                 lease_ttl=order.get("lease_ttl", LEASE_TTL),
             ) as lease:  # fmt: skip
-                tell(event="granted", key=order.get("key"), fence=lease.fence, secret=lease.secret)
+                report(event="granted", key=order.get("key"), fence=lease.fence, secret=lease.secret)
                 if "prompt" in order:
                     result = lease.turn(order["prompt"]).result()
-                    tell(event="turn", outcome=result.outcome, text=result.text, reason=result.reason)
+                    report(event="turn", outcome=result.outcome, text=result.text, reason=result.reason)
                 lease.lost.wait(order.get("hold", 0))
-                tell(event="leaving", lost=lease.lost_reason)
+                report(event="leaving", lost=lease.lost_reason)
                 if order.get("abandon"):
                     lease.abandon()
-            tell(event="done", key=order.get("key"))
+            report(event="done", key=order.get("key"))
         except LeaseLost as lost:
-            tell(event="done", key=order.get("key"), lost=lost.reason)
+            report(event="done", key=order.get("key"), lost=lost.reason)
         except SessiondError as error:
-            tell(event="error", error=type(error).__name__, text=str(error))
+            report(event="error", error=type(error).__name__, text=str(error))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A strict stand-in for GitHub's REST API for comments on loopback, as far as this project uses it.
+"""A strict stand-in for the part of GitHub's REST API for comments that this project uses.
 
-    python tests/standins/github.py [--port 0]        prints its URL as the first line
+    python tests/support/standins/github.py [--port 0]        prints its URL as the first line
 
 It checks what GitHub checks, and answers with GitHub's documents: authentication (a token; the JWT of an app against
 its public key; installation tokens that expire), paths, methods, bodies, headers, pages with Link headers, the limit of
@@ -51,7 +51,7 @@ def stamp(at: float) -> str:
 
 
 class World:
-    """The state of this stand-in. Each request holds the lock while it works."""
+    """The state of this stand-in. Each request holds the lock while it is handled."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -486,7 +486,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that closes its connection is no error
+        if not isinstance(sys.exc_info()[1], OSError):  # A client that closes its connection is not an error.
             super().handle_error(request, client_address)
 
 

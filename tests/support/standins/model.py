@@ -2,7 +2,7 @@
 
     python tests/support/standins/model.py [--port 0]        prints its URL as the first line
 
-Lines of the last user text steer the reply. They may be anywhere in it; the last one of a kind counts:
+Lines of the last user text control the reply. They may be anywhere in it. The last line of a kind counts:
     #tokens N [xN] · #pace 20ms · #delay 2s · #say TEXT · #fail CODE [xN] · #tool NAME {json}
 `xN` applies to the first N requests with that line. In TEXT, \\n is a line end.
 Each turn gets one `#tool`: a request whose last message has tool results gets text. GET /log returns every request with
@@ -28,7 +28,7 @@ STATUS_TYPES = {
 
 
 class Model:
-    """The log of requests, and the counts of steering lines."""
+    """The log of requests, and the counts of control lines."""
 
     def __init__(self) -> None:
         self.log: list[dict[str, Any]] = []

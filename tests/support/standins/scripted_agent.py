@@ -2,12 +2,12 @@
 
     python -I -S scripted_agent.py [--fault NAME[=ARG]]... <claude's own flags>
 
-Lines of a prompt steer its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #big N (letters), #history, #ask TOOL
+Lines of a prompt control its turn: #tokens N, #pace 20ms, #say TEXT, #lines A|B, #big N (letters), #history, #ask TOOL
 {json}, #bg 2s, #cmd TEXT, #fail TEXT (an API error), #error N (API errors, N times), #cost USD, #spawn COMMAND (a shell
 command that continues in a session of its own). `#script FILE` reads them from a line of the file (`say=x;tokens=5`):
-the first line, and after each completed turn the next one. The last line repeats. A prompt without steering lines uses
-the conversation's last script.
-$CLAUDE_CONFIG_DIR has the conversation, so that a resumed one knows its prompts.
+the first line, and after each completed turn the next one. The last line repeats. A prompt without such lines uses the
+conversation's last script.
+$CLAUDE_CONFIG_DIR stores the conversation, so that a resumed conversation knows its prompts.
 scripted_faults.py describes the faults of --fault, #fault and #at.
 """
 
@@ -101,7 +101,7 @@ class Agent(Faults):
     # ---- reading
 
     def read(self):
-        # Read line by line: an agent with the fault `deaf` leaves the rest in the pipe.
+        # Read line by line, because an agent with the fault `deaf` must leave the rest in the pipe.
         left = int(self.faults.get("deaf", -1))
         while left != 0 and (text := sys.stdin.readline()):
             left -= 1

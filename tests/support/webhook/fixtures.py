@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from support.servers import Redis
-from support.webhook.posting import Bench, Poster
+from support.webhook.posting import DemandRecords, Poster
 
 
 @pytest.fixture
-def bench(redis_server: Redis) -> Bench:
-    return Bench(redis_server.url)
+def records(redis_server: Redis) -> DemandRecords:
+    return DemandRecords(redis_server.url)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Text that is made to cost a Markdown parser much, and a count of what it costs."""
+"""Texts that are expensive for a Markdown parser, and a count of the work that they cause."""
 
 import sys
 from collections.abc import Callable
@@ -72,7 +72,7 @@ PIECES: Final = [
 
 
 def calls_of(work: Callable[[], Any]) -> int:
-    """The number of function calls, of Python's and of C's, that `work` takes."""
+    """Return the number of calls of Python and C functions that `work` makes."""
     calls = 0
 
     def count(frame: FrameType, event: str, argument: Any) -> None:

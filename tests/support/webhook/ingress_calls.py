@@ -1,4 +1,4 @@
-"""A webhook that accepts two secrets, and what its answers must look like."""
+"""A webhook that accepts two secrets, and a check of its problem details."""
 
 import http.client
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ DATA = Path(__file__).parent / "data" / "github"
 NAMES = sorted(path.stem for path in DATA.glob("*.json"))
 EVENTS = {name: name.partition(".")[0] for name in NAMES}
 AUTHOR = 21031067
-"""The numeric id of the account that is author, sender, assignee and reviewer in all of them."""
+"""The numeric id of the account in all examples: author, sender, assignee and reviewer."""
 
 
 def load(name: str) -> dict[str, Any]:

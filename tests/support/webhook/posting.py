@@ -49,8 +49,8 @@ def a_comment(
 
 
 @dataclass
-class Bench:
-    """The records on a real Redis, and the changes that ingress, handler and sweeper make to them."""
+class DemandRecords:
+    """Demands on a real Redis. Its methods make the changes of the ingress, the handler and the sweeper."""
 
     url: str
     demands: Demands = field(init=False)
@@ -78,7 +78,7 @@ class Bench:
         return found
 
     def posted(self, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:
-        """Wait until all are posted, and return the records."""
+        """Wait until all these demands are posted, and return them."""
         return self.until(DemandState.POSTED, *keys, seconds=seconds, sweep=sweep)
 
     def until(self, state: DemandState, *keys: str, seconds: float = 15.0, sweep: bool = False) -> list[Demand]:

@@ -1,4 +1,4 @@
-"""Real workers for tests: `python -m sessiond_worker`, tasks, scripts, and the prompts that the agent got."""
+"""Real workers for tests: `python -m sessiond_worker`, tasks, scripts, and the prompts that the agent received."""
 
 import json
 import os
@@ -32,7 +32,7 @@ SENT = re.compile(r"turn (\d+)(?:, attempt (\d+))? of task (\S+?)\.")
 
 
 def unannounced_repeats(prompts: list[str]) -> list[str]:
-    """Return the prompts that repeat an earlier attempt of a turn without saying so."""
+    """Return the prompts that repeat an earlier attempt of a turn but do not mention it."""
     seen: dict[tuple[str, str], list[int]] = {}
     found = []
     for prompt in prompts:
@@ -60,7 +60,7 @@ def line(outcome: str, note: str = "", **steering: str) -> str:
 
 
 class Worker:
-    """`python -m sessiond_worker`: the supervisor, its child (rq's parent), and that one's work-horse."""
+    """`python -m sessiond_worker`: the supervisor, its child (the parent of rq), and the work-horse of that child."""
 
     def __init__(self, redis_url: str, service: Sessiond, place: Path, env: Mapping[str, str] | None = None) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class Worker:
         return self._log.read_text(errors="replace")[-6000:]
 
     def remember(self) -> None:
-        """Remember the processes that run now, so that `close` finds orphans."""
+        """Record the processes that run now, so that `close` finds orphans."""
         if self.process.poll() is None:
             top = psutil.Process(self.process.pid)
             self._seen |= {p.pid: p for p in [top, *top.children(recursive=True)]}
@@ -114,13 +114,13 @@ class Worker:
     def hold(self, point: str) -> None:
         (self.hooks / f"{point}.hold").touch()
 
-    def reached(self, point: str, seconds: float = 20) -> int:
+    def wait_until_reached(self, point: str, seconds: float = 20) -> int:
         """Wait until a run has reached the fault point. Returns its pid."""
         found = self.hooks / f"{point}.reached"
         eventually(lambda: found.exists() and found.read_text(), seconds, f"{point}: {self.log_text()}")
         return int(found.read_text())
 
-    def go_on(self, point: str) -> None:
+    def release(self, point: str) -> None:
         (self.hooks / f"{point}.hold").unlink(missing_ok=True)
         (self.hooks / f"{point}.reached").unlink(missing_ok=True)
 
@@ -167,8 +167,8 @@ class Scene:
         given: dict[str, Any] = {"session": SESSION, "title": "A task", "source": TaskSource("cli"), **more}
         return self.tasks.add(NewTask(key=key, instructions=self.script(*lines), **given))
 
-    def settled(self, task: Task | str, seconds: float = 30, states: tuple[TaskState, ...] = SETTLED) -> Task:
-        """Wait until the task has ended or is stuck and its ticket is given back. Returns the task."""
+    def wait_for_end(self, task: Task | str, seconds: float = 30, states: tuple[TaskState, ...] = SETTLED) -> Task:
+        """Wait until the task has ended or is stuck and has no ticket. Returns the task."""
         task_id = task if isinstance(task, str) else task.id
 
         def look() -> Task | None:
@@ -191,7 +191,7 @@ class Scene:
         return found
 
     def handler(self, key: str, prompt: str = "A comment.\n#say the answer") -> None:
-        """Answer a person's comment: one turn under a handler's lease."""
+        """Run one turn under a handler's lease, as for a person's comment."""
         with self.client.lease(SESSION, kind="handler", key=key, lease_ttl=3) as lease:
             assert lease.turn(prompt).result().completed
 

@@ -15,7 +15,7 @@ ROUNDS = 3 if FULL else 1
 TOOL = "while true; do echo x >> {file}; sleep 0.1; done"
 
 
-def test_kill_9_while_a_tool_appends(
+def test_no_tool_runs_on_after_kill_9_of_sessiond(
     sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     service = sessiond(claude_env(model))

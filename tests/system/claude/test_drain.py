@@ -68,7 +68,7 @@ class Question:
 
 
 class Cycles:
-    """Repeats: the worker's turn, the handler's ticket at a random moment, the handler's turn."""
+    """Repeats a cycle: the worker's turn, the handler's ticket at a random moment, the handler's turn."""
 
     def __init__(self, service: Sessiond, model: Model, place: Path, seed: int) -> None:
         self.service, self.model, self.client = service, model, service.client()
@@ -114,12 +114,12 @@ class Cycles:
         return len(of_kind(entries(self.client, SESSION), "interrupt"))
 
     def _meanwhile(self, kind: str, before: int) -> None:
-        """Act beside the handler's ticket."""
+        """Act at the same time as the handler's ticket."""
         if kind == "question answered meanwhile":
             time.sleep(self.dice.uniform(0.0, 0.03))
             self.question.answer()
         elif kind == "same instant":
-            # claude is stopped while both lines are written, and then reads them at once.
+            # claude is suspended while both lines are written, and then reads them together.
             eventually(lambda: self.interrupts() > before, 4, "the interrupt is written")
             os.kill(self.claude(), signal.SIGCONT)
 
@@ -129,7 +129,7 @@ class Cycles:
     def _work(self, prompt: str, kind: str, begun: threading.Event, outcomes: list[str]) -> None:
         with self.service.client().lease(SESSION, kind="worker", key="work") as lease:
             if kind == "same instant":
-                # Rules and model are set by now: the user line follows the acceptance directly.
+                # Rules and model are set already, so the user line follows the acceptance directly.
                 assert lease.turn("#say ready").result().text == "ready"
                 self.turns.append(CallerTurn("#say ready", "completed", "ready"))
                 os.kill(self.claude(), signal.SIGSTOP)
@@ -162,7 +162,7 @@ class Cycles:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_cycles_at_random_moments(
+def test_the_next_turn_works_after_a_preemption_at_a_random_moment(
     sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path, figures: Callable[[str], None], seed: int
 ) -> None:
     """Preempt turns at random moments.
@@ -187,7 +187,7 @@ def test_cycles_at_random_moments(
         figures(f"{kind}: {dict(became)}")
     for kind, became in cycles.became.items():
         assert set(became) <= {"cancelled", "completed" if kind == "natural end" else "cancelled"}, kind
-    # The answer is held until after the next holder's turn, so its question was withdrawn before.
+    # The answer comes only after the next holder's turn, so its question was withdrawn before.
     assert len(of_kind(ledger, "denied")) <= cycles.became["question answered meanwhile"].total()
 
 

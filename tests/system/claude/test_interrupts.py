@@ -1,4 +1,4 @@
-"""Interrupts on the real binary by moment and cause: in a running tool, in an open permission question, in a text."""
+"""Interrupts on the real binary, by moment (tool, permission question, text) and by cause."""
 
 import json
 import threading
@@ -89,7 +89,7 @@ def sound(client: Client, text: str) -> None:
 
 
 @pytest.mark.parametrize("cause", CAUSES if FULL else list(CAUSES)[:1])
-def test_the_outcome_is_exact_and_nothing_runs_on(
+def test_an_interrupted_turn_has_its_exact_outcome_and_leaves_no_process(
     sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path, matrix: Callable[..., None], cause: str
 ) -> None:
     service = sessiond(claude_env(model, SESSIOND_HOOKS_DIR=str(tmp_path)))

@@ -24,7 +24,7 @@ SESSION = "octo/hello"
 ROUNDS = {"claude": 10, "guard": 6, "sessiond": 6} if FULL else {"claude": 2, "guard": 1, "sessiond": 1}
 MOMENTS = ("in a tool", "in a text", "at the start", "idle", "at the end", "before the turn")
 LONGEST = {"in a tool": 0.3, "in a text": 0.8, "at the start": 0.02, "at the end": 0.15}
-"""The kill comes within this many seconds of the turn. At the other moments it comes before the turn."""
+"""The kill comes within this many seconds of the turn. At other moments it comes before the turn."""
 TOOL = "while true; do date +%s.%N >> {file}; sleep 0.02; done"
 LONG = " ".join(f"word{i}" for i in range(200))
 

@@ -17,7 +17,7 @@ TURNS, EVERY = (200, 20) if FULL else (16, 4)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
-def test_resident_memory_over_many_turns(
+def test_the_resident_memory_stays_bounded_over_many_turns(
     sessiond: Callable[..., Sessiond], model: Model, figures: Callable[[str], None]
 ) -> None:
     """Every fourth turn reads a file of 40 kB, so that the conversation grows as in real use."""

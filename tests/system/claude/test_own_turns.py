@@ -1,4 +1,4 @@
-"""Turns that claude starts by itself: their results reach no caller. The real claude runs without its protection."""
+"""Results of turns that claude starts by itself reach no caller. The real claude runs without its protection."""
 
 import json
 import time
@@ -22,7 +22,9 @@ def foreign(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [e for e in entries if e["event"] == "foreign"]
 
 
-def test_a_background_task_that_ends_while_idle(sessiond: Callable[..., Sessiond], model: Model) -> None:
+def test_the_result_of_a_background_task_that_ends_while_idle_reaches_no_caller(
+    sessiond: Callable[..., Sessiond], model: Model
+) -> None:
     service = sessiond(claude_env(model, SESSIOND_BACKGROUND_TASKS="1"))
     client = service.client()
     with client.lease(SESSION, kind="worker") as lease:
@@ -36,7 +38,7 @@ def test_a_background_task_that_ends_while_idle(sessiond: Callable[..., Sessiond
     assert verify(entries).violations == []
 
 
-def test_a_background_task_that_ends_as_the_next_prompt_is_sent(
+def test_a_background_task_that_ends_as_the_next_prompt_is_sent_does_not_mix_results(
     sessiond: Callable[..., Sessiond], model: Model
 ) -> None:
     service = sessiond(claude_env(model, SESSIOND_BACKGROUND_TASKS="1"))
@@ -45,7 +47,7 @@ def test_a_background_task_that_ends_as_the_next_prompt_is_sent(
         with client.lease(SESSION, kind="worker") as lease:
             begun = time.monotonic()
             assert lease.turn(background(0.5)).result().text == "begun"
-            time.sleep(max(0.0, 0.5 + number * 0.03 - (time.monotonic() - begun)))  # race the task's end
+            time.sleep(max(0.0, 0.5 + number * 0.03 - (time.monotonic() - begun)))  # near the end of the task
             assert lease.turn(f"#say mine {number}").result().text == f"mine {number}"
         with client.lease(SESSION) as lease:
             assert lease.turn(f"#say next {number}").result().text == f"next {number}"
@@ -69,7 +71,7 @@ def test_tasks_are_stopped_before_the_next_grant(sessiond: Callable[..., Session
 
 
 @pytest.mark.parametrize("fault", ["foreign-idle=30", "foreign-first"])
-def test_with_the_scripted_agent(sessiond: Callable[..., Sessiond], fault: str) -> None:
+def test_own_turns_of_the_scripted_agent_reach_no_caller(sessiond: Callable[..., Sessiond], fault: str) -> None:
     client = sessiond(scripted_env(fault)).client()
     for number in range(5):
         with client.lease(SESSION) as lease:

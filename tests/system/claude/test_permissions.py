@@ -1,4 +1,4 @@
-"""Permissions on the real binary, shown by their effect: Write, Bash and WebFetch of a handler and of the worker."""
+"""Permissions on the real binary, tested by the effects of Write, Bash and WebFetch for a handler and the worker."""
 
 import json
 import os
@@ -88,7 +88,7 @@ class Checkout:
         elif tool == "Bash":
             self.use(lease, tool, {"command": f"echo ran > {place}"})
         elif tool == "cat":
-            # claude runs a command that only reads without asking: only the rules can stop it.
+            # claude runs a read-only command without asking, so only the rules can stop it.
             (self.work / "plum.txt").write_text("damson\n")
             return "damson" in self.use(lease, "Bash", {"command": "cat plum.txt"})
         elif tool == "Edit":
@@ -113,7 +113,7 @@ class Checkout:
         return place.exists()
 
 
-def test_permissions_follow_the_lease_whatever_happens_between_turns(
+def test_permissions_follow_the_lease_in_spite_of_events_between_turns(
     sessiond: Callable[..., Sessiond],
     model: Model,
     tmp_path: Path,

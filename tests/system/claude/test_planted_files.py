@@ -1,4 +1,4 @@
-"""Files that the worker's Bash writes into the agent's own directories change nothing for later holders or processes.
+"""Files that the worker's Bash writes into the agent's own directories do not affect later holders or processes.
 
 The last step shows the effect of the same files without the protection.
 """

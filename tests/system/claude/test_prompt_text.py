@@ -42,7 +42,7 @@ def test_clear_in_a_comment_does_not_clear_the_conversation(sessiond: Callable[.
     assert "persimmon" not in last_request(model)
 
 
-def test_an_at_path_sends_no_file(sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path) -> None:
+def test_a_path_after_an_at_sign_sends_no_file(sessiond: Callable[..., Sessiond], model: Model, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("the launch code is tangerine\n")
     service = sessiond(claude_env(model))
@@ -62,8 +62,8 @@ def test_a_raw_commands_changes_do_not_reach_the_next_turn(sessiond: Callable[..
 
 
 @pytest.mark.parametrize("depth", [300, 1100])
-def test_a_tools_input_may_be_nested_to_any_depth(sessiond: Callable[..., Sessiond], depth: int) -> None:
-    model = Model()  # its own: the other tests could not read a log with this content
+def test_the_input_of_a_tool_may_be_nested_to_any_depth(sessiond: Callable[..., Sessiond], depth: int) -> None:
+    model = Model()  # a separate stand-in, because the other tests cannot read a log with this content
     service = sessiond(claude_env(model))
     (service.state / "work" / SESSION).mkdir(parents=True)
     given = '{"file_path": "none", "deep": ' + '{"a":' * depth + "1" + "}" * depth + "}"
@@ -75,20 +75,20 @@ def test_a_tools_input_may_be_nested_to_any_depth(sessiond: Callable[..., Sessio
     assert [e.lost for e in before if isinstance(e, Gap)], "a line that cannot be sent is reported as missing"
 
 
-def test_other_commands_are_text_as_well(sessiond: Callable[..., Sessiond], model: Model) -> None:
+def test_other_commands_are_also_text(sessiond: Callable[..., Sessiond], model: Model) -> None:
     service = sessiond(claude_env(model))
     first = len(model.log())
     for command in ("/model claude-other", "/compact", "/init", "/exit"):
         assert ask(service, f"{command}\n#say still here").text == "still here"
         request = [e for e in model.log(first) if e["tools"]][-1]
         assert (request["prompt"], request["model"]) == (f"{command}\n#say still here", "claude-sonnet-4-5")
-    assert len(model.log(first)) == 4, "nobody else asked the model"
+    assert len(model.log(first)) == 4, "only the test must have called the model"
 
 
 def planted(place: Path) -> tuple[Path, Path]:
     """Return (working directory, marker) of a checkout that would run commands and allow itself every tool.
 
-    Its commands write the marker. Its words are kumquat (the guide), tangerine (the guide's import), quince (the rest).
+    Its commands write the marker. Its words are kumquat (the guide), tangerine (its import) and quince (the rest).
     """
     work, marker = place / "octo" / "hello", place / "marker"
     for folder in ("agents", "commands", "skills/planted"):

@@ -30,7 +30,7 @@ ATTEMPTS = (
     "kill -9 1 2>/dev/null && echo LEAK kill; touch /var/lib/sessiond/x 2>/dev/null && echo LEAK state; "
     "grep -E 'Cap(Eff|Prm|Amb)|NoNewPrivs' /proc/self/status; echo all attempts done"
 )
-"""Shell commands that the agent's tool runs. Each one that succeeds although it must not prints LEAK."""
+"""Shell commands that the agent's tool runs. A forbidden command that succeeds prints LEAK."""
 
 
 def check_isolation(stack: Stack) -> None:
@@ -45,7 +45,7 @@ def check_isolation(stack: Stack) -> None:
 
 
 def check_published_ports(stack: Stack) -> None:
-    """Only the proxy and Grafana publish a port, on loopback."""
+    """Check that only the proxy and Grafana publish a port, and only on loopback."""
     services = json.loads(stack.compose("-f", "docker-compose.yml", "config", "--format", "json"))["services"]
     ports = {name: [port["host_ip"] for port in one["ports"]] for name, one in services.items() if one.get("ports")}
     assert ports == {"proxy": ["127.0.0.1"], "grafana": ["127.0.0.1"]}, ports

@@ -17,7 +17,7 @@ try:
 except HTTPError as error:
     print(error.code)
 """
-"""Prints the HTTP status that sessiond answers to a key."""
+"""A command that prints the HTTP status that sessiond returns for a key."""
 REDIS_LOGIN = """
 import sys, redis
 try:
@@ -54,7 +54,7 @@ def check_answered(stack: Stack, prefix: str, what: str) -> None:
 
 
 def install_checkout(stack: Stack) -> None:
-    """The agent can read and change the checkout that the operator installs."""
+    """Check that the agent can read and change the checkout that the operator installs."""
     (stack.place / "checkout").mkdir()
     (stack.place / "checkout" / "CLAUDE.md").write_text("Answer in one sentence.\n")
     block = command_blocks(stack, "2. Give the agent a checkout", CONNECT_PAGE)[-1]

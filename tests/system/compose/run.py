@@ -43,7 +43,7 @@ def first_start(stack: Stack) -> None:
 
 
 def preemption(stack: Stack) -> None:
-    """A flurry preempts the worker's turn; afterwards the worker continues and ends its task."""
+    """Preempt the worker's turn with a flurry. Afterwards the worker continues and ends its task."""
     stack.up(3)
     say("three webhooks, three handlers")
     stack.assign(f"Count to four thousand.\n{TASK}")

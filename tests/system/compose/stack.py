@@ -96,7 +96,7 @@ class Stack:
         return self.compose("run", "--rm", "-T", "sessionctl", *words)
 
     def kill_one(self, service: str) -> None:
-        """Kill one replica by pid, as a crash. After `docker kill` the engine would not restart it."""
+        """Kill one replica by pid, like a crash. After `docker kill` the engine would not restart it."""
         name = self.compose("ps", "-q", service).split()[0]
         os.kill(int(self.run("docker", "inspect", "-f", "{{.State.Pid}}", name)), 9)
         say(f"kill -9 of one {service}")
@@ -111,7 +111,7 @@ class Stack:
             return json.load(answer)
 
     def begin(self) -> None:
-        """Read the webhook's secret and set up GitHub's stand-in. Needed again after the stand-in is recreated."""
+        """Read the webhook's secret and set up GitHub's stand-in. Call this again after the stand-in is recreated."""
         self.secret = self.compose("exec", "-T", "webhook", "cat", "/keys/webhook/webhook-secret").strip()
         self.ask("github", "/_admin/token",
                  {"token": "compose-test-token", "id": 4711, "login": "helper[bot]", "type": "Bot"})  # fmt: skip

@@ -106,7 +106,7 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
         one.close()
 
 
-def test_without_a_key_it_prints_a_warning_and_ctrl_c_leaves_no_process(
+def test_up_without_a_key_prints_a_warning_and_ctrl_c_leaves_no_process(
     up: Callable[..., Up], figures: Callable[[str], None]
 ) -> None:
     begun = time.monotonic()
@@ -188,7 +188,7 @@ def test_sigusr1_prints_the_stack(up: Callable[..., Up]) -> None:
 
 
 @pytest.mark.parametrize("env", [{"WEBHOOK_PORT": "many"}, {"UP_HANDLERS": "0"}, {"TRIGGER": "perhaps"}])
-def test_bad_settings_are_one_line_and_exit_2(up: Callable[..., Up], env: dict[str, str]) -> None:
+def test_bad_settings_give_one_line_and_exit_2(up: Callable[..., Up], env: dict[str, str]) -> None:
     running = up(**env)
     assert running.process.wait(30) == 2
     assert next(iter(env)) in running.log.read_text()

@@ -1,4 +1,4 @@
-"""Times as text: one format for every record, and differences that are never negative."""
+"""Times as text: one format for all records, and differences that are never negative."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -28,6 +28,6 @@ def test_differences_are_never_negative() -> None:
     assert 59.9 < clock.seconds_since(clock.now_text(ahead=-60)) < 120
 
 
-def test_what_is_no_time_is_refused() -> None:
+def test_a_text_that_is_not_a_time_is_refused() -> None:
     with pytest.raises(ValueError, match="yesterday"):
         clock.parse_time("yesterday")

@@ -1,4 +1,4 @@
-"""Readers of variables: what each accepts and refuses, all errors in one line, and no value in it."""
+"""Readers of environment variables: accepted and refused values, and one error line that shows no value."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_variable_that_is_not_set_or_empty_gives_the_default(reader: str, envi
         ("path", " a/b", Path(" a/b")), ("optional_path", "/a", Path("/a")),
     ],
 )  # fmt: skip
-def test_good_values(reader: str, text: str, value: object) -> None:
+def test_each_variable_accepts_its_good_values(reader: str, text: str, value: object) -> None:
     found = load(READERS[reader], {"X": text})
     assert found == value
     assert type(found) is type(value)
@@ -78,7 +78,7 @@ def test_bad_values_name_the_variable_and_the_reason(reader: str, text: str, rea
     assert str(error.value) == f"X: {reason}"
 
 
-def test_a_bad_word_is_named_by_its_place() -> None:
+def test_an_error_names_the_position_of_the_bad_word() -> None:
     def small(word: str) -> int:
         if int(word) > 9:
             raise ValueError("must be one digit")
@@ -113,7 +113,7 @@ def test_all_bad_variables_are_in_one_line_in_the_order_of_reading() -> None:
         ({"KEY_FILE": "/not/there"}, "KEY_FILE: cannot read the file: No such file or directory"),
     ],
 )
-def test_a_refusal_is_left_out_where_its_variable_has_an_error_already(environ: dict[str, str], line: str) -> None:
+def test_a_variable_with_an_error_gets_no_second_error(environ: dict[str, str], line: str) -> None:
     def read(env: Env) -> None:
         if not env.secret("KEY", "what"):
             env.refuse(("KEY",), "must be set")
@@ -123,7 +123,7 @@ def test_a_refusal_is_left_out_where_its_variable_has_an_error_already(environ: 
     assert str(error.value) == line
 
 
-def test_errors_of_one_environment_are_not_seen_by_the_next() -> None:
+def test_errors_of_one_environment_do_not_appear_in_the_next() -> None:
     with pytest.raises(SettingsError):
         load(READERS["port"], {"X": "no"})
     assert load(READERS["port"], {"X": "5"}) == 5
@@ -147,7 +147,7 @@ def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> 
         ({"KEY_FILE": "{empty}"}, ""),
     ],
 )
-def test_a_secret_is_in_the_variable_or_in_the_first_line_of_a_file(
+def test_a_secret_comes_from_the_variable_or_from_the_first_line_of_a_file(
     environ: dict[str, str], value: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("  first \nsecond\n")
@@ -165,7 +165,9 @@ def test_a_secret_is_in_the_variable_or_in_the_first_line_of_a_file(
         ({"REDIS_URL": "", "REDIS_URL_FILE": "{file}"}, "redis://user:word@host:6379/0"),
     ],
 )
-def test_the_redis_url(environ: dict[str, str], value: str, tmp_path: Path) -> None:
+def test_the_redis_url_comes_from_the_variable_or_from_a_file(
+    environ: dict[str, str], value: str, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("redis://user:word@host:6379/0\n")
     given = {name: text.format(file=tmp_path / "file") for name, text in environ.items()}
     assert load(Env.redis_url, given) == value
@@ -185,7 +187,7 @@ def test_the_redis_url(environ: dict[str, str], value: str, tmp_path: Path) -> N
         ({"REDIS_URL_FILE": "{binary}"}, "REDIS_URL_FILE: the file is not text in UTF-8"),
     ],
 )
-def test_bad_redis_urls(environ: dict[str, str], line: str, tmp_path: Path) -> None:
+def test_a_bad_redis_url_is_refused_with_its_reason(environ: dict[str, str], line: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     given = {n: text.format(file=tmp_path / "file", binary=tmp_path / "binary") for n, text in environ.items()}
@@ -195,14 +197,14 @@ def test_bad_redis_urls(environ: dict[str, str], line: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("misplaced", ["-----BEGIN KEY-----\nhunter2\n", "hunter2" * 100, "hunter2"])
-def test_a_secret_in_place_of_its_files_name_is_not_shown(misplaced: str) -> None:
+def test_an_error_shows_no_secret_that_is_set_instead_of_a_file_name(misplaced: str) -> None:
     with pytest.raises(SettingsError) as error:
         load(lambda env: env.secret("KEY", "what"), {"KEY_FILE": misplaced})
     assert "hunter2" not in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_what_is_read_can_be_listed() -> None:
+def test_the_settings_that_a_reader_reads_can_be_listed() -> None:
     def read(env: Env) -> None:
         env.port("PORT", 80, "the port")
         env.seconds("LIFE", 86_400.0, "the life")

@@ -1,4 +1,4 @@
-"""A command whose extra is not installed names the extra; a broken module of the project's own shows its error."""
+"""A command names the extra that is not installed. A broken module of the project shows its own error."""
 
 import sys
 from pathlib import Path
@@ -20,6 +20,6 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
     assert str(caught.value) == "needs the extra \"services\": pip install 'sessiond[services]'"
 
 
-def test_a_missing_module_of_the_project_is_no_missing_extra() -> None:
+def test_a_missing_module_of_the_project_is_not_reported_as_a_missing_extra() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"sessiond_common\.absent"):
         import_with_extra("sessiond_common.absent", "server")

@@ -1,4 +1,4 @@
-"""Fault points: a process waits exactly while the test holds it, and says that it is there."""
+"""Fault points: a process waits there while a test holds the point, and records that it has reached it."""
 
 import os
 import threading
@@ -11,12 +11,12 @@ from support.servers import eventually
 
 
 def reached(directory: Path, point: str) -> bool:
-    """Whether a thread of this process has reached the point. The file is not empty once its text is there."""
+    """Whether a thread of this process has reached the point. Its file is empty until the text is written."""
     path = directory / f"{point}.reached"
     return path.exists() and path.read_text() == str(os.getpid())
 
 
-def test_a_held_point_waits_until_it_is_let_go(tmp_path: Path) -> None:
+def test_a_held_point_waits_until_it_is_released(tmp_path: Path) -> None:
     (tmp_path / "octo").mkdir()
     held = tmp_path / "octo/decided.hold"
     held.touch()
@@ -29,7 +29,7 @@ def test_a_held_point_waits_until_it_is_let_go(tmp_path: Path) -> None:
     assert not thread.is_alive()
 
 
-def test_a_point_that_nobody_holds_leaves_no_trace(tmp_path: Path) -> None:
+def test_a_point_that_is_not_held_creates_no_file(tmp_path: Path) -> None:
     hold_in(tmp_path, "free")
     hold_in(None, "free")
     assert list(tmp_path.iterdir()) == []

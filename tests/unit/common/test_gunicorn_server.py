@@ -1,4 +1,4 @@
-"""The shared gunicorn server: its options, its logger, and what it does on SIGTERM."""
+"""The shared gunicorn server: its options, its logger, and its reaction to SIGTERM."""
 
 import logging
 import signal
@@ -14,7 +14,7 @@ from sessiond_common.gunicorn_worker import Worker
 
 @pytest.fixture
 def sigterm() -> Iterator[list[str]]:
-    """What happened, in order. SIGTERM is blocked at first; its handler and the mask are restored afterwards."""
+    """Return the list of recorded calls. Block SIGTERM, and restore its handler and the mask afterwards."""
     before, happened = signal.getsignal(signal.SIGTERM), list[str]()
     signal.signal(signal.SIGTERM, lambda number, frame: happened.append("gunicorn"))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -23,7 +23,7 @@ def sigterm() -> Iterator[list[str]]:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_options_are_the_shared_ones_and_the_services_own() -> None:
+def test_the_options_are_the_shared_ones_plus_those_of_the_service() -> None:
     server = Server(lambda: "application", "json", {"workers": 3, "keepalive": 7, "proc_name": "example"})
     cfg = server.cfg
     assert (cfg.workers, cfg.keepalive, cfg.timeout, cfg.proc_name) == (3, 7, 60, "example")
@@ -48,13 +48,15 @@ def test_the_logger_passes_warnings_on_and_opens_no_file() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_sigterm_first_stops_then_leaves_even_if_stopping_fails(sigterm: list[str], fails: bool) -> None:
+def test_sigterm_stops_the_service_and_then_exits_even_if_stopping_fails(sigterm: list[str], fails: bool) -> None:
     def stop() -> None:
         sigterm.append("stop")
         if fails:
             raise RuntimeError("Redis is away")
 
-    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # to this thread: others do not block it
+    signal.pthread_kill(
+        threading.get_ident(), signal.SIGTERM
+    )  # to this thread, because other threads do not block the signal
     assert sigterm == [], "a blocked SIGTERM stays pending"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gevent.get_hub(), "print_exception", lambda *_: None)

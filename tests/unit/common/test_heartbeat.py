@@ -1,4 +1,4 @@
-"""A heartbeat: it beats until it is stopped or its lease is lost, and an outage of Redis does not end it."""
+"""A heartbeat runs until it is stopped or its lease is lost. An outage of Redis does not end it."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ LONG = 60.0
 
 
 def beats(*results: bool | Exception) -> tuple[Callable[[], bool], threading.Event]:
-    """A `beat` that returns or raises these, one after the other, and an event set by the last one."""
+    """Return a `beat` that gives these results in order, and an event that the last one sets."""
     left, over = iter(results), threading.Event()
     counted = iter(range(1, len(results) + 1))
 
@@ -55,7 +55,7 @@ def test_an_outage_is_reported_and_the_next_beat_comes_after_the_retry_time() ->
     away = redis.ConnectionError("away")
     beat, over = beats(away, away, True)
     errors: list[redis.RedisError] = []
-    # Only the retry time lets the second and the third beat come: the interval would take a minute.
+    # Only the retry time can cause the second and the third beat. The interval is a minute.
     first = threading.Event()
     heartbeat = Heartbeat("away", 0.001, beat, lambda error: (errors.append(error), first.set())[0], retry=0.001)
     with heartbeat.running():
@@ -63,7 +63,7 @@ def test_an_outage_is_reported_and_the_next_beat_comes_after_the_retry_time() ->
     assert errors == [away, away]
 
 
-def test_it_can_be_stopped_by_its_own_beat_and_without_having_been_started() -> None:
+def test_it_can_be_stopped_from_its_own_beat_or_before_its_start() -> None:
     over = threading.Event()
 
     def beat() -> bool:

@@ -1,4 +1,4 @@
-"""Private files: whole or not at all, for their owner only, and nothing left beside them."""
+"""Private files: written completely or not at all, readable by their owner only, without left-over files."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ def mode(path: Path) -> int:
 
 
 @both
-def test_a_file_is_for_its_owner_only_and_replaced_whole(tmp_path: Path, write: Write) -> None:
+def test_a_file_is_readable_by_its_owner_only_and_replaced_atomically(tmp_path: Path, write: Write) -> None:
     path = tmp_path / "secret"
     path.write_text("a longer text that was there before")
     path.chmod(0o644)
@@ -45,14 +45,12 @@ def test_a_write_that_fails_changes_nothing(tmp_path: Path, write: Write, monkey
 
 
 @both
-def test_a_directory_that_is_not_there_is_not_made(tmp_path: Path, write: Write) -> None:
+def test_a_missing_directory_is_not_created(tmp_path: Path, write: Write) -> None:
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "none" / "secret", "text")
 
 
-def test_a_durable_file_is_on_disk_before_it_has_its_name_and_then_its_name_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_durable_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret"
     synced: list[tuple[Path, str | None]] = []
     fsync = os.fsync

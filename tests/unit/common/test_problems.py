@@ -1,4 +1,4 @@
-"""Problem details: body, headers, and types that do not exist."""
+"""Problem details: body, headers, and unknown types."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -16,7 +16,7 @@ class Example(BaseProblem):
     }  # fmt: skip
 
 
-def test_a_body_has_the_fixed_members_then_the_extra_ones_that_are_not_none() -> None:
+def test_a_body_has_the_fixed_members_and_then_the_extra_ones_that_are_set() -> None:
     body = Example("missing", "No such ticket", reason="ended", owner_url=None).body()
     assert list(body.items()) == [
         ("type", "missing"), ("title", "Not found"), ("status", 404), ("detail", "No such ticket"), ("reason", "ended"),
@@ -36,7 +36,7 @@ def test_retry_after_is_in_whole_seconds_and_at_least_one(problem: Example, head
     assert problem.headers() == headers
 
 
-def test_a_type_that_does_not_exist_is_a_mistake_in_the_code() -> None:
+def test_an_unknown_type_raises_an_error() -> None:
     with pytest.raises(ValueError, match="no problem type 'other'"):
         Example("other", "x")
     with pytest.raises(ValueError, match="no problem type"):
@@ -46,5 +46,5 @@ def test_a_type_that_does_not_exist_is_a_mistake_in_the_code() -> None:
 
 
 @pytest.mark.parametrize("kinds", [KINDS, ingress.KINDS])
-def test_every_503_says_when_to_try_again_and_nothing_else_does(kinds: Mapping[str, ProblemKind]) -> None:
+def test_every_503_and_no_other_problem_has_a_retry_time(kinds: Mapping[str, ProblemKind]) -> None:
     assert {n for n, k in kinds.items() if k.status == 503} == {n for n, k in kinds.items() if k.retry_after}

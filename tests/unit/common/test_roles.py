@@ -1,4 +1,4 @@
-"""Roles: the same for the keys that are created and the keys that are checked."""
+"""Roles: the created keys and the checked keys use the same names."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from sessiond_ops.compose_init import Owners, make
 from sessiond_ops.credentials import make_keys
 
 
-def test_the_names_are_those_of_keys_files() -> None:
+def test_the_role_names_are_those_of_keys_files() -> None:
     assert [str(role) for role in Role] == ["handler", "worker", "admin", "viewer"]
 
 
-def test_credentials_create_one_key_a_role_that_sessiond_accepts(tmp_path: Path) -> None:
+def test_credentials_creates_one_key_for_each_role_and_sessiond_accepts_it(tmp_path: Path) -> None:
     make_keys(tmp_path / "keys", tmp_path / "plain")
     known = keys.read(tmp_path / "keys")
     for role in Role:
@@ -21,7 +21,7 @@ def test_credentials_create_one_key_a_role_that_sessiond_accepts(tmp_path: Path)
     assert len((tmp_path / "keys").read_text().splitlines()) == len(Role)
 
 
-def test_compose_creates_one_key_a_role_that_sessiond_accepts(tmp_path: Path) -> None:
+def test_compose_creates_one_key_for_each_role_and_sessiond_accepts_it(tmp_path: Path) -> None:
     me = tmp_path.stat().st_uid
     make(tmp_path, Owners(me, me, me))
     known = keys.read(tmp_path / "sessiond/keys")

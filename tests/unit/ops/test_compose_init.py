@@ -1,4 +1,4 @@
-"""The secrets of the containers: made once, each service has its own, and existing files stay."""
+"""The secrets of the containers: created once, separate for each service, and never overwritten."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from sessiond_ops.compose_init import Owners, make
 
 
-def test_made_once_and_for_their_owners_only(tmp_path: Path) -> None:
+def test_secrets_are_created_once_and_readable_by_their_owners_only(tmp_path: Path) -> None:
     me = Owners(os.getuid(), os.getuid(), os.getuid())
     assert make(tmp_path, me)
     first = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
@@ -21,7 +21,7 @@ def test_made_once_and_for_their_owners_only(tmp_path: Path) -> None:
     assert "user default off resetpass ~* &* +@all" in rules
 
 
-def test_a_secret_that_is_missing_is_made_again_alone(tmp_path: Path) -> None:
+def test_only_a_missing_secret_is_created_again(tmp_path: Path) -> None:
     me = Owners(os.getuid(), os.getuid(), os.getuid())
     make(tmp_path, me)
     keys = (tmp_path / "sessiond/keys").read_text()

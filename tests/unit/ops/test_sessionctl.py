@@ -13,7 +13,7 @@ SERVICES = [command.name for command in sessionctl.SERVICE_COMMANDS]
 
 @pytest.fixture
 def without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No module that needs an extra can be imported."""
+    """Make every module that needs an extra impossible to import."""
 
     def missing(module: str, extra: str) -> None:
         raise ExtraMissing(extra)
@@ -49,7 +49,7 @@ def test_the_daemon_names_its_extra(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", sessionctl.SERVICE_COMMANDS, ids=SERVICES)
-def test_the_help_of_a_service_command_is_its_modules(
+def test_the_help_of_a_service_command_equals_that_of_its_module(
     command: sessionctl.ServiceCommand, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The list of commands is printed without importing the module, so it has its own copy of the sentence."""

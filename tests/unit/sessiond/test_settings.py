@@ -1,4 +1,4 @@
-"""sessiond's settings: every variable, a good value, bad values, and all errors in one line."""
+"""sessiond's settings: valid and invalid values of every variable, and all errors in one line."""
 
 import os
 import re
@@ -61,27 +61,27 @@ BAD = {
 }
 FREE = {"SESSIOND_STATE_DIR", "SESSIOND_HOST", "SESSIOND_KEYS_FILE", "SESSIOND_INSTANCE", "SESSIOND_MODEL",
         "SESSIOND_CHECKOUTS", "SESSIOND_HOOKS_DIR"}  # fmt: skip
-"""Variables that take any text."""
+"""Variables that accept any text."""
 
 
 @pytest.mark.parametrize(("name", "text", "path", "value"), GOOD)
-def test_good_values(name: str, text: str, path: str, value: object) -> None:
+def test_each_variable_accepts_its_good_values(name: str, text: str, path: str, value: object) -> None:
     assert value_at(from_env({name: text}), path) == value
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_values(name: str) -> None:
+def test_each_bad_value_is_refused_with_its_reason(name: str) -> None:
     text, reason = BAD[name]
     assert error_line(from_env, {name: text}) == f"{name}: {reason}"
 
 
-def test_every_variable_has_its_rows() -> None:
+def test_every_variable_has_rows_in_both_tables() -> None:
     names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | {"REDIS_URL_FILE", "SESSIOND_AGENT_UID", "SESSIOND_AGENT_GID"}
     assert names == {*BAD} | FREE | {"REDIS_URL_FILE", "SESSIOND_AGENT_UID", "SESSIOND_AGENT_GID"}
 
 
-def test_all_errors_are_in_one_line() -> None:
+def test_one_line_names_all_errors() -> None:
     assert_all_named(from_env, {}, BAD)
     line = error_line(from_env, {"SESSIOND_PORT": "0", "SESSIOND_LEASE_TTL": "0"})
     assert line == f"SESSIOND_PORT: {PORT}; SESSIOND_LEASE_TTL: {SECONDS}"
@@ -95,18 +95,18 @@ def test_no_error_shows_a_value() -> None:
 @pytest.mark.parametrize(
     ("uid", "gid"), [("5", ""), ("", "6"), ("0", "0"), ("root", "root"), ("-1", "6"), ("5", str(2**32 - 1))]
 )
-def test_the_agents_user_is_whole_and_never_root(uid: str, gid: str) -> None:
+def test_the_user_of_the_agent_is_complete_and_never_root(uid: str, gid: str) -> None:
     line = error_line(from_env, {"SESSIOND_AGENT_UID": uid, "SESSIOND_AGENT_GID": gid, "SESSIOND_PORT": "x"})
     both = "SESSIOND_AGENT_UID, SESSIOND_AGENT_GID: must both be numbers above 0, or both be empty"
     assert line == f"SESSIOND_PORT: {PORT}; {both}"
 
 
-def test_the_agents_user() -> None:
+def test_the_user_of_the_agent_comes_from_its_variables() -> None:
     assert from_env({"SESSIOND_AGENT_UID": "5", "SESSIOND_AGENT_GID": "6"}).agent_user == User(5, 6)
     assert from_env({}).agent_user is None
 
 
-def test_without_variables_the_defaults_hold() -> None:
+def test_without_variables_the_defaults_apply() -> None:
     found = from_env({})
     assert re.fullmatch(rf"{re.escape(found.host_name)}-{os.getpid()}-[0-9a-f]{{6}}", found.instance)
     assert replace(found, instance="", host_name="") == Settings()
@@ -117,6 +117,6 @@ def test_every_time_has_its_variable() -> None:
     assert list(TIMES) == [one.name for one in fields(Times) if one.name != "long_wait"] + ["long_wait"]
 
 
-def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_settings_give_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"sessiond: SESSIOND_PORT: {PORT}; SESSIOND_LEASE_TTL: {SECONDS}"
     assert_exit_2(lambda: main(["--check"]), line, {"SESSIOND_PORT": "0", "SESSIOND_LEASE_TTL": "0"}, monkeypatch)

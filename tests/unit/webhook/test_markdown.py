@@ -1,4 +1,4 @@
-"""The shared parser: positions of code spans and links, tables, and its limit of nesting."""
+"""The shared parser: positions of code spans and links, tables, and the nesting limit."""
 
 import pytest
 
@@ -18,13 +18,13 @@ from sessiond_webhook import markdown
         ("plain \\`text\\`", []),
     ],
 )
-def test_code_spans_autolinks_and_link_targets_have_their_place(text: str, sources: list[str]) -> None:
+def test_code_spans_autolinks_and_link_targets_have_positions(text: str, sources: list[str]) -> None:
     (inline,) = [token for token in markdown.parse(text)[0] if token.type == "inline"]
     ranges = [child.meta[markdown.SOURCE] for child in inline.children or () if markdown.SOURCE in child.meta]
     assert [inline.content[begin:end] for begin, end in ranges] == sources
 
 
-def test_definitions_have_their_lines() -> None:
+def test_link_definitions_have_line_numbers() -> None:
     _, environment = markdown.parse("a\n\n[b]:\n  c\n\n[^d]: e")
     assert {label: found["map"] for label, found in environment["references"].items()} == {"B": [2, 4], "^D": [5, 6]}
 
@@ -39,7 +39,7 @@ def test_blocks_below_the_limit_of_nesting_are_dropped() -> None:
     assert "deep" not in markdown.render("> " * (markdown.MAX_NESTING + 1) + "deep")
 
 
-def test_blocks_only_are_the_same_blocks() -> None:
+def test_parsing_blocks_only_gives_the_same_blocks() -> None:
     text = "# a\n\n- b `c`\n\n```\nd"
     whole, blocks = markdown.parse(text)[0], markdown.parse_blocks(text)
     assert [(token.type, token.map, token.level) for token in whole] == [

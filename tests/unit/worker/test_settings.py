@@ -1,4 +1,4 @@
-"""The worker's settings: every variable, a good value, bad values, and all errors in one line."""
+"""The worker's settings: valid and invalid values of every variable, and all errors in one line."""
 
 from pathlib import Path
 
@@ -64,27 +64,27 @@ NO_KEY = "SESSIOND_KEY: must be set to a key with the role worker (or SESSIOND_K
 
 
 @pytest.mark.parametrize(("name", "text", "path", "value"), GOOD)
-def test_good_values(name: str, text: str, path: str, value: object) -> None:
+def test_each_variable_accepts_its_good_values(name: str, text: str, path: str, value: object) -> None:
     assert value_at(from_env({**KEY, name: text}), path) == value
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_values(name: str) -> None:
+def test_each_bad_value_is_refused_with_its_reason(name: str) -> None:
     text, reason = BAD[name]
     assert error_line(from_env, {**KEY, name: text}) == f"{name}: {reason}"
 
 
-def test_every_variable_has_its_rows() -> None:
+def test_every_variable_has_rows_in_both_tables() -> None:
     names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | FILES
     assert names == {*BAD} | FREE | FILES
 
 
-def test_all_errors_are_in_one_line() -> None:
+def test_one_line_names_all_errors() -> None:
     assert_all_named(from_env, KEY, BAD)
 
 
-def test_a_key_is_needed_and_a_file_will_do(tmp_path: Path) -> None:
+def test_a_key_is_required_and_may_come_from_a_file(tmp_path: Path) -> None:
     assert error_line(from_env, {}) == NO_KEY
     assert error_line(from_env, {"TASK_TURNS": "x"}) == f"TASK_TURNS: {COUNT}; {NO_KEY}"
     assert error_line(from_env, {"SESSIOND_KEY_FILE": "/not/there"}) == f"SESSIOND_KEY_FILE: {NO_FILE}"
@@ -96,11 +96,11 @@ def test_no_error_shows_a_value() -> None:
     assert_no_value_shown(from_env, [one.name for one in list_settings(read)])
 
 
-def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_settings_give_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"worker: METRICS_PORT: {PORT}; {NO_KEY}"
     assert_exit_2(lambda: main([]), line, {"METRICS_PORT": "0"}, monkeypatch)
 
 
-def test_defaults_stay_beside_what_is_set() -> None:
+def test_unset_variables_keep_their_defaults() -> None:
     found = from_env({"SESSIOND_KEY": "k", "TASK_USD": "2.5"})
     assert (found.budget, found.sweep_seconds, found.run_lease_ttl) == (TaskBudget(20, 120.0, 2.5), 30.0, 15.0)

@@ -1,6 +1,6 @@
-"""What the design needs of rq: how jobs are stored, how long they live, what a crash leaves of them.
+"""The behaviour of rq that the design relies on: how it stores jobs, how long they live, and what a crash leaves.
 
-Every test but the first few runs real parents and work-horses.
+All tests except the first few run real parents and work-horses.
 """
 
 import json
@@ -18,24 +18,24 @@ from support.jobs.job_scene import QUEUE, JobScene, Parent
 from support.servers import eventually
 
 
-def test_a_job_is_json_and_what_is_not_json_is_refused(scene: JobScene) -> None:
+def test_a_job_is_json_and_other_arguments_are_refused(scene: JobScene) -> None:
     job_id = scene.enqueue("greet", "ü")
     data = json.loads(zlib.decompress(scene.redis.hget(f"rq:job:{job_id}", "data")))
-    assert data[0] == "chores.greet" and data[2] == [str(scene.record), "ü"]
+    assert data[0] == "sample_jobs.greet" and data[2] == [str(scene.record), "ü"]
     with pytest.raises(TypeError):
         scene.enqueue("greet", object())
 
 
-def test_ids_are_random_because_rq_takes_a_repeated_one_twice(scene: JobScene) -> None:
+def test_ids_are_random_because_rq_runs_a_repeated_id_twice(scene: JobScene) -> None:
     assert scene.enqueue("greet", 1) != scene.enqueue("greet", 1)
     queue = Queue("other", connection=scene.redis, serializer="json")
     for word in ("first", "second"):
-        queue.enqueue_call("chores.greet", args=(word,), job_id="same")
+        queue.enqueue_call("sample_jobs.greet", args=(word,), job_id="same")
     assert queue.get_job_ids() == ["same", "same"]
     assert scene.job("same").args == ["second"]
 
 
-def test_nothing_is_enqueued_before_the_multi_is_executed_nor_by_one_that_fails(scene: JobScene) -> None:
+def test_a_job_is_enqueued_only_when_its_transaction_succeeds(scene: JobScene) -> None:
     pipe = scene.redis.pipeline()
     pipe.watch("record")
     pipe.multi()
@@ -54,7 +54,7 @@ def test_nothing_is_enqueued_before_the_multi_is_executed_nor_by_one_that_fails(
     assert scene.jobs.live(staged) and scene.jobs.waiting(staged)
 
 
-def test_a_finished_job_is_gone(scene: JobScene, parent: Callable[..., Parent]) -> None:
+def test_a_finished_job_is_deleted(scene: JobScene, parent: Callable[..., Parent]) -> None:
     job_id = scene.enqueue("greet", "x")
     assert scene.jobs.live(job_id) and scene.jobs.waiting(job_id)
     parent()
@@ -63,14 +63,16 @@ def test_a_finished_job_is_gone(scene: JobScene, parent: Callable[..., Parent]) 
     assert not scene.jobs.live(job_id) and not scene.jobs.live(None) and not scene.jobs.live("never-made")
 
 
-def test_a_job_has_no_time_limit_where_rq_would_have_one(scene: JobScene, parent: Callable[..., Parent]) -> None:
+def test_a_job_has_no_time_limit_although_rq_sets_one_by_default(
+    scene: JobScene, parent: Callable[..., Parent]
+) -> None:
     job_id = scene.waiting_job()
     assert scene.job(job_id).timeout == -1
-    limited = scene.jobs.queue(QUEUE).enqueue_call("chores.wait", args=(str(scene.record), "never"), timeout=1)
-    assert Queue("plain", connection=scene.redis).enqueue("chores.greet").timeout == 180
+    limited = scene.jobs.queue(QUEUE).enqueue_call("sample_jobs.wait", args=(str(scene.record), "never"), timeout=1)
+    assert Queue("plain", connection=scene.redis).enqueue("sample_jobs.greet").timeout == 180
     parent()
     scene.reported("begin")
-    time.sleep(1.2)  # longer than the other job's limit; no event shows that something does not happen
+    time.sleep(1.2)  # longer than the limit of the other job, because no event shows that nothing happens
     assert scene.job(job_id).get_status() == "started"
     scene.go.touch()
     scene.reported("end")
@@ -86,8 +88,10 @@ def test_a_job_that_raises_is_failed_and_the_next_one_runs(scene: JobScene, pare
     assert job_id in FailedJobRegistry(QUEUE, connection=scene.redis, serializer="json")
 
 
-def test_a_killed_work_horse(scene: JobScene, parent: Callable[..., Parent]) -> None:
-    """Its parent marks the job as failed at once, does not repeat it, and takes the next one."""
+def test_the_job_of_a_killed_work_horse_fails_and_is_not_repeated(
+    scene: JobScene, parent: Callable[..., Parent]
+) -> None:
+    """The parent of a killed work-horse marks its job as failed at once, and takes the next job."""
     job_id = scene.waiting_job()
     one = parent()
     scene.reported("begin")
@@ -100,8 +104,10 @@ def test_a_killed_work_horse(scene: JobScene, parent: Callable[..., Parent]) -> 
     assert len(scene.reported("begin")) == 1
 
 
-def test_a_killed_parent_whose_work_horse_goes_on(scene: JobScene, parent: Callable[..., Parent]) -> None:
-    """Nobody records any more that the job runs, although it does: only a lease of its own can show it."""
+def test_a_work_horse_continues_without_a_heartbeat_when_its_parent_is_killed(
+    scene: JobScene, parent: Callable[..., Parent]
+) -> None:
+    """Nothing in rq shows any more that the job runs. Only the job's own lease can show it."""
     job_id = scene.waiting_job()
     one = parent()
     scene.reported("begin")
@@ -117,8 +123,8 @@ def test_a_killed_parent_whose_work_horse_goes_on(scene: JobScene, parent: Calla
     eventually(lambda: not scene.redis.exists(f"rq:job:{job_id}"), 5, "the orphan itself finishes the job")
 
 
-def test_an_abandoned_job(scene: JobScene, parent: Callable[..., Parent]) -> None:
-    """Parent and work-horse killed: rq keeps `started` until a cleanup a minute later, and never repeats the job."""
+def test_a_job_whose_processes_are_killed_is_never_repeated(scene: JobScene, parent: Callable[..., Parent]) -> None:
+    """Parent and work-horse are killed. rq keeps `started` until a cleanup a minute later, and does not repeat it."""
     job_id = scene.waiting_job()
     one = parent()
     scene.reported("begin")
@@ -136,8 +142,8 @@ def test_an_abandoned_job(scene: JobScene, parent: Callable[..., Parent]) -> Non
     assert not scene.jobs.live(job_id) and scene.redis.llen(f"rq:queue:{QUEUE}") == 0
 
 
-def test_a_job_lost_between_queue_and_start(scene: JobScene) -> None:
-    """A parent killed right after it took the job off the list: `queued`, and in no list that a worker reads."""
+def test_a_job_of_a_parent_that_is_killed_before_the_start_is_lost(scene: JobScene) -> None:
+    """A parent is killed just after it took the job off the list. The job stays `queued`, but no worker reads it."""
     job_id = scene.waiting_job()
     scene.redis.lmove(f"rq:queue:{QUEUE}", f"rq:queue:{QUEUE}:intermediate")
     assert scene.job(job_id).get_status() == "queued"
@@ -169,7 +175,7 @@ def test_a_delayed_job_needs_a_scheduler(scene: JobScene, parent: Callable[..., 
     scene.reported("greet later", 15)
 
 
-def test_a_pipeline_needs_its_multi_first(scene: JobScene) -> None:
+def test_a_pipeline_must_begin_its_transaction_first(scene: JobScene) -> None:
     pipe = scene.redis.pipeline()
     pipe.set("record", "mine")
     with pytest.raises(redis.RedisError, match="without an initial WATCH"):

@@ -1,4 +1,4 @@
-"""The process around rq: warm stops, outages of Redis, and both at once. Real parents and work-horses."""
+"""The process around rq: warm stops, outages of Redis, and both at once. The parents and work-horses are real."""
 
 import signal
 import time
@@ -18,9 +18,11 @@ def test_sigterm_ends_an_idle_parent(scene: JobScene, parent: Callable[..., Pare
     assert one.terminate() == 0
 
 
-@pytest.mark.parametrize(("chore", "word"), [("patient", "told True"), ("blocked", "broken off")])
-def test_a_job_sees_a_warm_stop(scene: JobScene, parent: Callable[..., Parent], chore: str, word: str) -> None:
-    scene.enqueue(chore)
+@pytest.mark.parametrize(("job", "word"), [("stoppable", "stopping True"), ("blocked", "interrupted")])
+def test_a_warm_stop_reaches_the_running_job(
+    scene: JobScene, parent: Callable[..., Parent], job: str, word: str
+) -> None:
+    scene.enqueue(job)
     scene.enqueue("greet", "next")
     one = parent()
     scene.reported("begin")
@@ -31,12 +33,12 @@ def test_a_job_sees_a_warm_stop(scene: JobScene, parent: Callable[..., Parent], 
     assert scene.redis.llen(f"rq:queue:{QUEUE}") == 1, "no further job is begun"
 
 
-def test_a_parent_outlives_redis_being_away_during_a_job(scene: JobScene, parent: Callable[..., Parent]) -> None:
+def test_a_parent_survives_an_outage_of_redis_during_a_job(scene: JobScene, parent: Callable[..., Parent]) -> None:
     scene.waiting_job()
     one = parent()
     scene.reported("begin")
     scene.server.kill9()
-    time.sleep(6)  # longer than the parent's monitoring interval: it has seen the outage
+    time.sleep(6)  # longer than the parent's monitoring interval, so that it notices the outage
     scene.server.start()
     assert one.process.poll() is None and psutil.Process(one.process.pid).children()
     scene.go.touch()
@@ -48,7 +50,7 @@ def test_a_parent_outlives_redis_being_away_during_a_job(scene: JobScene, parent
     assert one.process.wait(20) == 0
 
 
-def test_a_parent_outlives_redis_being_away_while_it_is_idle(scene: JobScene, parent: Callable[..., Parent]) -> None:
+def test_a_parent_survives_an_outage_of_redis_while_it_is_idle(scene: JobScene, parent: Callable[..., Parent]) -> None:
     one = parent()
     scene.enqueue("greet", "before")
     scene.reported("greet before")

@@ -1,4 +1,4 @@
-"""No log line holds a secret or text of people and agents, in either format, from any logger."""
+"""No log line of any logger, in either format, contains a secret or a text of people or agents."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def test_hidden_keys_are_never_rendered(fmt: str) -> None:
         assert (first["session"], first["ticket"], first["fence"]) == ("octo/hello", "t-1", 7)
 
 
-def test_no_line_of_ours_loses_what_it_was_written_for() -> None:
+def test_no_log_call_uses_a_hidden_key() -> None:
     """No call of a logger uses a hidden key."""
     for path in Path(SERVICES).rglob("*.py"):
         for call in path.read_text().split("log.")[1:]:

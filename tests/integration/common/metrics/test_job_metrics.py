@@ -1,4 +1,4 @@
-"""The numbers of forks are scraped once, also after the forks have ended, and no directory is left."""
+"""The metrics of forked processes are counted once, also after the forks have ended, and no directory remains."""
 
 import importlib.metadata
 import os
@@ -49,7 +49,7 @@ def scraped(port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_forks_count_once_and_their_files_become_one(end: signal.Signals) -> None:
+def test_forks_are_counted_once_and_their_files_are_merged(end: signal.Signals) -> None:
     port = free_port()
     process, directory = begin(port)
     try:
@@ -78,12 +78,12 @@ def quietly(port: int) -> list[str] | None:
         return None
 
 
-def test_without_a_port_nothing_is_counted_nor_served() -> None:
+def test_without_a_port_no_metrics_are_counted_or_served() -> None:
     process, directory = begin(None)
     process.kill()
     process.wait()
     assert directory == "None"
 
 
-def test_the_version_is_the_projects() -> None:
+def test_the_version_metric_has_the_projects_version() -> None:
     assert importlib.metadata.version("sessiond") == VERSION

@@ -53,7 +53,7 @@ def pipe(tmp_path: Any) -> Any:
         one.close()
 
 
-def test_a_turn_says_queued_started_init_result_completed_idle(pipe: Any) -> None:
+def test_a_turn_reports_queued_started_init_result_completed_idle(pipe: Any) -> None:
     agent = pipe()
     agent.write(wire.initialize("r1"), wire.user("u1", "hello\n#say there"))
     heard = [*agent.until(wire.Result), *agent.until(wire.StateChanged)]

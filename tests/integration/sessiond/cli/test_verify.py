@@ -1,4 +1,4 @@
-"""`sessionctl verify` as an operator runs it: a session's ledger, a saved ledger, and malformed input."""
+"""`sessionctl verify` as an operator runs it, with the ledger of a session, a saved ledger and malformed input."""
 
 import json
 import os
@@ -50,7 +50,9 @@ def lines(entries: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
 
 
-def test_a_sessions_ledger_and_the_same_one_saved(sessiond: Callable[..., Sessiond], tmp_path: Path) -> None:
+def test_the_ledger_of_a_session_and_its_saved_copy_are_verified_alike(
+    sessiond: Callable[..., Sessiond], tmp_path: Path
+) -> None:
     service = sessiond(scripted_env())
     where = {"SESSIOND_URL": service.url, "SESSIOND_KEY": service.keys["viewer"]}
     assert verify(SESSION, **where).stdout == b"0 entries, 0 handoffs, 0 inversions, 0 misorders, 0 preemptions\n"

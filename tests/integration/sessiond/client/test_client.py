@@ -1,4 +1,4 @@
-"""The client with a real sessiond, and its behaviour when the service does not answer."""
+"""The client with a real sessiond, also while the service does not answer."""
 
 import contextvars
 import signal
@@ -38,7 +38,7 @@ def test_the_client_imports_no_server_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_nested_use_is_the_same_lease_and_only_the_outermost_exit_releases(sessiond: Start) -> None:
+def test_nested_blocks_share_a_lease_and_only_the_outermost_exit_releases_it(sessiond: Start) -> None:
     client = sessiond(scripted_env()).client()
     with client.lease(SESSION) as outer:
         with client.lease("Octo/Hello") as inner:
@@ -50,7 +50,7 @@ def test_nested_use_is_the_same_lease_and_only_the_outermost_exit_releases(sessi
     assert client.view(SESSION)["holder"] is None
 
 
-def test_an_exception_in_the_block_releases_too(sessiond: Start) -> None:
+def test_an_exception_in_the_block_releases_the_lease(sessiond: Start) -> None:
     client = sessiond(scripted_env()).client()
     with pytest.raises(ZeroDivisionError), client.lease(SESSION):
         raise ZeroDivisionError
@@ -111,14 +111,14 @@ with connect({service.url!r}, {service.keys["admin"]!r}).lease({SESSION!r}) as l
 
 
 def test_a_lease_that_the_service_does_not_know_is_lost(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
-    """Redis and sessiond lose the grant. The service cannot give a reason, but the holder must learn of the loss."""
+    """Redis and sessiond lose the grant. The holder must learn of the loss, although the service knows no reason."""
     service = sessiond(scripted_env())
     with service.client().lease("octo/other"):
         redis_server.copy(tmp_path / "older")
     with service.client().lease(SESSION, lease_ttl=1.5) as lease:
         service.kill9()
         redis_server.kill9()
-        redis_server.put_back(tmp_path / "older")
+        redis_server.restore_data(tmp_path / "older")
         redis_server.start()
         service.start()
         assert lease.lost.wait(30)
@@ -178,14 +178,14 @@ def test_bad_names_and_an_unreachable_server_raise() -> None:
     assert (away.value.type, away.value.sent) == ("unreachable", False)
 
 
-def test_a_wrong_key_is_a_problem(sessiond: Start) -> None:
+def test_a_wrong_key_raises_a_problem(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     with pytest.raises(ProblemError) as refused:
         connect(service.url, "wrong").view(SESSION)
     assert (refused.value.type, refused.value.status) == ("unauthorized", 401)
 
 
-def test_a_block_that_ends_in_another_context_releases_too(sessiond: Start) -> None:
+def test_a_block_that_ends_in_another_context_releases_the_lease(sessiond: Start) -> None:
     """A thread pool or a streaming response closes a generator that holds a lease."""
     client = sessiond(scripted_env()).client()
 

@@ -1,4 +1,4 @@
-"""A caller that disconnects before its request is read gets no lease, and takes no keyless ticket."""
+"""A caller that disconnects before its request is read gets no lease and no ticket without a key."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ SESSION = "octo/hello"
 
 
 def post(service: Sessiond, path: str, given: dict[str, Any]) -> socket.socket:
-    """A connection on which this body was posted."""
+    """Post this body and return the connection."""
     body = json.dumps(given).encode()
     head = (
         f"POST /v1/sessions/{SESSION}{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -26,7 +26,7 @@ def post(service: Sessiond, path: str, given: dict[str, Any]) -> socket.socket:
 
 
 def post_wait(service: Sessiond, ticket: str, holder: str) -> socket.socket:
-    """A connection on which this wait was posted."""
+    """Post this wait and return the connection."""
     return post(service, f"/tickets/{ticket}/wait", {"holder": holder, "wait": 60})
 
 
@@ -47,7 +47,7 @@ def test_a_caller_that_leaves_while_the_service_is_paused_gets_no_lease(sessiond
     post_wait(service, first, "gone").close()
     with post_wait(service, second, "stays") as stays:
         time.sleep(0.5)
-        service.go_on()
+        service.resume()
         assert b'"granted"' in answer(stays)
     granted = [e["holder"] for e in client.ledger(SESSION) if e["event"] == "granted"]
     assert granted[:1] == ["stays"]
@@ -55,15 +55,15 @@ def test_a_caller_that_leaves_while_the_service_is_paused_gets_no_lease(sessiond
 
 
 def test_a_keyless_ticket_of_a_caller_that_left_is_not_taken(sessiond: Callable[..., Sessiond]) -> None:
-    """Nobody would know the ticket, and it would block the worker for `absence`."""
+    """Otherwise an unknown ticket would block the worker for `absence`."""
     service = sessiond(scripted_env())
     scene = Scene(service, SESSION)
     scene.take("w", "worker")
     service.pause()
     post(service, "/tickets", {"kind": "handler"}).close()
-    service.go_on()
+    service.resume()
     assert scene.wait("w", 20)["state"] == "granted"
-    assert scene.happened("taken") == 1
+    assert scene.count_events("taken") == 1
 
 
 def test_a_caller_that_pipelines_a_request_is_still_connected(sessiond: Callable[..., Sessiond]) -> None:
@@ -75,7 +75,7 @@ def test_a_caller_that_pipelines_a_request_is_still_connected(sessiond: Callable
 
 
 def test_keepalive_detects_a_client_that_vanished(sessiond: Callable[..., Sessiond]) -> None:
-    """The kernel probes the client. Nothing else reports a machine that failed without closing its connections."""
+    """The kernel probes the client. Only this detects a machine that failed without closing its connections."""
     service = sessiond(scripted_env())
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(b"POST /v1/sessions/")

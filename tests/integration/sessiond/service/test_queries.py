@@ -22,7 +22,7 @@ def stored(server: Redis) -> set[str]:
     return {key.decode() for key in redis_library.Redis.from_url(server.url).keys("*")}
 
 
-def test_neither_looking_nor_a_refusal_makes_a_session(sessiond: Start, redis_server: Redis) -> None:
+def test_neither_a_query_nor_a_refusal_creates_a_session(sessiond: Start, redis_server: Redis) -> None:
     client = sessiond(scripted_env()).client()
     before = stored(redis_server)
     view = client.view(SESSION)
@@ -41,7 +41,7 @@ def test_neither_looking_nor_a_refusal_makes_a_session(sessiond: Start, redis_se
     assert stored(redis_server) == before
 
 
-def test_a_secret_that_nobody_was_given_makes_no_session(sessiond: Start, redis_server: Redis) -> None:
+def test_an_unknown_secret_creates_no_session(sessiond: Start, redis_server: Redis) -> None:
     service = sessiond(scripted_env())
     before = stored(redis_server)
     calls: tuple[tuple[str, str, Any, int], ...] = (
@@ -59,7 +59,7 @@ def test_a_secret_that_nobody_was_given_makes_no_session(sessiond: Start, redis_
     assert stored(redis_server) == before
 
 
-def test_its_view_has_the_shape_of_a_used_ones(sessiond: Start) -> None:
+def test_the_view_of_an_unused_session_has_the_shape_of_a_used_one(sessiond: Start) -> None:
     client = sessiond(scripted_env()).client()
     unused = client.view(SESSION)
     client.take(SESSION)
@@ -67,7 +67,7 @@ def test_its_view_has_the_shape_of_a_used_ones(sessiond: Start) -> None:
     assert list(unused) == list(used) and sorted(unused["agent"]) == sorted(used["agent"])
 
 
-def test_who_follows_it_sees_its_first_entry(sessiond: Start) -> None:
+def test_a_follower_of_an_unused_session_sees_its_first_entry(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     heard: list[dict[str, Any]] = []
 

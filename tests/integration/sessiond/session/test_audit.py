@@ -1,4 +1,4 @@
-"""The audit in a running sessiond: each entry of the ledger that breaks a rule is counted once and logged."""
+"""The audit in a running sessiond counts and logs each ledger entry that breaks a rule, once."""
 
 import json
 import urllib.request
@@ -14,7 +14,7 @@ SESSION = "octo/hello"
 
 
 def counted(service: Sessiond) -> dict[str, float]:
-    """Return the audit's counters; violations by invariant."""
+    """Return the counters of the audit, with the violations by invariant."""
     with urllib.request.urlopen(f"{service.url}/metrics") as answer:
         families = text_string_to_metric_families(answer.read().decode())
     return {
@@ -33,7 +33,7 @@ def forge(server: Redis, event: str, **data: Any) -> None:
         connection.xadd(f"sessiond:{{{SESSION}}}:ledger", fields)
 
 
-def test_a_grant_over_a_handler_is_counted_as_inversion_and_misorder(
+def test_a_grant_ahead_of_a_handler_is_counted_as_inversion_and_misorder(
     redis_server: Redis, sessiond: Callable[..., Sessiond]
 ) -> None:
     service = sessiond(scripted_env())

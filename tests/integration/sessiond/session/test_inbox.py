@@ -14,25 +14,23 @@ SHORT = {"owner_ttl": 2.0, "owner_renew": 0.4, "owner_doubt": 1.5}
 Start = Callable[..., Sessiond]
 
 
-def test_a_turn_without_a_key_is_told_to_ask_again_only_if_it_does_not_run(
-    sessiond: Start, redis_server: Redis
-) -> None:
-    """Redis stops while the turn is accepted, and applies the step when it goes on."""
+def test_a_turn_without_a_key_is_refused_only_if_it_does_not_run(sessiond: Start, redis_server: Redis) -> None:
+    """Redis is paused while the turn is accepted, and applies the step when it resumes."""
     service = sessiond(scripted_env())
     scene = Scene(service, SESSION)
     scene.lease("a")
     redis_server.pause()
-    turn = scene.later(scene.turn, "a", "#say once")
+    turn = scene.start_call(scene.turn, "a", "#say once")
     try:
         eventually(lambda: "Redis is away" in service.log_text(), 20)
     finally:
-        redis_server.go_on()
+        redis_server.resume()
     turn.end()
-    assert (turn.told, scene.again(scene.sent, "#say once")) == ("completed", 1)
+    assert (turn.outcome, scene.retry(scene.sent, "#say once")) == ("completed", 1)
 
 
-class Elsewhere:
-    """One owner that stops at a point of a step, and another that takes the session over."""
+class Takeover:
+    """An owner that is held at a point of a step, and another instance that takes the session over."""
 
     def __init__(self, start: Start, place: Path, point: str) -> None:
         self.point = place / "hooks" / SESSION / point
@@ -44,11 +42,11 @@ class Elsewhere:
     def hold(self) -> None:
         self.point.with_name(f"{self.point.name}.hold").touch()
 
-    def reached(self) -> None:
+    def wait_until_reached(self) -> None:
         eventually(self.point.with_name(f"{self.point.name}.reached").exists, 20)
 
-    def overtaken(self) -> None:
-        """Stop the whole first instance until the second has the session."""
+    def wait_for_takeover(self) -> None:
+        """Pause the first instance until the second one owns the session."""
         self.first.pause()
         eventually(self._taken, 20)
 
@@ -57,54 +55,54 @@ class Elsewhere:
             return bool(self.second.client().view(SESSION)["owner"]["url"] == self.second.url)
         return False
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.point.with_name(f"{self.point.name}.hold").unlink()
-        self.first.go_on()
+        self.first.resume()
 
 
-def test_a_reader_whose_turns_end_is_stored_is_told_that_end(sessiond: Start, tmp_path: Path) -> None:
-    here = Elsewhere(sessiond, tmp_path, "committed.turn-closed")
-    here.scene.lease("a")
-    here.hold()
-    turn = here.scene.later(here.scene.turn, "a", "#say the end", "k")
-    here.reached()
-    here.overtaken()
-    here.go_on()
+def test_a_reader_gets_the_stored_end_of_its_turn(sessiond: Start, tmp_path: Path) -> None:
+    takeover = Takeover(sessiond, tmp_path, "committed.turn-closed")
+    takeover.scene.lease("a")
+    takeover.hold()
+    turn = takeover.scene.start_call(takeover.scene.turn, "a", "#say the end", "k")
+    takeover.wait_until_reached()
+    takeover.wait_for_takeover()
+    takeover.resume()
     turn.end()
-    stored = here.second.client().turn_by_key(SESSION, "k")
+    stored = takeover.second.client().turn_by_key(SESSION, "k")
     assert (turn.answer.outcome, turn.answer.text) == (stored["outcome"], stored["text"]) == ("completed", "the end")
 
 
-def test_a_reader_whose_turns_end_nobody_knows_asks_the_next_owner(sessiond: Start, redis_server: Redis) -> None:
-    """Redis stops as the turn ends, and sessiond is terminated meanwhile."""
+def test_a_reader_gets_the_end_of_its_turn_from_the_next_owner(sessiond: Start, redis_server: Redis) -> None:
+    """Redis is paused as the turn ends, and sessiond is terminated meanwhile."""
     service = sessiond(scripted_env())
     scene = Scene(service, SESSION)
     scene.lease("a")
-    turn = scene.later(scene.turn, "a", "#at text until=go\n#say the end", "k")
-    scene.started()
+    turn = scene.start_call(scene.turn, "a", "#at text until=go\n#say the end", "k")
+    scene.wait_for_turn()
     redis_server.pause()
     (service.state / "work" / SESSION / "go").touch()
     eventually(lambda: "Redis is away" in service.log_text(), 20)
     ending = threading.Thread(target=service.terminate)
     ending.start()
     ending.join()
-    redis_server.go_on()
+    redis_server.resume()
     service.start()
     turn.end()
-    stored = scene.again(scene.client.turn_by_key, SESSION, "k")
+    stored = scene.retry(scene.client.turn_by_key, SESSION, "k")
     assert (turn.answer.outcome, turn.answer.text) == (stored["outcome"], stored["text"])
 
 
-def test_a_known_key_is_answered_only_by_who_still_owns_the_session(sessiond: Start, tmp_path: Path) -> None:
-    here = Elsewhere(sessiond, tmp_path, "acted.taken")
-    here.scene.take("k")
-    here.hold()
-    other = here.scene.later(here.scene.take, "z")
-    here.reached()
-    known = here.scene.later(here.scene.take, "k")
-    here.overtaken()
-    here.second.client().withdraw(SESSION, here.scene.ids["k"])
-    here.go_on()
+def test_only_the_current_owner_answers_for_a_known_key(sessiond: Start, tmp_path: Path) -> None:
+    takeover = Takeover(sessiond, tmp_path, "acted.taken")
+    takeover.scene.take("k")
+    takeover.hold()
+    other = takeover.scene.start_call(takeover.scene.take, "z")
+    takeover.wait_until_reached()
+    known = takeover.scene.start_call(takeover.scene.take, "k")
+    takeover.wait_for_takeover()
+    takeover.second.client().withdraw(SESSION, takeover.scene.ids["k"])
+    takeover.resume()
     known.end()
     other.end()
-    assert known.answer != here.scene.ids["k"], "that one has ended"
+    assert known.answer != takeover.scene.ids["k"], "the old ticket has ended, so the key must give a new one"

@@ -1,4 +1,4 @@
-"""Redis is restarted, stopped or killed: no lock has two holders, no place is lost, an open turn's result arrives."""
+"""Redis is restarted, paused or killed. No lock has two holders, no place is lost, and open turns get their results."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ class Scene:
             self.granted.append(name)
 
     def end(self) -> list[dict[str, Any]]:
-        """Let each get the lock in order; return the ledger."""
+        """Let each waiter get the lock in order. Return the ledger."""
         self.reader.join(30)
         self.lease.__exit__(None, None, None)
         for waiter in self.waiters:
@@ -67,7 +67,7 @@ def ready(service: Sessiond) -> None:
     eventually(service.ready, 20)
 
 
-def test_redis_restarted_in_order(sessiond: Start, redis_server: Redis) -> None:
+def test_a_turn_completes_when_redis_restarts(sessiond: Start, redis_server: Redis) -> None:
     scene = Scene(sessiond(scripted_env()), "#tokens 100\n#pace 10ms\n#say through")
     redis_server.restart()
     ready(scene.service)
@@ -75,7 +75,7 @@ def test_redis_restarted_in_order(sessiond: Start, redis_server: Redis) -> None:
     assert [(r.outcome, r.text) for r in scene.results] == [("completed", "through")]
 
 
-def test_redis_killed_and_back(sessiond: Start, redis_server: Redis) -> None:
+def test_a_turn_completes_when_redis_is_killed_and_started_again(sessiond: Start, redis_server: Redis) -> None:
     scene = Scene(sessiond(scripted_env()), "#tokens 150\n#pace 10ms\n#say through")
     redis_server.kill9()
     problem = eventually(lambda: refused(scene.client))
@@ -87,11 +87,11 @@ def test_redis_killed_and_back(sessiond: Start, redis_server: Redis) -> None:
 
 
 @pytest.mark.long
-def test_redis_stopped_for_12_seconds(sessiond: Start, redis_server: Redis) -> None:
-    """A result that arrives while Redis is away is kept, committed on its return, then given."""
+def test_a_turn_completes_when_redis_is_paused_for_12_seconds(sessiond: Start, redis_server: Redis) -> None:
+    """A result that arrives while Redis is away is kept, committed when Redis is back, and then returned."""
     scene = Scene(sessiond(scripted_env()), "#tokens 150\n#pace 10ms\n#say through")
     redis_server.pause()
-    stopped = threading.Timer(12, redis_server.go_on)
+    stopped = threading.Timer(12, redis_server.resume)
     stopped.start()
     assert refused(scene.client).retry_after is not None
     stopped.join()
@@ -107,7 +107,7 @@ def test_an_owner_in_doubt_ends_its_agent(sessiond: Start, redis_server: Redis) 
     service.remember()
     redis_server.pause()
     eventually(lambda: pid not in [p.pid for p in service.left()], 12, "the agent is ended")
-    redis_server.go_on()
+    redis_server.resume()
     ready(service)
     scene.end()
     assert [r.outcome for r in scene.results] == ["lost"]
@@ -117,7 +117,7 @@ def test_an_owner_in_doubt_ends_its_agent(sessiond: Start, redis_server: Redis) 
 def test_every_owner_in_doubt_ends_its_agent_before_another_may_own_the_session(
     sessiond: Start, redis_server: Redis
 ) -> None:
-    """With many sessions as with one: none waits for another's call to Redis."""
+    """This also holds with many sessions: no session waits for another session's call to Redis."""
     service = sessiond(scripted_env())
     client, names = service.client(), [f"o/{number}" for number in range(6)]
 
@@ -134,13 +134,13 @@ def test_every_owner_in_doubt_ends_its_agent_before_another_may_own_the_session(
         paused = time.monotonic()
         eventually(lambda: not pids & {p.pid for p in service.left()}, 40, "the agents are ended")
         took = time.monotonic() - paused
-        redis_server.go_on()
+        redis_server.resume()
         assert set(outcomes) == {"lost"}
     assert took < Times().owner_ttl
 
 
 def test_a_wait_that_ends_as_redis_goes_away_is_answered(sessiond: Start, redis_server: Redis) -> None:
-    """After an owner's restart over a handler's lease, even a step that changes nothing is stored."""
+    """After a restart of the owner during a handler's lease, even a step without changes is stored."""
     service = sessiond(scripted_env())
     client = service.client()
     post = partial(client.transport.call, "POST", session=SESSION)
@@ -157,12 +157,12 @@ def test_a_wait_that_ends_as_redis_goes_away_is_answered(sessiond: Start, redis_
         try:
             error = told.exception(40)
         finally:
-            redis_server.go_on()
+            redis_server.resume()
     assert isinstance(error, Unavailable) and error.type == "redis-away"
     ready(service)
 
 
-def test_redis_that_lost_everything_is_written_back(sessiond: Start, redis_server: Redis) -> None:
+def test_the_owner_writes_its_state_back_to_a_redis_that_lost_everything(sessiond: Start, redis_server: Redis) -> None:
     import redis as redis_library
 
     service = sessiond(scripted_env())
@@ -178,8 +178,8 @@ def test_redis_that_lost_everything_is_written_back(sessiond: Start, redis_serve
             lease.check()
 
 
-def test_a_place_without_a_key_that_was_taken_in_an_outage_is_given_up(sessiond: Start, redis_server: Redis) -> None:
-    """Its caller was refused and does not know the ticket, which would bar the worker for `absence`."""
+def test_a_ticket_without_a_key_that_was_taken_in_an_outage_is_withdrawn(sessiond: Start, redis_server: Redis) -> None:
+    """Its caller was refused and does not know the ticket. It would block the worker for `absence`."""
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION):
@@ -189,17 +189,15 @@ def test_a_place_without_a_key_that_was_taken_in_an_outage_is_given_up(sessiond:
         refused = pool.submit(client.transport.call, "POST", "/tickets", session=SESSION, body={"kind": "handler"})
         with pytest.raises(Unavailable, match="redis-away"):
             refused.result(60)
-    redis_server.go_on()
+    redis_server.resume()
     with client.lease(SESSION, key="next"):
         assert client.view(SESSION)["queue"] == []
     events = [e["event"] for e in client.ledger(SESSION)]
-    assert events.count("taken") == 3, "the step was applied, and its caller told otherwise"
+    assert events.count("taken") == 3, "the step was applied, although its caller was refused"
 
 
-def test_who_asks_for_a_new_session_in_an_outage_is_answered_in_its_own_time(
-    sessiond: Start, redis_server: Redis
-) -> None:
-    """They do not wait one after the other, which would take eight callers 4 s each."""
+def test_callers_of_new_sessions_do_not_wait_for_each_other_in_an_outage(sessiond: Start, redis_server: Redis) -> None:
+    """The callers do not wait for each other. In sequence, each of the eight would add 4 s."""
     service, body = sessiond(scripted_env()), {"kind": "handler", "key": "k"}
 
     def ask(_: int) -> float:
@@ -211,11 +209,11 @@ def test_who_asks_for_a_new_session_in_an_outage_is_answered_in_its_own_time(
     redis_server.pause()
     with ThreadPoolExecutor(8) as pool:
         took = list(pool.map(ask, range(8)))
-    redis_server.go_on()
+    redis_server.resume()
     assert max(took) < 2 * min(took) + 2
 
 
-def test_redis_gone_as_a_session_is_taken_over_keeps_nobody_waiting(
+def test_callers_are_answered_when_redis_fails_during_a_takeover(
     sessiond: Start, redis_server: Redis, tmp_path: Path
 ) -> None:
     hold = tmp_path / "octo" / "new" / "decided.epoch.hold"
@@ -229,7 +227,7 @@ def test_redis_gone_as_a_session_is_taken_over_keeps_nobody_waiting(
         eventually(hold.with_suffix(".reached").exists, 30)
         redis_server.kill9()
         hold.unlink()
-        for one in asked:  # answered while the outage goes on
+        for one in asked:  # answered during the outage
             with pytest.raises(Unavailable):
                 one.result(60)
     redis_server.start()

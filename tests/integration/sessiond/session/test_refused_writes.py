@@ -1,4 +1,4 @@
-"""Redis answers reads and refuses writes (memory or disk full, replicas gone): that is an outage."""
+"""Redis answers reads and refuses writes (memory or disk full, replicas gone). That counts as an outage."""
 
 import threading
 import time
@@ -28,7 +28,9 @@ def refusing(redis: Redis, how: str = "memory") -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", REFUSALS)
-def test_it_is_one_outage_and_the_open_turn_goes_on(sessiond: Start, redis_server: Redis, how: str) -> None:
+def test_refused_writes_are_one_outage_and_the_open_turn_continues(
+    sessiond: Start, redis_server: Redis, how: str
+) -> None:
     service = sessiond(scripted_env())
     client, got, told = service.client(), list[str](), list[Any]()
 
@@ -48,7 +50,7 @@ def test_it_is_one_outage_and_the_open_turn_goes_on(sessiond: Start, redis_serve
         with refusing(redis_server, how):
             with pytest.raises(Unavailable):
                 client.take(SESSION, key="c")
-            # Long enough for many tries, and for the turn to come to its end.
+            # Long enough for many attempts, and for the end of the turn.
             time.sleep(5)
         reader.join(60)
     waiter.join(60)
@@ -69,6 +71,6 @@ def test_an_owner_that_cannot_renew_its_record_ends_its_agent(sessiond: Start, r
         service.remember()
         (agent,) = [p for p in service.left() if p.pid == pid]
         with refusing(redis_server):
-            # Its holder's next renewal would also find out, but comes only after 10 s.
+            # The holder's next renewal would also detect it, but comes only after 10 s.
             eventually(lambda: not alive(agent), 8, "the agent is ended")
         assert turn.result().outcome == "lost"

@@ -1,4 +1,4 @@
-"""A hang can be analyzed: SIGUSR1 writes the stacks of every process, and a long wait is logged."""
+"""Tools to analyze a hang: SIGUSR1 writes the stacks of every process, and a long wait is logged."""
 
 import contextlib
 import signal
@@ -14,7 +14,7 @@ SESSION = "octo/hello"
 Start = Callable[..., Sessiond]
 
 
-def test_sigusr1_tells_the_stacks_of_master_worker_and_guard_and_ends_none(sessiond: Start) -> None:
+def test_sigusr1_writes_the_stacks_of_master_worker_and_guard_and_ends_none(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION) as lease:
@@ -27,16 +27,18 @@ def test_sigusr1_tells_the_stacks_of_master_worker_and_guard_and_ends_none(sessi
             before = len(service.log_bytes())
             process.send_signal(signal.SIGUSR1)
             eventually(
-                lambda before=before, place=place: told(service.log_bytes()[before:], place), 5, f"{place} in its stack"
+                lambda before=before, place=place: has_stack_of(service.log_bytes()[before:], place),
+                5,
+                f"{place} in its stack",
             )
         assert lease.turn("#say two").result().text == "two"
 
 
-def told(log: bytes, place: str) -> bool:
+def has_stack_of(log: bytes, place: str) -> bool:
     return b"(most recent call first)" in log and place.encode() in log
 
 
-def test_a_long_wait_is_logged_with_what_is_ahead_also_by_the_next_owner(sessiond: Start) -> None:
+def test_a_long_wait_is_logged_with_the_holder_ahead_also_by_the_next_owner(sessiond: Start) -> None:
     service = sessiond(scripted_env(long_wait=0.3))
     client = service.client()
 

@@ -1,4 +1,4 @@
-"""A ledger recorded from a real run, complete and altered: the checker names each broken rule at its entry."""
+"""A ledger from a real run, unchanged and altered. The checker reports each broken rule at its entry."""
 
 import copy
 import json
@@ -31,8 +31,8 @@ def renew(client: Client, granted: dict[str, Any], method: str = "POST", path: s
     client.transport.call(method, path, session=SESSION, secret=granted["lease"]["secret"])
 
 
-class Play:
-    """One run through everything that can happen in a session."""
+class RecordedRun:
+    """One run with every kind of event of a session."""
 
     def __init__(self, service: Sessiond, server: Redis) -> None:
         self.service, self.server, self.client = service, server, service.client()
@@ -83,7 +83,7 @@ class Play:
         self.serve(there)
         granted = wait(self.client, self.worker, "w", 15)
         renew(self.client, granted)
-        self.client.force_release(SESSION, granted["lease"]["fence"], "the play's")
+        self.client.force_release(SESSION, granted["lease"]["fence"], "a test")
         self.client.withdraw(SESSION, absent)
         self.worker = self.client.take(SESSION, kind="worker", key="task")["id"]
 
@@ -136,17 +136,17 @@ class Play:
 
 
 def record(service: Sessiond, server: Redis) -> Entries:
-    play = Play(service, server)
-    for scene in (play.turns, play.preemption, play.superseding, play.workers, play.passing, play.faults):
+    run = RecordedRun(service, server)
+    for scene in (run.turns, run.preemption, run.superseding, run.workers, run.passing, run.faults):
         scene()
-    return play.entries()
+    return run.entries()
 
 
 # ---- alterations: each returns the id of the entry that now breaks the rule -------------------
 
 
-class Found:
-    """A correct ledger, with searches in it."""
+class LedgerSearch:
+    """A correct ledger, with methods that find its entries."""
 
     def __init__(self, honest: Entries) -> None:
         self.entries = copy.deepcopy(honest)
@@ -166,7 +166,7 @@ class Found:
         return set(events) <= {self.entries[n]["event"] for n in step}
 
     def blank(self, *numbers: int) -> None:
-        """Replace these entries by ones that no rule depends on, so that no version is missing."""
+        """Replace these entries with neutral ones, so that no version is missing."""
         for number in numbers:
             self.entries[number] = {
                 **{k: self.entries[number][k] for k in ("id", "at", "epoch", "version")}, "event": "denied",
@@ -181,7 +181,7 @@ class Found:
         return str(self.entries[number]["id"])
 
 
-def no_dual_ownership(f: Found) -> str:
+def no_dual_ownership(f: LedgerSearch) -> str:
     ended = next(n for n in f.at("ended", reason="released") if f.has(f.step(n), "granted"))
     over = [n for n in f.step(ended) if f.entries[n]["event"] in ("ended", "ticket-ended")]
     granted = next(n for n in f.step(ended) if f.entries[n]["event"] == "granted")
@@ -189,19 +189,19 @@ def no_dual_ownership(f: Found) -> str:
     return f.id(granted)
 
 
-def release_only_by_owner(f: Found) -> str:
+def release_only_by_owner(f: LedgerSearch) -> str:
     ended = next(f.at("ended", reason="released"))
     f.entries[ended]["fence"] += 1
     return f.id(ended)
 
 
-def no_worker_while_handler_in_queue(f: Found) -> str:
-    """Let the handler's ticket not end the worker's lease."""
+def no_worker_while_handler_in_queue(f: LedgerSearch) -> str:
+    """Remove the end of the worker's lease that the handler's ticket causes."""
     ended = next(n for n in f.at("ended", reason="preempted") if f.entries[f.step(n)[0]]["event"] == "taken")
     return f.cut_step(f.step(ended)[0])
 
 
-def _other_granted(f: Found, kind: str) -> str:
+def _other_granted(f: LedgerSearch, kind: str) -> str:
     """Grant the second of two tickets in place of the first."""
     keys = {"handler": ("A", "B"), "worker": ("y", "z")}[kind]
     first, second = (f.entries[next(f.at("taken", key=key))] for key in keys)
@@ -210,113 +210,113 @@ def _other_granted(f: Found, kind: str) -> str:
     return f.id(granted)
 
 
-def handler_fifo(f: Found) -> str:
+def handler_fifo(f: LedgerSearch) -> str:
     return _other_granted(f, "handler")
 
 
-def worker_fifo(f: Found) -> str:
+def worker_fifo(f: LedgerSearch) -> str:
     return _other_granted(f, "worker")
 
 
-def fence_grows(f: Found) -> str:
+def fence_grows(f: LedgerSearch) -> str:
     first, second, *_ = f.at("granted")
     f.entries[second]["fence"] = f.entries[first]["fence"]
     return f.id(second)
 
 
-def one_holder_per_lease(f: Found) -> str:
+def one_holder_per_lease(f: LedgerSearch) -> str:
     granted = list(f.at("granted"))[2]
     f.entries[granted]["holder"] = "somebody"
     return f.id(granted)
 
 
-def no_grant_while_draining(f: Found) -> str:
+def no_grant_while_draining(f: LedgerSearch) -> str:
     drained = next(n for n in f.at("drained") if f.has(f.step(n), "turn-closed"))
     later = next(n for n in f.at("granted") if n > drained)
     f.blank(drained)
     return f.id(later)
 
 
-def force_release_frees(f: Found) -> str:
+def force_release_frees(f: LedgerSearch) -> str:
     return f.cut_step(next(f.at("force-release")))
 
 
-def every_present_ticket_is_served(f: Found) -> str:
+def every_present_ticket_is_served(f: LedgerSearch) -> str:
     granted = next(n for n in f.at("granted", kind="handler") if f.has(f.step(n), "ended"))
     f.blank(granted)
     return f.id(f.step(granted)[-1])
 
 
-def no_place_lost(f: Found) -> str:
+def no_place_lost(f: LedgerSearch) -> str:
     back = next(f.at("back"))
     f.entries[back]["score"] += 1
     return f.id(back)
 
 
-def lapsed_bars_nobody(f: Found) -> str:
+def lapsed_bars_nobody(f: LedgerSearch) -> str:
     granted = next(n for n in f.at("granted", kind="worker") if f.has(f.step(n), "lapsed"))
     f.blank(granted)
     return f.id(f.step(granted)[-1])
 
 
-def supersede_is_one_way(f: Found) -> str:
+def supersede_is_one_way(f: LedgerSearch) -> str:
     superseded = next(f.at("superseded", by="new"))
     present = next(n for n in f.at("present", holder="new") if n > superseded)
     f.entries[present]["holder"] = "old"
     return f.id(present)
 
 
-def single_writer(f: Found) -> str:
+def single_writer(f: LedgerSearch) -> str:
     accepted = list(f.at("turn-accepted"))[3]
     f.entries[accepted]["fence"] -= 1
     return f.id(accepted)
 
 
-def one_agent_per_conversation(f: Found) -> str:
+def one_agent_per_conversation(f: LedgerSearch) -> str:
     reaped = next(f.at("agent-reaped"))
     again = next(n for n in f.at("agent-starting") if n > reaped)
     f.blank(reaped)
     return f.id(again)
 
 
-def one_turn_open(f: Found) -> str:
+def one_turn_open(f: LedgerSearch) -> str:
     closed = next(f.at("turn-closed", outcome="completed"))
     again = next(n for n in f.at("turn-accepted") if n > closed)
     f.blank(closed)
     return f.id(again)
 
 
-def result_belongs_to_its_turn(f: Found) -> str:
+def result_belongs_to_its_turn(f: LedgerSearch) -> str:
     first, second, *_ = f.at("turn-closed")
     f.entries[second]["turn"] = f.entries[first]["turn"]
     return f.id(second)
 
 
-def cancel_stays_in_its_turn(f: Found) -> str:
+def cancel_stays_in_its_turn(f: LedgerSearch) -> str:
     interrupt = next(f.at("interrupt"))
     f.entries[interrupt]["turn"] = f.entries[next(f.at("turn-closed"))]["turn"]
     return f.id(interrupt)
 
 
-def closed_means_nothing_can_come(f: Found) -> str:
+def closed_means_nothing_can_come(f: LedgerSearch) -> str:
     drained = next(n for n in f.at("drained") if f.has(f.step(n), "turn-closed"))
     f.blank(*[n for n in f.step(drained) if f.entries[n]["event"] == "turn-closed"])
     return f.id(drained)
 
 
-def empty_result_is_not_completion(f: Found) -> str:
+def empty_result_is_not_completion(f: LedgerSearch) -> str:
     closed = next(f.at("turn-closed", outcome="completed"))
     f.entries[closed]["text_chars"] = 0
     return f.id(closed)
 
 
-def nothing_outlives_its_lease(f: Found) -> str:
+def nothing_outlives_its_lease(f: LedgerSearch) -> str:
     interrupt = next(f.at("interrupt", why="preempted"))
     f.blank(interrupt)
     return f.id(f.step(interrupt)[-1])
 
 
-ALTERATIONS: list[Callable[[Found], str]] = [
+ALTERATIONS: list[Callable[[LedgerSearch], str]] = [
     no_dual_ownership, release_only_by_owner, no_worker_while_handler_in_queue, handler_fifo, worker_fifo, fence_grows,
     one_holder_per_lease, no_grant_while_draining, force_release_frees, every_present_ticket_is_served, no_place_lost,
     lapsed_bars_nobody, supersede_is_one_way, single_writer, one_agent_per_conversation, one_turn_open,
@@ -325,7 +325,7 @@ ALTERATIONS: list[Callable[[Found], str]] = [
 ]  # fmt: skip
 
 
-def test_a_recorded_ledger_is_clean_and_each_altered_one_is_not(
+def test_a_recorded_ledger_has_no_violation_and_each_altered_one_has(
     redis_server: Redis, sessiond: Start, tmp_path: Path, matrix: Callable[..., None], figures: Callable[[str], None]
 ) -> None:
     entries = record(sessiond(scripted_env(**SHORT)), redis_server)
@@ -335,21 +335,21 @@ def test_a_recorded_ledger_is_clean_and_each_altered_one_is_not(
     kinds = {e["event"] for e in entries}
     assert {"passed-over", "lapsed", "tasks", "superseded", "restored", "force-release", "interrupt"} <= kinds
     for alter in ALTERATIONS:
-        found = Found(entries)
+        found = LedgerSearch(entries)
         where = alter(found)
-        found_violations = verify(found.entries).violations
+        violations = verify(found.entries).violations
         if FULL:
             event = next(e["event"] for e in found.entries if e["id"] == where)
             matrix(
                 "altered ledgers",
                 invariant=alter.__name__,
                 entry=event,
-                text=found_violations[0][2][:100] if found_violations else "",
+                text=violations[0][2][:100] if violations else "",
             )
-        assert (alter.__name__, where) in [violation[:2] for violation in found_violations], (
+        assert (alter.__name__, where) in [violation[:2] for violation in violations], (
             alter.__name__,
             where,
-            found_violations[:3],
+            violations[:3],
         )
     trimmed(entries)
     figures(f"{len(entries)} entries, {report.handoffs} handoffs, {len(kinds)} kinds of entry, nothing wrong")

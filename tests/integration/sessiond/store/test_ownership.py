@@ -30,7 +30,7 @@ SESSION = "octo/hello"
 Start = Callable[..., Sessiond]
 
 
-def test_the_other_answers_421_with_the_owners_url_and_the_client_follows(sessiond: Start) -> None:
+def test_another_instance_answers_421_with_the_owners_url_and_the_client_follows(sessiond: Start) -> None:
     first, second = sessiond(scripted_env(), name="a"), sessiond(scripted_env(), name="b")
     with first.client().lease(SESSION) as lease:
         epoch = first.client().view(SESSION)["epoch"]
@@ -61,7 +61,7 @@ def test_a_second_421_is_not_followed(redis_server: Redis, sessiond: Start) -> N
     with pytest.raises(NotOwner) as caught:
         second.client().view(SESSION)
     assert caught.value.owner_url == second.url
-    assert refused() == 2, "asked, followed once, given up"
+    assert refused() == 2, "the client calls once, follows once and gives up"
     with ThreadPoolExecutor(1) as pool:
         patient = pool.submit(second.client().take, SESSION, key="k", patience=30)
         eventually(lambda: refused() >= 6, 20, "who has the patience asks again")
@@ -104,7 +104,7 @@ def test_a_killed_owner_is_followed_after_owner_ttl(sessiond: Start) -> None:
     eventually(lambda: not first.left(), 5, "no process of the killed one is left")
 
 
-def test_no_instance_takes_a_session_over_because_redis_lost_its_owner(
+def test_no_instance_takes_over_a_session_whose_owner_redis_lost(
     redis_server: Redis, sessiond: Start, tmp_path: Path
 ) -> None:
     """Redis returns with data from before the session had an owner. The running owner writes its state back."""
@@ -117,17 +117,17 @@ def test_no_instance_takes_a_session_over_because_redis_lost_its_owner(
     second = Scene(sessiond(scripted_env(), name="b"), SESSION)
     old.lease("before")
     place, epoch = old.take("behind"), old.view()["epoch"]
-    assert second.view()["owner"]["url"] == first.url, "it has seen whose it is"
+    assert second.view()["owner"]["url"] == first.url, "the instance has read who the owner is"
     first.pause()
     redis_server.kill9()
-    redis_server.put_back(tmp_path / "older")
+    redis_server.restore_data(tmp_path / "older")
     redis_server.start()
     for _ in range(5):
         answer = eventually(lambda: _other_than(503, second.service), 20)
         assert (answer.status, answer.json()["owner_url"]) == (421, first.url)
-    first.go_on()
+    first.resume()
     assert old.lost("before") == ""
-    old.until(lambda: old.happened("restored"))
+    old.wait_until(lambda: old.count_events("restored"))
     assert old.view()["epoch"] == epoch and second.view()["epoch"] == epoch
     assert second.client.ticket(SESSION, place)["id"] == place
     old.drain()
@@ -135,7 +135,7 @@ def test_no_instance_takes_a_session_over_because_redis_lost_its_owner(
     assert old.wrong == []
 
 
-def test_an_owner_deposed_before_it_reads_the_state_ends_no_agent(
+def test_an_owner_that_is_deposed_before_it_reads_the_state_stops_no_agent(
     redis_server: Redis, sessiond: Start, tmp_path: Path
 ) -> None:
     times = {"owner_ttl": 2.0, "owner_renew": 0.4, "owner_doubt": 1.5}
@@ -149,13 +149,13 @@ def test_an_owner_deposed_before_it_reads_the_state_ends_no_agent(
     scene = Scene(sessiond(scripted_env(**times), name="b"), SESSION)
     eventually(lambda: _taken(scene), 20, "it takes the session over: nobody renews")
     scene.lease("a")
-    turn = scene.later(scene.turn, "a", "#tokens 100000\n#pace 5ms")
-    scene.started()
+    turn = scene.start_call(scene.turn, "a", "#tokens 100000\n#pace 5ms")
+    scene.wait_for_turn()
     store = Store(redis_server.url, SESSION, "x")
     with pytest.raises(Deposed):
         Session(settings, store, owned, Slots(1)).start()
-    gevent.sleep(1.0)  # time for an action that must not happen
-    scene.again(scene.force, scene.view()["holder"]["fence"])
+    gevent.sleep(1.0)  # enough time for an action that must not happen
+    scene.retry(scene.force, scene.view()["holder"]["fence"])
     turn.end()
     assert turn.answer.outcome == "cancelled", turn.answer
 
@@ -215,8 +215,8 @@ def test_after_kill_9_the_lease_is_kept_and_the_open_turn_is_lost(sessiond: Star
     assert verify(client.ledger(SESSION)).violations == []
 
 
-def test_a_killed_worker_process_is_replaced_and_owns_again_at_once(sessiond: Start) -> None:
-    """Only gunicorn's worker dies. Its master starts another, which proves by the file lock that the first is dead."""
+def test_a_killed_worker_process_is_replaced_and_owns_its_sessions_at_once(sessiond: Start) -> None:
+    """Only gunicorn's worker dies. The master starts another, and the file lock proves that the first is dead."""
     service = sessiond(scripted_env())
     client = service.client()
     place, epoch = client.take(SESSION, key="k")["id"], client.view(SESSION)["epoch"]
@@ -228,8 +228,8 @@ def test_a_killed_worker_process_is_replaced_and_owns_again_at_once(sessiond: St
     assert [t["id"] for t in after["queue"]] == [place]
 
 
-def test_a_second_writer_is_detected_and_the_session_acquired_again(sessiond: Start, redis_server: Redis) -> None:
-    """An impossible step is refused, the session's agent is stopped, and the stored state counts."""
+def test_a_second_writer_is_detected_and_the_session_is_acquired_again(sessiond: Start, redis_server: Redis) -> None:
+    """An impossible step is refused, the agent is stopped, and the owner loads the stored state."""
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, key="k") as lease:

@@ -1,4 +1,4 @@
-"""The step script on a real server: each answer, and that no step runs twice."""
+"""The step script on a real server: each answer, and no step that runs twice."""
 
 import threading
 import time
@@ -62,7 +62,7 @@ def test_a_step_with_a_known_id_is_not_applied_again(store: Store, raw: redis_li
     assert raw.hget(f"{BASE}meta", "version") == "1"
 
 
-def test_a_step_at_another_epoch_or_version_is_refused_and_writes_nothing(
+def test_a_step_with_another_epoch_or_version_is_refused_and_writes_nothing(
     store: Store, raw: redis_library.Redis
 ) -> None:
     store.commit(step(0, "s1"))
@@ -77,7 +77,7 @@ def test_a_step_at_another_epoch_or_version_is_refused_and_writes_nothing(
     assert raw.zcard(f"{BASE}queue") == 0 and raw.xlen(f"{BASE}ledger") == 1
 
 
-def test_a_reset_step_writes_back_what_redis_lost(store: Store, raw: redis_library.Redis) -> None:
+def test_a_reset_step_restores_what_redis_lost(store: Store, raw: redis_library.Redis) -> None:
     raw.set(f"{BASE}lease", "stale")
     assert store.commit(step(41, "s1", ("ZADD", "queue", "5", "a"), reset=True)) is CommitResult.APPLIED
     assert raw.hget(f"{BASE}meta", "version") == "42"
@@ -94,7 +94,7 @@ def test_the_latest_records_are_kept_for_a_reset_up_to_a_size(store: Store) -> N
     assert [suffix for _, suffix, *_ in store.recent_commands()] == ["large1", "large2"]
 
 
-def test_a_server_without_the_script_gets_it_again(store: Store, raw: redis_library.Redis) -> None:
+def test_the_script_is_loaded_again_on_a_server_that_lost_it(store: Store, raw: redis_library.Redis) -> None:
     store.commit(step(0, "s1"))
     raw.script_flush()
     assert store.commit(step(1, "s2")) is CommitResult.APPLIED
@@ -108,7 +108,7 @@ def test_a_step_whose_answer_was_lost_is_not_applied_twice(
     store._steps.close()
     store._steps.call("PING")
     server.pause()
-    timer = threading.Timer(1.0, server.go_on)
+    timer = threading.Timer(1.0, server.resume)
     timer.start()
     with pytest.raises(RedisUnavailable):
         store.commit(step(1, "s2", ("ZADD", "queue", "5", "a")))

@@ -1,4 +1,4 @@
-"""The sweeper: what it repairs, and that one replica sweeps at a time."""
+"""The sweeper: the demands that it repairs, and one sweeping replica at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ from support.webhook.posting import a_comment
 
 
 @dataclass
-class Stage:
-    """Demands on a real Redis, and a sweeper that asks a real sessiond. `meanwhile` runs in the middle of a sweep."""
+class SweepSetup:
+    """Demands on a real Redis, and a sweeper that calls a real sessiond. `meanwhile` runs during each sweep."""
 
     demands: Demands
     tickets: Tickets
@@ -38,65 +38,65 @@ class Stage:
 
 
 @pytest.fixture
-def stage(redis_server: Redis, sessiond: Callable[..., Sessiond]) -> Iterator[Stage]:
+def setup(redis_server: Redis, sessiond: Callable[..., Sessiond]) -> Iterator[SweepSetup]:
     connection = connect(redis_server.url)
     demands = Demands(connection, Jobs(connection))
-    yield Stage(demands, Tickets(demands, sessiond(scripted_env()).client("handler")))
+    yield SweepSetup(demands, Tickets(demands, sessiond(scripted_env()).client("handler")))
     connection.close()
 
 
-def test_a_missing_ticket_is_taken_and_a_lost_job_is_enqueued_again(stage: Stage) -> None:
-    first = stage.open()
-    for name in stage.demands.redis.scan_iter("rq:*"):
-        stage.demands.redis.delete(name)
-    assert stage.sweeper().sweep() == SweepCounts(tickets=1, woken=1)
-    after = stage.demands.get("IC_1")
+def test_a_missing_ticket_is_taken_and_a_lost_job_is_enqueued_again(setup: SweepSetup) -> None:
+    first = setup.open()
+    for name in setup.demands.redis.scan_iter("rq:*"):
+        setup.demands.redis.delete(name)
+    assert setup.sweeper().sweep() == SweepCounts(tickets=1, woken=1)
+    after = setup.demands.get("IC_1")
     assert after is not None and after.ticket is not None and after.job != first.job
-    assert stage.demands.jobs.live(after.job)
+    assert setup.demands.jobs.live(after.job)
 
 
-def test_a_demand_that_is_too_old_ends(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage.open()
+def test_a_demand_that_is_too_old_ends(setup: SweepSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.open()
     monkeypatch.setattr(sweeper, "MAX_AGE", 0.0)
-    assert stage.sweeper().sweep() == SweepCounts(too_old=1)
-    after = stage.demands.get("IC_1")
+    assert setup.sweeper().sweep() == SweepCounts(too_old=1)
+    after = setup.demands.get("IC_1")
     assert after is not None and (after.state, after.reason) == (DemandState.FAILED, "too-old")
 
 
-def test_the_lock_is_a_key_with_a_random_value_and_a_time_to_live(stage: Stage) -> None:
+def test_the_sweep_lock_is_a_key_with_a_random_value_and_a_time_to_live(setup: SweepSetup) -> None:
     seen: list[tuple[bytes, int]] = []
-    stage.meanwhile = lambda: seen.append((stage.demands.redis.get(LOCK), stage.demands.redis.pttl(LOCK)))  # type: ignore[arg-type]
+    setup.meanwhile = lambda: seen.append((setup.demands.redis.get(LOCK), setup.demands.redis.pttl(LOCK)))  # type: ignore[arg-type]
     for _ in range(2):
-        stage.demands.redis.delete(sweeper.DONE)
-        assert stage.sweeper().sweep() is not None
-        assert not stage.demands.redis.exists(LOCK)
+        setup.demands.redis.delete(sweeper.DONE)
+        assert setup.sweeper().sweep() is not None
+        assert not setup.demands.redis.exists(LOCK)
     (first, ttl), (second, _) = seen
     assert first != second and len(first) == 16
     assert (LOCK_TTL - 30) * 1000 < ttl <= LOCK_TTL * 1000
 
 
-def test_another_replica_does_not_sweep_meanwhile_nor_within_the_interval(stage: Stage) -> None:
-    other = replace(stage, meanwhile=lambda: None).sweeper(interval=60.0)
+def test_another_replica_does_not_sweep_at_the_same_time_or_within_the_interval(setup: SweepSetup) -> None:
+    other = replace(setup, meanwhile=lambda: None).sweeper(interval=60.0)
     results: list[SweepCounts | None] = []
-    stage.meanwhile = lambda: results.append(other.sweep())
-    assert stage.sweeper(interval=60.0).sweep() is not None
+    setup.meanwhile = lambda: results.append(other.sweep())
+    assert setup.sweeper(interval=60.0).sweep() is not None
     assert results == [None], "the lock is held"
     assert other.sweep() is None, "the interval is not over"
-    stage.demands.redis.delete(sweeper.DONE)
+    setup.demands.redis.delete(sweeper.DONE)
     assert other.sweep() is not None
 
 
-def test_a_sweep_that_took_too_long_leaves_the_lock_of_the_next_alone(stage: Stage) -> None:
-    stage.meanwhile = lambda: stage.demands.redis.set(LOCK, "another", px=60_000)
-    assert stage.sweeper().sweep() is not None
-    assert stage.demands.redis.get(LOCK) == b"another"
+def test_a_sweep_that_took_too_long_does_not_release_the_lock_of_the_next(setup: SweepSetup) -> None:
+    setup.meanwhile = lambda: setup.demands.redis.set(LOCK, "another", px=60_000)
+    assert setup.sweeper().sweep() is not None
+    assert setup.demands.redis.get(LOCK) == b"another"
 
 
-def test_the_lock_ends_with_a_sweep_that_fails(stage: Stage) -> None:
+def test_a_failed_sweep_releases_the_lock(setup: SweepSetup) -> None:
     def fail() -> None:
         raise RuntimeError("a test")
 
-    stage.meanwhile = fail
+    setup.meanwhile = fail
     with pytest.raises(RuntimeError):
-        stage.sweeper().sweep()
-    assert not stage.demands.redis.exists(LOCK)
+        setup.sweeper().sweep()
+    assert not setup.demands.redis.exists(LOCK)

@@ -1,4 +1,4 @@
-"""Tickets of demands: the races between a commit, a withdrawal and the ticket; and the breaker's table."""
+"""Tickets of demands: races between a commit, a withdrawal and the ticket, and the circuit breaker."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,8 +22,8 @@ SESSION = "codertocat/hello-world"
 RULES = intents.Rules(Trigger(Kind.ALL), People(Person(4711, "Bot", "helper[bot]")))
 
 
-class Between(Client):
-    """A client; `after` happens once the ticket is there, before anybody records it."""
+class ClientWithHook(Client):
+    """A client that calls `after` when the ticket is taken, before it is recorded."""
 
     def __init__(self, url: str, key: str, after: Callable[[], object]) -> None:
         super().__init__(url, key)
@@ -35,8 +35,8 @@ class Between(Client):
         return found
 
 
-class Away(Client):
-    """sessiond is away; counts how often it is asked."""
+class UnreachableClient(Client):
+    """A client whose sessiond is unreachable. It counts the calls."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:1", None)
@@ -68,9 +68,7 @@ def keys(queue: Sessiond) -> list[str]:
     return [ticket["key"] for ticket in queue.client().view(SESSION)["queue"]]
 
 
-def test_taken_twice_is_one_ticket_and_withdrawn_twice_is_well(
-    demands: Demands, sessiond: Callable[..., Sessiond]
-) -> None:
+def test_taking_and_withdrawing_a_ticket_can_be_repeated(demands: Demands, sessiond: Callable[..., Sessiond]) -> None:
     queue = sessiond(scripted_env())
     tickets, fresh = Tickets(demands, queue.client("handler")), accepted(demands)
     first = tickets.take(fresh)
@@ -94,7 +92,7 @@ def test_a_demand_that_ends_between_its_commit_and_its_ticket_leaves_no_ticket(
         assert [other.withdraw(one) for one in gone.withdrawn] == [True]
 
     fresh = accepted(demands)
-    tickets = Tickets(demands, Between(queue.url, queue.keys["handler"], ends))
+    tickets = Tickets(demands, ClientWithHook(queue.url, queue.keys["handler"], ends))
     assert tickets.take(fresh) is None
     found = demands.get("IC_1")
     assert found is not None and found.state is DemandState.REFUSED
@@ -108,13 +106,13 @@ def test_a_ticket_that_could_not_be_withdrawn_is_left_for_the_sweep(
     taken = Tickets(demands, queue.client("handler")).take(accepted(demands))
     assert taken is not None
     gone = demands.delete("gone", "IC_1")
-    assert not Tickets(demands, Away()).withdraw(gone.withdrawn[0])
+    assert not Tickets(demands, UnreachableClient()).withdraw(gone.withdrawn[0])
     assert [one.key for one in demands.withdrawals()] == ["IC_1"]
     assert Tickets(demands, queue.client("handler")).withdraw(demands.withdrawals()[0])
     assert demands.withdrawals() == [] and keys(queue) == []
 
 
-def test_an_answered_refusal_is_no_outage(demands: Demands, sessiond: Callable[..., Sessiond]) -> None:
+def test_a_refusal_by_sessiond_is_not_an_outage(demands: Demands, sessiond: Callable[..., Sessiond]) -> None:
     queue = sessiond(scripted_env())
     tickets = Tickets(demands, queue.client("worker"))
     for number in range(4):
@@ -122,18 +120,18 @@ def test_an_answered_refusal_is_no_outage(demands: Demands, sessiond: Callable[.
     assert Tickets(demands, queue.client("handler"), breaker=tickets.breaker).take(accepted(demands, "IC_9"))
 
 
-def test_while_sessiond_is_away_it_is_asked_twice_then_once_a_pause(demands: Demands) -> None:
+def test_an_unreachable_sessiond_is_called_twice_and_then_once_for_each_pause(demands: Demands) -> None:
     now = [100.0]
-    away = Away()
-    tickets = Tickets(demands, away, breaker=CircuitBreaker(2, 5.0, lambda: now[0]))
+    unreachable = UnreachableClient()
+    tickets = Tickets(demands, unreachable, breaker=CircuitBreaker(2, 5.0, lambda: now[0]))
     fresh = accepted(demands)
     for later, asked in ((0.0, 1), (0.0, 2), (0.0, 2), (4.9, 2), (0.2, 3), (0.0, 3), (5.1, 4)):
         now[0] += later
         assert tickets.take(fresh) is None
-        assert away.asked == asked
+        assert unreachable.asked == asked
 
 
-def test_only_one_tries_while_the_breaker_is_shut() -> None:
+def test_only_one_caller_tries_after_the_pause_of_the_breaker() -> None:
     now = [0.0]
     breaker = CircuitBreaker(2, 5.0, lambda: now[0])
     assert breaker.allows() and breaker.allows()

@@ -1,4 +1,4 @@
-"""The handler: from a durable demand to a durable answer, whatever happens on the way. Real rq, Redis, sessiond."""
+"""The handler turns a durable demand into a durable answer, in spite of faults. rq, Redis and sessiond are real."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,8 +30,8 @@ def comment(key: str, body: str = "What is this?", session: str = "octo/hello", 
 
 
 @dataclass
-class Stage:
-    """Redis, sessiond and as many handlers as a test starts."""
+class HandlerServices:
+    """Redis, sessiond, and the handlers that a test starts."""
 
     redis: Redis
     service: Sessiond
@@ -64,80 +64,82 @@ class Stage:
 
 
 @pytest.fixture
-def stage(redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path) -> Iterator[Stage]:
+def services(redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path) -> Iterator[HandlerServices]:
     connection = connect(redis_server.url)
     with ExitStack() as stack:
         service = sessiond(scripted_env(**TIMES))
-        yield Stage(redis_server, service, Demands(connection, Jobs(connection)), tmp_path, stack)
+        yield HandlerServices(redis_server, service, Demands(connection, Jobs(connection)), tmp_path, stack)
     connection.close()
 
 
-def test_a_comment_gets_its_answer_under_one_lease_that_is_released_after_it_is_durable(stage: Stage) -> None:
-    handler = stage.handler()
-    stage.comes("IC_1", "Say it.\n#say the answer")
-    found = stage.becomes("IC_1", DemandState.ANSWERED)
+def test_a_comment_is_answered_under_one_lease_that_is_released_once_the_answer_is_durable(
+    services: HandlerServices,
+) -> None:
+    handler = services.handler()
+    services.comes("IC_1", "Say it.\n#say the answer")
+    found = services.becomes("IC_1", DemandState.ANSWERED)
     assert found.text == "the answer" and found.fence and found.runs == 1
     ledger = eventually(
-        lambda: (e := stage.service.client().ledger("octo/hello")) and any(x["event"] == "ended" for x in e) and e, 5
+        lambda: (e := services.service.client().ledger("octo/hello")) and any(x["event"] == "ended" for x in e) and e, 5
     )
     turns = [e for e in ledger if e["event"] == "turn-closed"]
     assert [t["outcome"] for t in turns] == ["completed", "completed"], handler.log()
     assert [e["reason"] for e in ledger if e["event"] == "ended"] == ["released"]
     assert {e["fence"] for e in ledger if e["event"] == "turn-accepted"} == {found.fence}
-    pending = stage.demands.redis.zrange("webhook:posts:octo/hello#1", 0, -1)
+    pending = services.demands.redis.zrange("webhook:posts:octo/hello#1", 0, -1)
     assert pending == [b"IC_1"]
 
 
-def granted(stage: Stage, session: str = "octo/hello") -> list[str]:
+def granted(services: HandlerServices, session: str = "octo/hello") -> list[str]:
     """The keys of a session's tickets in the order of their grants."""
-    ledger = stage.service.client().ledger(session)
+    ledger = services.service.client().ledger(session)
     keys = {e["ticket"]: e["key"] for e in ledger if e["event"] == "taken"}
     return [keys[e["ticket"]] for e in ledger if e["event"] == "granted"]
 
 
-def test_a_flurry_is_answered_in_order_by_three_handlers_and_starves_no_other_session(stage: Stage) -> None:
+def test_three_handlers_answer_a_flurry_in_order_and_starve_no_other_session(services: HandlerServices) -> None:
     for number in range(8):
-        stage.comes(f"IC_{number}", f"Say it.\n#delay 200ms\n#tokens 20\n#pace 10ms\n#say answer {number}")
-    stage.comes("IC_other", "Say it.\n#say other", session="octo/other")
-    handlers = [stage.handler() for _ in range(3)]
-    other = stage.becomes("IC_other", DemandState.ANSWERED)
-    last = stage.demands.get("IC_7")
+        services.comes(f"IC_{number}", f"Say it.\n#delay 200ms\n#tokens 20\n#pace 10ms\n#say answer {number}")
+    services.comes("IC_other", "Say it.\n#say other", session="octo/other")
+    handlers = [services.handler() for _ in range(3)]
+    other = services.becomes("IC_other", DemandState.ANSWERED)
+    last = services.demands.get("IC_7")
     assert last is not None and last.state in (DemandState.OPEN, DemandState.ANSWERING), (
         "the other session waited behind a flurry"
     )
     for number in range(8):
-        found = stage.becomes(f"IC_{number}", DemandState.ANSWERED, seconds=60)
+        found = services.becomes(f"IC_{number}", DemandState.ANSWERED, seconds=60)
         assert found.text == f"answer {number}"
-    assert granted(stage) == [f"IC_{number}" for number in range(8)], handlers[0].log()
+    assert granted(services) == [f"IC_{number}" for number in range(8)], handlers[0].log()
     assert other.text == "other"
 
 
-def test_an_edit_under_the_handlers_hands_is_answered_as_it_reads_now(stage: Stage) -> None:
-    handler = stage.handler()
+def test_a_comment_that_is_edited_during_its_turn_is_answered_in_its_new_form(services: HandlerServices) -> None:
+    handler = services.handler()
     handler.hold("handler-answered")
-    stage.comes("IC_1", "Say it.\n#say the old answer")
-    handler.reached("handler-answered")
+    services.comes("IC_1", "Say it.\n#say the old answer")
+    handler.wait_until_reached("handler-answered")
     newer = replace(comment("IC_1", "Say it.\n#say the new answer"), updated_at="2026-01-01T00:00:09Z")
-    assert stage.demands.edit("delivery-edit", newer).outcome == "edited"
-    handler.let_go("handler-answered")
-    found = stage.becomes("IC_1", DemandState.ANSWERED)
+    assert services.demands.edit("delivery-edit", newer).outcome == "edited"
+    handler.release("handler-answered")
+    found = services.becomes("IC_1", DemandState.ANSWERED)
     assert found.text == "the new answer" and found.revision == 2
-    assert granted(stage) == ["IC_1"], "one lease for both"
+    assert granted(services) == ["IC_1"], "one lease for both"
 
 
-def test_a_deleted_comment_is_answered_by_nobody_and_frees_the_lease(stage: Stage) -> None:
-    handler = stage.handler()
+def test_a_deleted_comment_is_not_answered_and_its_lease_is_released(services: HandlerServices) -> None:
+    handler = services.handler()
     handler.hold("handler-answered")
-    stage.comes("IC_1", "Say it.\n#say an answer")
-    handler.reached("handler-answered")
-    assert stage.demands.delete("delivery-gone", "IC_1").outcome == "withdrawn"
-    handler.let_go("handler-answered")
-    stage.comes("IC_2", "Say it.\n#say two")
-    stage.becomes("IC_2", DemandState.ANSWERED)
-    found = stage.becomes("IC_1", DemandState.REFUSED)
+    services.comes("IC_1", "Say it.\n#say an answer")
+    handler.wait_until_reached("handler-answered")
+    assert services.demands.delete("delivery-gone", "IC_1").outcome == "withdrawn"
+    handler.release("handler-answered")
+    services.comes("IC_2", "Say it.\n#say two")
+    services.becomes("IC_2", DemandState.ANSWERED)
+    found = services.becomes("IC_1", DemandState.REFUSED)
     assert found.text is None and found.reason == "deleted"
-    ended = [e["reason"] for e in stage.service.client().ledger("octo/hello") if e["event"] == "ended"]
-    assert ended[0] == "released", "given back at once, not left to expire"
+    ended = [e["reason"] for e in services.service.client().ledger("octo/hello") if e["event"] == "ended"]
+    assert ended[0] == "released", "the lease is released at once and does not expire"
 
 
 @pytest.mark.parametrize(
@@ -145,73 +147,73 @@ def test_a_deleted_comment_is_answered_by_nobody_and_frees_the_lease(stage: Stag
     [("#error", "turn-failed"), ("#say", "turn-failed")],
     ids=["the turn fails each time", "an empty answer"],
 )
-def test_a_demand_without_an_answer_has_its_reason(stage: Stage, body: str, reason: str) -> None:
-    stage.handler()
-    stage.comes("IC_1", f"Say it.\n{body}")
-    found = stage.becomes("IC_1", DemandState.FAILED, seconds=40)
+def test_a_demand_without_an_answer_has_its_reason(services: HandlerServices, body: str, reason: str) -> None:
+    services.handler()
+    services.comes("IC_1", f"Say it.\n{body}")
+    found = services.becomes("IC_1", DemandState.FAILED, seconds=40)
     assert found.reason == reason
-    assert stage.demands.redis.zrange("webhook:posts:octo/hello#1", 0, -1) == [b"IC_1"], "the person is told"
+    assert services.demands.redis.zrange("webhook:posts:octo/hello#1", 0, -1) == [b"IC_1"], "the note shows the reason"
 
 
-def test_a_turn_that_failed_is_asked_again_and_says_so(stage: Stage) -> None:
-    stage.handler()
-    stage.comes("IC_1", "Say it.\n#error 1\n#history")
-    found = stage.becomes("IC_1", DemandState.ANSWERED)
+def test_a_failed_turn_is_repeated_and_its_prompt_states_that(services: HandlerServices) -> None:
+    services.handler()
+    services.comes("IC_1", "Say it.\n#error 1\n#history")
+    found = services.becomes("IC_1", DemandState.ANSWERED)
     first, second, third = json.loads(found.text or "")
     assert [t for t in (first, second, third) if "that turn was cut off (failed" in t] == [second]
     assert "Now answer it" in third
 
 
-def test_an_operator_who_ends_the_lease_by_force_ends_the_demand(stage: Stage) -> None:
-    handler = stage.handler()
+def test_a_force_release_ends_the_demand(services: HandlerServices) -> None:
+    handler = services.handler()
     handler.hold("handler-answered")
-    stage.comes("IC_1", "Say it.\n#say an answer")
-    handler.reached("handler-answered")
-    client = stage.service.client()
+    services.comes("IC_1", "Say it.\n#say an answer")
+    handler.wait_until_reached("handler-answered")
+    client = services.service.client()
     fence = client.view("octo/hello")["holder"]["fence"]
     client.force_release("octo/hello", fence, "a test")
-    handler.let_go("handler-answered")
-    found = stage.becomes("IC_1", DemandState.FAILED, DemandState.ANSWERED)
-    # The answer was complete when the lease ended: it may be stored; without it the reason is told.
+    handler.release("handler-answered")
+    found = services.becomes("IC_1", DemandState.FAILED, DemandState.ANSWERED)
+    # The answer was complete when the lease ended, so it may be stored. Otherwise the reason is shown.
     assert found.state is DemandState.ANSWERED or found.reason == "forced"
 
 
-def test_a_handler_that_is_stopped_while_it_waits_leaves_its_place_to_the_next(stage: Stage) -> None:
-    client = stage.service.client()
+def test_a_handler_that_is_stopped_while_it_waits_leaves_its_ticket_to_the_next(services: HandlerServices) -> None:
+    client = services.service.client()
     with client.lease("octo/hello", kind="handler", key="someone-else", lease_ttl=TIMES["lease_ttl"]):
-        first = stage.handler()
-        stage.comes("IC_1", "Say it.\n#say one")
+        first = services.handler()
+        services.comes("IC_1", "Say it.\n#say one")
         waits = lambda: [t for t in client.view("octo/hello")["queue"] if t["key"] == "IC_1" and t["present"]]  # noqa: E731
         ticket = eventually(waits, 10)[0]["id"]
         assert first.stop() == 0
-        open_again = stage.becomes("IC_1", DemandState.OPEN)
+        open_again = services.becomes("IC_1", DemandState.OPEN)
         assert open_again.holder is None
-        stage.handler()
+        services.handler()
         assert eventually(waits, 10)[0]["id"] == ticket, "the same ticket"
-    found = stage.becomes("IC_1", DemandState.ANSWERED)
+    found = services.becomes("IC_1", DemandState.ANSWERED)
     assert found.text == "one" and found.runs == 2
 
 
-def test_a_handler_that_is_stopped_in_a_turn_finishes_it(stage: Stage) -> None:
-    handler = stage.handler()
-    stage.comes("IC_1", "Say it.\n#tokens 60\n#pace 20ms\n#say " + "word " * 60)
-    client = stage.service.client()
+def test_a_handler_that_is_stopped_in_a_turn_finishes_it(services: HandlerServices) -> None:
+    handler = services.handler()
+    services.comes("IC_1", "Say it.\n#tokens 60\n#pace 20ms\n#say " + "word " * 60)
+    client = services.service.client()
     eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger("octo/hello")), 15)
     assert handler.stop() == 0
-    found = stage.demands.get("IC_1")
+    found = services.demands.get("IC_1")
     assert found is not None and found.state is DemandState.ANSWERED, handler.log()
 
 
-def test_a_promised_task_is_durable_with_the_answer_that_promises_it(stage: Stage) -> None:
-    handler = stage.handler()
+def test_a_promised_task_is_durable_with_the_answer_that_promises_it(services: HandlerServices) -> None:
+    handler = services.handler()
     handler.hold("handler-stored")
     promise = '{"promise": {"title": "Mend it", "instructions": "Mend the parser, with a test."}}'
-    stage.comes("IC_1", f"Say it.\n#lines I will mend it.|{promise}")
-    handler.reached("handler-stored")
-    found = stage.demands.get("IC_1")
+    services.comes("IC_1", f"Say it.\n#lines I will mend it.|{promise}")
+    handler.wait_until_reached("handler-stored")
+    found = services.demands.get("IC_1")
     assert found is not None and found.text == "I will mend it." and found.task is not None
-    task = Tasks(stage.demands.redis).get(found.task)
+    task = Tasks(services.demands.redis).get(found.task)
     assert (task.title, task.session, task.source.demand) == ("Mend it", "octo/hello", "IC_1")
     assert task.instructions == "Mend the parser, with a test."
-    assert stage.demands.jobs.live(task.job)
-    handler.let_go("handler-stored")
+    assert services.demands.jobs.live(task.job)
+    handler.release("handler-stored")

@@ -73,7 +73,7 @@ def test_a_comment_becomes_a_demand_once_with_its_ticket(
     assert "IC_1" in log and "why?" not in log and Webhook.SECRET not in log
 
 
-def test_edited_and_deleted_before_the_answer_and_after_it(
+def test_a_comment_can_be_edited_and_deleted_before_and_after_its_answer(
     webhook: Start, sessiond: StartSessiond, redis_server: Redis
 ) -> None:
     queue = sessiond(scripted_env())
@@ -101,7 +101,7 @@ def test_edited_and_deleted_before_the_answer_and_after_it(
     assert demands.get("IC_1") == gone
 
 
-def test_whatever_comes_before_the_comment_itself_is_remembered(webhook: Start, redis_server: Redis) -> None:
+def test_events_that_arrive_before_their_comment_are_remembered(webhook: Start, redis_server: Redis) -> None:
     service, demands = webhook({"WEBHOOK_TICKET_SECONDS": "0.2"}), store(redis_server)
     newer = payloads.comment("IC_e", action="edited", body="newer", comment__updated_at="2019-05-15T15:20:40Z")
     older = payloads.comment("IC_e", action="edited", body="older", comment__updated_at="2019-05-15T15:20:30Z")
@@ -110,11 +110,11 @@ def test_whatever_comes_before_the_comment_itself_is_remembered(webhook: Start, 
     assert said(service.post("issue_comment", payloads.comment("IC_e"))) == (202, "accepted")
     found = demands.get("IC_e")
     assert found is not None and found.comment.body == "newer"
-    # Deleted, then edited, then created: the comment stays deleted.
+    # The comment stays deleted if `deleted` arrives before `edited` and `created`.
     for action, word in (("deleted", "early"), ("edited", "early"), ("created", "withdrawn")):
         assert said(service.post("issue_comment", payloads.comment("IC_d", action=action))) == (202, word)
     assert demands.get("IC_d") is None
-    # The closing arrives before an older comment. For a newer comment the state in its payload counts.
+    # The closing arrives before an older comment. For a newer comment, its own payload decides.
     closing = payloads.load("pull_request.closed")
     assert said(service.post("pull_request", closing)) == (202, "nothing")
     overtaken = service.post("pull_request_review_comment", payloads.review_comment("PRRC_o"))
@@ -150,7 +150,7 @@ def test_a_closed_pull_request_withdraws_its_own_demands_and_no_others(
         assert found.reason == "pull-request-closed"
 
 
-def test_reviews_and_tasks_are_taken(webhook: Start) -> None:
+def test_reviews_and_tasks_are_accepted(webhook: Start) -> None:
     service = webhook()
     assert said(service.post("pull_request_review", payloads.review(state="approved"), "r")) == (202, "woken")
     assert said(service.post("pull_request_review", payloads.review(state="approved"), "r")) == (202, "duplicate")
@@ -160,14 +160,14 @@ def test_reviews_and_tasks_are_taken(webhook: Start) -> None:
     assert service.post("pull_request_review", payloads.review(body="")).status == 204
 
 
-def test_a_worker_in_mid_turn_is_preempted_at_arrival(
+def test_an_arriving_comment_preempts_a_worker_during_its_turn(
     webhook: Start, sessiond: StartSessiond, caller: Callable[..., Caller]
 ) -> None:
     queue = sessiond(scripted_env())
     service = webhook(reach(queue))
     worker = caller(queue, "worker")
     worker.do(session=SESSION, kind="worker", key="loop", prompt="#tokens 2000\n#pace 5ms", timeout=60)
-    worker.hear("granted")
+    worker.wait_for("granted")
     assert said(service.post("issue_comment", payloads.comment())) == (202, "accepted")
     entries = queue.client().ledger(SESSION)
     preempted = [e for e in entries if e.get("reason") == "preempted"]
@@ -178,7 +178,7 @@ def test_a_worker_in_mid_turn_is_preempted_at_arrival(
 # ---- outages -------------------------------------------------------------------------------------
 
 
-def test_202_while_sessiond_is_down_and_the_sweep_takes_the_ticket_later(
+def test_a_delivery_gets_202_while_sessiond_is_down_and_the_sweep_takes_its_ticket(
     webhook: Start, sessiond: StartSessiond, redis_server: Redis
 ) -> None:
     queue = sessiond(scripted_env())
@@ -200,7 +200,7 @@ def test_202_while_sessiond_is_down_and_the_sweep_takes_the_ticket_later(
 
 @contextmanager
 def hanging() -> Iterator[tuple[str, list[socket.socket]]]:
-    """A server that accepts connections and never answers: its URL, and the connections."""
+    """A server that accepts connections and never answers. Yields its URL and the connections."""
     links: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0), backlog=256) as server:
 
@@ -218,7 +218,7 @@ def hanging() -> Iterator[tuple[str, list[socket.socket]]]:
         link.close()
 
 
-def test_a_hanging_sessiond_costs_two_deliveries_their_deadline_and_not_every_one(webhook: Start) -> None:
+def test_a_hanging_sessiond_delays_only_two_deliveries(webhook: Start) -> None:
     with hanging() as (url, links):
         service = webhook({"SESSIOND_URL": url, "WEBHOOK_PROCESSES": "1", "WEBHOOK_TICKET_SECONDS": "0.4"})
         before, times = len(links), []
@@ -230,7 +230,7 @@ def test_a_hanging_sessiond_costs_two_deliveries_their_deadline_and_not_every_on
     assert all(0.4 <= one < 2 for one in times[:2]) and sorted(times[2:])[4] < 0.3, times
 
 
-def test_503_while_redis_is_away_and_nothing_is_remembered_as_seen(webhook: Start, redis_server: Redis) -> None:
+def test_a_delivery_gets_503_while_redis_is_away_and_is_accepted_later(webhook: Start, redis_server: Redis) -> None:
     service = webhook()
     service.post("issue_comment", payloads.comment("IC_0"))
     redis_server.kill9()
@@ -254,14 +254,14 @@ def test_503_while_redis_is_away_and_nothing_is_remembered_as_seen(webhook: Star
     assert service.counted()["issue_comment", "redis-away"] == 1
 
 
-def test_503_within_githubs_patience_while_redis_hangs(webhook: Start, redis_server: Redis) -> None:
+def test_a_delivery_gets_503_within_githubs_timeout_while_redis_hangs(webhook: Start, redis_server: Redis) -> None:
     service = webhook()
     service.post("issue_comment", payloads.comment("IC_0"))
     redis_server.pause()
     began = time.monotonic()
     answer = service.post("issue_comment", payloads.comment(), "one")
     took = time.monotonic() - began
-    redis_server.go_on()
+    redis_server.resume()
     assert answer.status == 503 and took < 9, took
     assert said(service.post("issue_comment", payloads.comment(), "one")) == (202, "accepted")
     assert queued(store(redis_server)) == 2
@@ -277,7 +277,7 @@ CRASHES = [
 
 
 @pytest.mark.parametrize(("point", "when", "again", "ticket"), CRASHES, ids=[c[0] for c in CRASHES])
-def test_kill_9_of_a_process(
+def test_a_killed_webhook_process_loses_no_delivery(
     webhook: Start, sessiond: StartSessiond, redis_server: Redis, matrix: Callable[..., None],
     point: str, when: str, again: str, ticket: bool,
 ) -> None:  # fmt: skip
@@ -294,10 +294,10 @@ def test_kill_9_of_a_process(
 
     sender = threading.Thread(target=deliver)
     sender.start()
-    os.kill(service.reached(point), signal.SIGKILL)
+    os.kill(service.wait_until_reached(point), signal.SIGKILL)
     sender.join(10)
-    assert len(lost) == 1, "nobody was told 202"
-    service.let_go(point)
+    assert len(lost) == 1, "no delivery may be answered with 202"
+    service.release(point)
     found = demands.get("IC_1")
     assert (found is not None) == (again == "duplicate")
     assert (found is not None and found.ticket is not None) == ticket
@@ -311,7 +311,7 @@ def test_kill_9_of_a_process(
 
 @pytest.mark.parametrize("victim", ["sessiond", "Redis", "Redis and rq's keys"])
 @pytest.mark.parametrize(("point", "when"), [c[:2] for c in CRASHES], ids=[c[0] for c in CRASHES])
-def test_kill_9_of_what_it_relies_on(
+def test_a_killed_dependency_loses_no_delivery(
     webhook: Start, sessiond: StartSessiond, redis_server: Redis, matrix: Callable[..., None],
     point: str, when: str, victim: str,
 ) -> None:  # fmt: skip
@@ -323,7 +323,7 @@ def test_kill_9_of_what_it_relies_on(
         target=lambda: statuses.append(service.post("issue_comment", payloads.comment(), "one").status)
     )
     sender.start()
-    service.reached(point)
+    service.wait_until_reached(point)
     if victim == "sessiond":
         queue.kill9()
         queue.start()
@@ -333,7 +333,7 @@ def test_kill_9_of_what_it_relies_on(
         if victim != "Redis":
             for name in demands.redis.scan_iter("rq:*"):
                 demands.redis.delete(name)
-    service.let_go(point)
+    service.release(point)
     sender.join(20)
     assert statuses[0] in (202, 503)
     if statuses[0] == 503:
@@ -353,7 +353,7 @@ def test_kill_9_of_what_it_relies_on(
 # ---- slow clients --------------------------------------------------------------------------------
 
 
-def test_200_slow_clients_stop_nobody(webhook: Start) -> None:
+def test_200_slow_clients_do_not_delay_others(webhook: Start) -> None:
     service = webhook({"WEBHOOK_ARRIVAL_SECONDS": "10"})
     begun = "POST /github HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     signed = "X-Hub-Signature-256: sha256=" + "0" * 64 + "\r\n"
@@ -397,7 +397,7 @@ def test_200_slow_clients_stop_nobody(webhook: Start) -> None:
         sender.join()
 
 
-def test_bytes_in_flight_are_bounded_and_slow_senders_pay_for_what_they_sent_only(webhook: Start) -> None:
+def test_bytes_in_flight_are_limited_and_slow_senders_count_only_what_they_sent(webhook: Start) -> None:
     env = {"WEBHOOK_BYTES_IN_FLIGHT": "3000000", "WEBHOOK_PROCESSES": "1", "WEBHOOK_ARRIVAL_SECONDS": "20"}
     service = webhook(env)
     head = (
@@ -412,4 +412,6 @@ def test_bytes_in_flight_are_bounded_and_slow_senders_pay_for_what_they_sent_onl
         large = service.post("ping", None, body=b'"' + b"x" * 4_000_000 + b'"')
         assert (large.status, large.json()["type"]) == (503, "busy") and "Retry-After" in large.headers
         assert service.post("ping", None, body=b'"' + b"x" * 2_000_000 + b'"').status == 200
-        assert service.post("ping", None, body=b'"' + b"x" * 2_000_000 + b'"').status == 200, "given back"
+        assert service.post("ping", None, body=b'"' + b"x" * 2_000_000 + b'"').status == 200, (
+            "the reserved bytes are released"
+        )

@@ -53,7 +53,7 @@ def outcome(answer: Any) -> str:
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-def test_every_example_is_taken_and_counted_with_its_outcome(
+def test_every_example_is_accepted_and_counted_with_its_outcome(
     webhook: Callable[..., Webhook], redis_server: Redis, signed: list[dict[str, Any]], form: bool
 ) -> None:
     service = webhook({"TRIGGER": "all", "TASK_LABEL": "bug", "BOT_LOGIN": "Codertocat", "BOT_ID": "1"})
@@ -72,7 +72,7 @@ def test_every_example_is_taken_and_counted_with_its_outcome(
     assert told["ping", "ping"] and told["issue_comment", "accepted"] and told["issues", "task"]
 
 
-def test_our_signature_is_theirs(signed: list[dict[str, Any]]) -> None:
+def test_our_signature_equals_that_of_githubs_package(signed: list[dict[str, Any]]) -> None:
     from sessiond_webhook.deliveries.signature import sign, valid
 
     for one in signed:

@@ -1,4 +1,4 @@
-"""Random requests: no answer is a 5xx, no unsigned delivery is accepted, and each request is counted."""
+"""Random requests: no answer is 5xx, no unsigned delivery is accepted, and each request is counted."""
 
 import copy
 import http.client
@@ -65,13 +65,13 @@ def ask(service: Webhook, body: bytes, headers: dict[str, str]) -> int:
 
 @BOUNDED
 @given(BODY, HEADERS)
-def test_nothing_unsigned_is_accepted(service: Webhook, body: bytes, headers: dict[str, str]) -> None:
+def test_no_unsigned_delivery_is_accepted(service: Webhook, body: bytes, headers: dict[str, str]) -> None:
     assert 400 <= ask(service, body, headers) < 500
 
 
 @BOUNDED
 @given(BODY, HEADERS)
-def test_what_is_signed_is_never_a_5xx(service: Webhook, body: bytes, headers: dict[str, str]) -> None:
+def test_a_signed_delivery_never_gets_5xx(service: Webhook, body: bytes, headers: dict[str, str]) -> None:
     status = ask(service, body, {**headers, "X-Hub-Signature-256": sign(Webhook.SECRET, body)})
     assert 200 <= status < 500
 
@@ -84,7 +84,7 @@ ODD = st.one_of(
 
 @BOUNDED
 @given(st.sampled_from(payloads.NAMES), st.data())
-def test_damaged_payloads_that_are_signed(service: Webhook, name: str, data: Any) -> None:
+def test_a_signed_damaged_payload_never_gets_5xx(service: Webhook, name: str, data: Any) -> None:
     payload = copy.deepcopy(payloads.load(name))
     for _ in range(data.draw(st.integers(1, 3))):
         place = payload
@@ -100,7 +100,7 @@ def test_damaged_payloads_that_are_signed(service: Webhook, name: str, data: Any
 
 @BOUNDED
 @given(st.binary(max_size=200), st.booleans())
-def test_raw_bytes_on_the_connection(service: Webhook, raw: bytes, begun: bool) -> None:
+def test_random_bytes_never_get_5xx(service: Webhook, raw: bytes, begun: bool) -> None:
     head = b"POST /github HTTP/1.1\r\nHost: x\r\n" if begun else b""
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as link:
         link.sendall(head + raw)
@@ -111,7 +111,7 @@ def test_raw_bytes_on_the_connection(service: Webhook, raw: bytes, begun: bool) 
     assert not answer or 400 <= int(answer.split(b" ")[1]) < 500, answer
 
 
-def test_the_sum_over_processes_is_what_was_sent(service: Webhook) -> None:
+def test_the_counts_of_all_processes_add_up_to_the_sent_requests(service: Webhook) -> None:
     before = sum(service.counted().values())
     for number in range(60):
         service.pool.clear()  # a new connection can reach another process

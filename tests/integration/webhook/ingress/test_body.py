@@ -1,4 +1,4 @@
-"""Bodies: their size, their declared length, chunks, over real HTTP on two processes."""
+"""Bodies of requests: size, declared length and chunks, over real HTTP with two processes."""
 
 import socket
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webhook]:
         yield made
 
 
-def test_25_mb_are_taken_and_one_byte_more_is_413(service: Webhook) -> None:
+def test_25_mb_are_accepted_and_one_more_byte_gets_413(service: Webhook) -> None:
     text = b'"' + b"x" * (LIMIT - 2) + b'"'
     assert service.post("ping", None, body=text).status == 200
     problem(service.post("ping", None, body=text + b" "), "too-large")
     problem(service.post("ping", None, body=text + b" ", headers={"X-Hub-Signature-256": None}), "too-large")
 
 
-def test_a_declared_length_over_the_limit_is_413_before_anything_is_sent(service: Webhook) -> None:
+def test_a_declared_length_over_the_limit_gets_413_before_the_body_is_sent(service: Webhook) -> None:
     link = connection(service)
     link.putrequest("POST", "/github")
     link.putheader("Content-Length", str(LIMIT + 1))
@@ -35,7 +35,7 @@ def test_a_declared_length_over_the_limit_is_413_before_anything_is_sent(service
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_chunks_over_the_limit_are_413(service: Webhook, signed: bool) -> None:
+def test_chunks_over_the_limit_get_413(service: Webhook, signed: bool) -> None:
     link = connection(service)
     headers = {"Content-Type": "application/json", "X-GitHub-Event": "ping", "X-GitHub-Delivery": "d"}
     if signed:
@@ -46,7 +46,7 @@ def test_chunks_over_the_limit_are_413(service: Webhook, signed: bool) -> None:
     link.close()
 
 
-def test_chunks_below_the_limit_are_as_good(service: Webhook) -> None:
+def test_chunks_below_the_limit_are_accepted(service: Webhook) -> None:
     link, body = connection(service), b'{"zen": "in chunks"}'
     headers = {
         "Content-Type": "application/json", "X-GitHub-Event": "ping", "X-GitHub-Delivery": "d",
@@ -74,13 +74,13 @@ HEAD = "POST /github HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         ("nonsense\r\n\r\n", 400),
     ],
 )
-def test_lengths_that_lie(service: Webhook, raw: str, status: int) -> None:
+def test_a_wrong_declared_length_is_refused(service: Webhook, raw: str, status: int) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as link:
         link.sendall(raw.encode())
         assert link.recv(4096).split(b" ")[1] == str(status).encode()
 
 
-def test_a_body_that_breaks_off_is_400_and_never_taken_for_a_whole_one(service: Webhook) -> None:
+def test_a_truncated_body_gets_400_and_is_never_accepted(service: Webhook) -> None:
     signed = f"X-Hub-Signature-256: {sign(Webhook.SECRET, b'{}')}\r\nX-GitHub-Event: ping\r\nX-GitHub-Delivery: d\r\n"
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as link:
         link.sendall((HEAD + signed + "Content-Length: 5\r\n\r\n{}").encode())

@@ -31,7 +31,7 @@ from support.webhook.ingress_calls import connection
         ({"WEBHOOK_SECRET": "x", "REDIS_URL": "http://x"}, "REDIS_URL"),
     ],
 )
-def test_bad_settings_are_one_line_and_exit_2(env: dict[str, str], named: str) -> None:
+def test_bad_settings_give_one_line_and_exit_2(env: dict[str, str], named: str) -> None:
     full = {"PATH": os.environ["PATH"], **env}
     done = subprocess.run(
         [sys.executable, "-m", "sessiond_webhook"], env=full, capture_output=True, text=True, timeout=20
@@ -40,7 +40,7 @@ def test_bad_settings_are_one_line_and_exit_2(env: dict[str, str], named: str) -
     assert named in done.stderr and "Traceback" not in done.stderr
 
 
-def test_sigusr1_tells_the_stacks_and_sigterm_ends_in_order(webhook: Callable[..., Webhook]) -> None:
+def test_sigusr1_writes_the_stacks_and_sigterm_ends_the_process_cleanly(webhook: Callable[..., Webhook]) -> None:
     service = webhook()
     for worker in service.workers():
         worker.send_signal(signal.SIGUSR1)
@@ -55,9 +55,9 @@ def test_sigusr1_tells_the_stacks_and_sigterm_ends_in_order(webhook: Callable[..
         "X-Hub-Signature-256": sign(Webhook.SECRET, body),
     }  # fmt: skip
     late.request("POST", "/github", body=body, headers=headers)
-    service.reached("ingress-committed")
+    service.wait_until_reached("ingress-committed")
     service.process.terminate()
-    service.let_go("ingress-committed")
+    service.release("ingress-committed")
     assert late.getresponse().status == 202
     assert service.process.wait(20) == 0
     assert "not answered in time" not in service.log_text(0)

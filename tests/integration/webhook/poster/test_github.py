@@ -49,7 +49,7 @@ def reviewed(root: int, **more: Any) -> Comment:
     return a_comment(number=2, source=CommentSource.REVIEW_COMMENT, root=root, **given)
 
 
-def test_each_kind_goes_to_its_path(github: Github) -> None:
+def test_each_kind_of_comment_has_its_path(github: Github) -> None:
     adapter = with_token(github)
     root = github.comment(2, kind="review")
     for comment in (a_comment(), a_comment(number=2, source=CommentSource.REVIEW), reviewed(root)):
@@ -67,7 +67,7 @@ def test_each_kind_goes_to_its_path(github: Github) -> None:
     ]  # fmt: skip
 
 
-def test_a_reply_is_not_answered_but_its_thread(github: Github) -> None:
+def test_an_answer_to_a_reply_goes_to_the_first_comment_of_its_thread(github: Github) -> None:
     root = github.comment(2, kind="review")
     reply = github.comment(2, kind="review", in_reply_to_id=root)
     with_token(github).create(reviewed(root, id=reply), "so")
@@ -75,7 +75,7 @@ def test_a_reply_is_not_answered_but_its_thread(github: Github) -> None:
         with_token(github).create(reviewed(reply), "so")
 
 
-def test_find_reads_all_pages_and_believes_only_our_account(github: Github) -> None:
+def test_find_reads_all_pages_and_accepts_only_our_account(github: Github) -> None:
     adapter, comment = with_token(github), a_comment(created_at="2020-01-01T00:00:00Z")
     github.comment(1, f"x\n\n{MARK}")
     github.comment(1, count=1500)
@@ -89,7 +89,7 @@ def test_find_reads_all_pages_and_believes_only_our_account(github: Github) -> N
     assert all("per_page=100" in one["path"] for one in listed)
     later = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert adapter.find(replace(comment, created_at=later), MARK) is None
-    assert len([one for one in github.requests() if one["path"] == "/user"]) == 1, "asked once"
+    assert len([one for one in github.requests() if one["path"] == "/user"]) == 1, "the account is requested once"
 
 
 def test_a_note_of_another_review_thread_is_not_found(github: Github) -> None:
@@ -100,14 +100,14 @@ def test_a_note_of_another_review_thread_is_not_found(github: Github) -> None:
     assert adapter.find(reviewed(roots[0]), MARK) is not None
 
 
-def test_our_id_can_be_set(github: Github) -> None:
+def test_the_id_of_our_account_can_be_set(github: Github) -> None:
     adapter = Adapter(GithubSettings(github.url, Github.TOKEN, bot_id=77), TIMES)
     github.comment(1, f"x\n\n{MARK}")
     assert adapter.find(a_comment(), MARK) is not None
     assert all(one["path"] != "/user" for one in github.requests())
 
 
-def test_a_wrong_token_is_no_refusal_for_good(github: Github) -> None:
+def test_a_wrong_token_is_not_a_permanent_refusal(github: Github) -> None:
     with pytest.raises(Unreachable, match="401"):
         with_token(github, "ghp_wrong").create(a_comment(), "x")
 
@@ -127,7 +127,7 @@ def test_an_app_posts_as_its_bot(github: Github, app_key: rsa.RSAPrivateKey, ins
     assert adapter.account(comment) == ("app-octo/hello" if installation == "asked" else "installation-5")
 
 
-def test_an_installation_token_is_replaced_before_it_ends(github: Github, app_key: rsa.RSAPrivateKey) -> None:
+def test_an_installation_token_is_replaced_before_it_expires(github: Github, app_key: rsa.RSAPrivateKey) -> None:
     adapter, comment = with_app(github, app_key, ttl=22), a_comment(installation=5)
     adapter.create(comment, "one")
     adapter.create(comment, "two")
@@ -166,14 +166,14 @@ OUTCOMES: dict[str, tuple[dict[str, Any], type[Exception]]] = {
 
 
 @pytest.mark.parametrize(("fault", "outcome"), OUTCOMES.values(), ids=OUTCOMES)
-def test_a_write_that_fails_is_tried_once_and_named(
+def test_a_write_that_fails_is_tried_once_and_its_error_is_classified(
     github: Github, fault: dict[str, Any], outcome: type[Exception]
 ) -> None:
     github.fault(**fault)
     began = time.monotonic()
     with pytest.raises(outcome) as failed:
         with_token(github).create(a_comment(), "x")
-    assert time.monotonic() - began < 2, "nothing sleeps in there"
+    assert time.monotonic() - began < 2, "the adapter must not sleep"
     assert len(github.requests()) == 1
     if isinstance(failed.value, RateLimited):
         assert 4 <= failed.value.seconds <= 7
@@ -196,7 +196,7 @@ def test_a_write_that_was_never_sent_did_nothing() -> None:
             Adapter(GithubSettings(nobody, Github.TOKEN), TIMES).create(a_comment(), "x")
 
 
-def test_what_is_refused_for_good(github: Github) -> None:
+def test_permanent_refusals_are_recognized(github: Github) -> None:
     adapter = with_token(github)
     made = adapter.create(a_comment(), "x")
     with pytest.raises(Refused, match="404"):
@@ -212,8 +212,8 @@ def test_what_is_refused_for_good(github: Github) -> None:
         adapter.create(a_comment(), "x")
 
 
-def test_a_repository_that_moved_is_followed(github: Github) -> None:
-    """GitHub answers a write with 307; a library that takes it for success would lose the answer."""
+def test_a_moved_repository_is_followed(github: Github) -> None:
+    """GitHub answers a write with 307. A library that treats it as success would lose the answer."""
     github.order("move", **{"from": "Octo/Hello", "to": "Octo/Renamed"})
     adapter = with_token(github)
     made = adapter.create(a_comment(), f"x\n\n{MARK}")
@@ -237,17 +237,17 @@ LIMITS: list[tuple[int, dict[str, str], str, float, bool]] = [
 
 
 @pytest.mark.parametrize(("status", "headers", "message", "seconds", "exact"), LIMITS)
-def test_rate_limits_by_status_headers_and_words(
+def test_rate_limits_are_recognized_by_status_headers_and_text(
     status: int, headers: dict[str, str], message: str, seconds: float, exact: bool
 ) -> None:
-    """GitHub gives the reset by its own clock, so it counts from the answer's own date."""
+    """GitHub's reset time uses its own clock, so the wait counts from the date of the answer."""
     found = refusal(status, headers, {"message": message}, write=True)
     assert isinstance(found, RateLimited)
     assert (found.seconds, found.exact) == (seconds, exact)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 451])
-def test_other_refusals_are_for_good(status: int) -> None:
+def test_other_refusals_are_permanent(status: int) -> None:
     found = refusal(status, {"x-ratelimit-remaining": "4999"}, {"message": "no"}, write=True)
     assert isinstance(found, Refused) and found.status == status
     assert isinstance(refusal(status, {}, "<html>", write=True), Refused)

@@ -26,7 +26,7 @@ def recorder_of(tasks: Tasks, task_id: str) -> TaskRecorder:
     return TaskRecorder(tasks, RunLease(tasks.connection, task_id, "run-1", 60.0))
 
 
-def test_it_changes_the_task_it_has_loaded(tasks: Tasks) -> None:
+def test_the_recorder_changes_the_loaded_task(tasks: Tasks) -> None:
     task = tasks.add(NewTask("k", "octo/hello", "A title", "Do it."))
     recorder = recorder_of(tasks, task.id)
     assert recorder.load() == task
@@ -41,7 +41,7 @@ def test_it_changes_the_task_it_has_loaded(tasks: Tasks) -> None:
         recorder_of(tasks, "task-none-1").load()
 
 
-def test_another_runs_task_is_left_alone(tasks: Tasks) -> None:
+def test_the_task_of_another_run_is_not_changed(tasks: Tasks) -> None:
     task = tasks.add(NewTask("k", "octo/hello", "A title", "Do it."))
     recorder = recorder_of(tasks, task.id)
     recorder.load()
@@ -51,7 +51,7 @@ def test_another_runs_task_is_left_alone(tasks: Tasks) -> None:
     assert tasks.get(task.id) == task
 
 
-def test_it_waits_for_redis(tasks: Tasks, redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorder_waits_for_redis(tasks: Tasks, redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tasks.add(NewTask("k", "octo/hello", "A title", "Do it."))
     recorder = recorder_of(tasks, task.id)
     recorder.load()

@@ -35,7 +35,7 @@ def make(redis_server: Redis) -> Iterator[Make]:
         yield made
 
 
-def test_one_run_has_the_task_until_it_releases_it(make: Make, connection: "redis.Redis") -> None:
+def test_one_run_holds_the_task_until_it_releases_it(make: Make, connection: "redis.Redis") -> None:
     first, second = make("run-1"), make("run-2")
     assert first.acquire() and first.acquire() and not second.acquire()
     second.release()
@@ -46,7 +46,7 @@ def test_one_run_has_the_task_until_it_releases_it(make: Make, connection: "redi
     assert not connection.exists(KEY) and second.acquire()
 
 
-def test_it_is_renewed_while_it_is_kept(make: Make, connection: "redis.Redis") -> None:
+def test_a_run_lease_is_renewed_while_it_is_held(make: Make, connection: "redis.Redis") -> None:
     lease = make("run-1", ttl=0.6)
     assert lease.acquire()
     lease.keep(lambda: None, lambda: pytest.fail("lost"))
@@ -58,7 +58,9 @@ def test_it_is_renewed_while_it_is_kept(make: Make, connection: "redis.Redis") -
     assert not connection.exists(KEY)
 
 
-def test_a_bell_wakes_the_run_and_another_runs_lease_ends_it(make: Make, connection: "redis.Redis") -> None:
+def test_a_notification_wakes_the_run_and_the_lease_of_another_run_ends_it(
+    make: Make, connection: "redis.Redis"
+) -> None:
     lease, rung, lost = make("run-1", ttl=0.6), threading.Semaphore(0), threading.Event()
     assert lease.acquire()
     lease.keep(rung.release, lost.set)
@@ -71,7 +73,9 @@ def test_a_bell_wakes_the_run_and_another_runs_lease_ends_it(make: Make, connect
     assert connection.get(KEY) == b"run-2"
 
 
-def test_an_outage_of_redis_does_not_lose_it(make: Make, connection: "redis.Redis", redis_server: Redis) -> None:
+def test_an_outage_of_redis_does_not_lose_the_run_lease(
+    make: Make, connection: "redis.Redis", redis_server: Redis
+) -> None:
     lease, rung = make("run-1"), threading.Event()
     assert lease.acquire()
     lease.keep(rung.set, lambda: pytest.fail("lost"))

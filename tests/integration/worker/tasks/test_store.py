@@ -1,4 +1,4 @@
-"""The store of tasks on a real Redis: one task a key, one transaction for record and job, changes that race."""
+"""The store of tasks on a real Redis: one task for each key, one transaction for record and job, and races."""
 
 import threading
 from dataclasses import replace
@@ -40,7 +40,7 @@ def jobs_of(tasks: Tasks) -> int:
     return int(tasks.connection.llen(f"rq:queue:{TASKS}"))
 
 
-def test_a_task_in_a_callers_own_transaction(tasks: Tasks) -> None:
+def test_a_task_can_be_added_in_the_transaction_of_the_caller(tasks: Tasks) -> None:
     task_id = staged(tasks, NEW)
     assert task_id is not None
     found = tasks.get(task_id)
@@ -49,14 +49,14 @@ def test_a_task_in_a_callers_own_transaction(tasks: Tasks) -> None:
     assert staged(tasks, NEW) is None and tasks.add(NEW) == found
 
 
-def test_the_loser_of_a_race_leaves_nothing(tasks: Tasks) -> None:
+def test_the_loser_of_a_race_writes_nothing(tasks: Tasks) -> None:
     with pytest.raises(redis.WatchError):
         staged(tasks, NEW, lambda: tasks.add(NEW))
     assert jobs_of(tasks) == 1 and tasks.connection.get("webhook:demand") is None
     assert len(tasks.list()) == 1
 
 
-def test_many_who_add_the_same_get_the_same(tasks: Tasks) -> None:
+def test_concurrent_adds_of_one_key_return_the_same_task(tasks: Tasks) -> None:
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(tasks.add(NEW).id)) for _ in range(8)]
     for thread in threads:
@@ -66,26 +66,28 @@ def test_many_who_add_the_same_get_the_same(tasks: Tasks) -> None:
     assert len(found) == 8 and len(set(found)) == 1 and jobs_of(tasks) == 1
 
 
-def test_an_ended_task_makes_room_for_the_next_generation(tasks: Tasks) -> None:
+def test_the_key_of_an_ended_task_can_be_used_again(tasks: Tasks) -> None:
     first = tasks.add(NEW)
     tasks.cancel(first.id)
     second = tasks.add(NEW)
     assert [i.rpartition("-")[2] for i in (first.id, second.id)] == ["1", "2"]
     assert first.id.rpartition("-")[0] == second.id.rpartition("-")[0]
     tasks.change(first.id, ev.Released())
-    assert tasks.connection.get(index_key(NEW.key)) == second.id.encode(), "an old one's change moves no index"
+    assert tasks.connection.get(index_key(NEW.key)) == second.id.encode(), (
+        "a change of an old task must not change the index"
+    )
     with pytest.raises(TaskRefused, match="newer task"):
         tasks.retry(first.id)
 
 
-def test_a_change_of_the_same_name_is_done_once(tasks: Tasks) -> None:
+def test_a_change_with_the_same_name_is_made_once(tasks: Tasks) -> None:
     task = tasks.add(NEW)
     once = tasks.change(task.id, ev.Start(TaskBudget(1, 1.0)), change="c1")
     assert tasks.change(task.id, ev.Start(TaskBudget(1, 1.0)), change="c1") == once
     assert tasks.get(task.id).runs == 1
 
 
-def test_only_the_run_that_has_the_task_writes(tasks: Tasks) -> None:
+def test_only_the_run_that_holds_the_task_writes(tasks: Tasks) -> None:
     task = tasks.add(NEW)
     for holder in (None, "another run"):
         if holder is not None:
@@ -96,7 +98,7 @@ def test_only_the_run_that_has_the_task_writes(tasks: Tasks) -> None:
     assert tasks.change(task.id, ev.Start(TaskBudget(1, 1.0)), run="this run").state is TaskState.RUNNING
 
 
-def test_a_refused_change_leaves_no_trace(tasks: Tasks) -> None:
+def test_a_refused_change_writes_nothing(tasks: Tasks) -> None:
     task = tasks.add(NEW)
     with pytest.raises(TaskRefused):
         tasks.change(task.id, ev.Cancel(), ev.Done("n"), wake=True)
@@ -119,7 +121,7 @@ def test_only_stuck_tasks_are_woken(tasks: Tasks) -> None:
     assert [t.id for t in tasks.list("O/r", TaskState.QUEUED)] == [stuck.id]
 
 
-def test_nothing_is_half_done_while_redis_is_away(tasks: Tasks, redis_server: Redis) -> None:
+def test_no_change_is_half_written_while_redis_is_away(tasks: Tasks, redis_server: Redis) -> None:
     task = tasks.add(NEW)
     redis_server.kill9()
     for call in (lambda: tasks.add(replace(NEW, key="other")), lambda: tasks.cancel(task.id)):

@@ -24,11 +24,13 @@ TABLES = {
 
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
-def test_the_fault_table(sessiond: Start, matrix: Callable[..., None], rows: list[Row]) -> None:
+def test_each_fault_has_its_outcome_and_the_next_turn_works(
+    sessiond: Start, matrix: Callable[..., None], rows: list[Row]
+) -> None:
     times = SHORT if rows[0].deadlines else PATIENT
     service = sessiond(scripted_env(**times) | {"SESSIOND_MAX_AGENTS": "100"})
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        scenes = list(pool.map(lambda row: Scene(service, row).play(), rows))
+        scenes = list(pool.map(lambda row: Scene(service, row).run(), rows))
     for scene in scenes:
         scene.report(matrix)
     assert {f"{s.row.fault}, {s.row.when}": s.wrong for s in scenes if s.wrong} == {}

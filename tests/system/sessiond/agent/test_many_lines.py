@@ -1,4 +1,4 @@
-"""Tens of thousands of lines a second for a reader that does not read: bounded, interruptible, without side effects."""
+"""An agent writes tens of thousands of lines per second, and its caller does not read. Memory stays bounded."""
 
 import threading
 import time
@@ -26,8 +26,8 @@ def resident(service: Sessiond) -> int:
     return sum(p.memory_info().rss for p in own)
 
 
-class Watch:
-    """Measures the highest resident size over time."""
+class PeakMemory:
+    """Measures the highest resident size."""
 
     def __init__(self, service: Sessiond) -> None:
         self.service, self.first, self.most = service, resident(service), 0
@@ -58,13 +58,13 @@ def test_a_flood_of_lines_is_bounded_and_interruptible(
     client, results, gaps = service.client(), [], []
     with client.lease("octo/other") as lease:
         lease.turn("#say awake").result()
-    watch, enough = Watch(service), min(SENT, LINES * size)
+    watch, enough = PeakMemory(service), min(SENT, LINES * size)
     preempted = threading.Event()
 
     def worker() -> None:
         with service.client().lease(SESSION, kind="worker", key="w") as lease:
             turn = lease.turn(f"#fault torrent={size}")
-            preempted.wait(120)  # do not read before
+            preempted.wait(120)  # start to read only now
             for event in turn:
                 gaps.extend([event.lost] if isinstance(event, Gap) else [])
                 results.extend([event] if isinstance(event, TurnResult) else [])

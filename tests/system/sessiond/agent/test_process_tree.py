@@ -1,4 +1,4 @@
-"""Whatever ends an agent's process ends its whole tree, and the next agent does not start before that.
+"""Every end of an agent's process ends its whole tree, and the next agent does not start earlier.
 
 Each worker's turn runs a tool that leaves processes behind in many ways (support/agent/strays.py). These tests use
 the scripted agent; tests/system/claude/test_process_tree.py uses the real one.
@@ -58,7 +58,7 @@ def forced_in_draining(scene: TreeScene) -> None:
 
 
 def preempted_and_forced(scene: TreeScene) -> None:
-    """Preempt the lease, then force it: the force cancels the turn although the lease has ended before."""
+    """Preempt the lease and then force its release. The force cancels the turn although the lease has already ended."""
     fence = scene.fence
     scene.client.take(scene.session, key="next")
     scene.until_draining()
@@ -109,13 +109,13 @@ ENDS: dict[str, tuple[Callable[[TreeScene], None], str, str]] = {
 }
 
 
-def test_the_tree_is_gone_before_the_next_agent(sessiond: Start, matrix: Row) -> None:
+def test_the_tree_is_gone_before_the_next_agent_starts(sessiond: Start, matrix: Row) -> None:
     times = {"drain_deadline": 8.0, "lease_ttl": 4.0}
     service = sessiond({**scripted_env(**times), "SESSIOND_MAX_AGENTS": str(len(ENDS))})
 
     def run(name: str) -> tuple[str, TreeScene, list[str]]:
         end, prompt, _ = ENDS[name]
-        # After its guard is killed, a process is found by its environment. One without environment is not found.
+        # After its guard is killed, a process is found by its environment, so one without environment is not found.
         ways = WITHOUT_BARE if end == TreeScene.kill_guard else tuple(WAYS)
         ttl = 30.0 if end is expired else 4.0
         scene = TreeScene(service, f"octo/{list(ENDS).index(name)}", spawning(prompt), ways, ttl)
@@ -131,13 +131,13 @@ def test_the_tree_is_gone_before_the_next_agent(sessiond: Start, matrix: Row) ->
 
 
 def itself(scene: TreeScene) -> None:
-    """Let the agent continue with its fault, which ends it without any other request."""
+    """Let the agent continue. Its own fault then ends it."""
     (scene.place / "go").touch()
     eventually(lambda: scene.events("agent-reaped"), 30)
 
 
 def broken(scene: TreeScene) -> None:
-    """As `itself`. The agent then starts again only after an operator's restart."""
+    """Like `itself`, but the agent starts again only after an operator's restart."""
     itself(scene)
     eventually(lambda: scene.events("agent-broken"), 20)
     scene.client.restart_agent(scene.session)
@@ -154,7 +154,7 @@ FROM_ITS_START: dict[str, tuple[Callable[[TreeScene], None], str, str, str]] = {
     "no login": (broken, "", "#fail Invalid API key", "no-login"),
     "it exits in its turn": (itself, "", "#fault exit-turn=0", "died"),
 }
-"""The end, the agent's actions once the file `go` exists, its prompt, and the expected reason."""
+"""The end, the agent's actions when the file `go` exists, its prompt, and the expected reason."""
 
 
 def started_with(service: Sessiond, session: str, moment: str, prompt: str) -> Callable[[str], str]:
@@ -170,8 +170,8 @@ def started_with(service: Sessiond, session: str, moment: str, prompt: str) -> C
     return begins
 
 
-def test_a_tree_that_existed_from_the_start_is_gone_before_the_next_agent(sessiond: Start, matrix: Row) -> None:
-    """sessiond looks for strays only after the lease's end, so only the process's own end removes the tree."""
+def test_a_tree_that_existed_from_the_start_is_gone_before_the_next_agent_starts(sessiond: Start, matrix: Row) -> None:
+    """sessiond searches for strays only after the end of the lease, so only the end of the process removes the tree."""
     service = sessiond({**scripted_env(start_deadline=15.0), "SESSIOND_MAX_AGENTS": str(len(FROM_ITS_START))})
 
     def run(name: str) -> tuple[str, TreeScene, list[str]]:
@@ -188,7 +188,7 @@ def test_a_tree_that_existed_from_the_start_is_gone_before_the_next_agent(sessio
 
 
 def test_strays_started_after_the_last_look_end_when_the_agent_sleeps(sessiond: Start, matrix: Row) -> None:
-    """Strays that are found keep the agent awake. These start after the last look."""
+    """Strays that are found keep the agent awake. These start after the last examination."""
     service = sessiond(scripted_env(idle=3.0))
     begins = started_with(service, SESSION, "fenced until=go spawn", "#say done")
     ledger, place = service.client().ledger, service.state / "work" / SESSION
@@ -216,7 +216,7 @@ def kill(*pids: int) -> None:
 
 def sigterm(service: Sessiond, scene: TreeScene) -> None:
     service.terminate()
-    assert scene.left() == [], "nothing outlives a service that ends by itself"
+    assert scene.left() == [], "no process may outlive a service that ends by itself"
     service.start()
 
 
@@ -245,8 +245,10 @@ def guard_and_both_killed(service: Sessiond, scene: TreeScene) -> None:
     service.start()
 
 
-def test_a_guard_that_redis_lost_is_awaited(sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Row) -> None:
-    """Redis returns with data older than the agent, sessiond has restarted, and the guard is stopped."""
+def test_the_next_agent_waits_for_a_guard_that_redis_lost(
+    sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Row
+) -> None:
+    """Redis returns with data older than the agent, sessiond has restarted, and the guard is suspended."""
     service = sessiond(scripted_env())
     with service.client().lease(SESSION):
         redis_server.copy(tmp_path / "older")
@@ -254,7 +256,7 @@ def test_a_guard_that_redis_lost_is_awaited(sessiond: Start, redis_server: Redis
     os.kill(scene.guard, signal.SIGSTOP)
     service.kill9()
     redis_server.kill9()
-    redis_server.put_back(tmp_path / "older")
+    redis_server.restore_data(tmp_path / "older")
     redis_server.start()
     service.start()
     assert not scene.events("agent-started"), "Redis has no record of the agent"
@@ -289,7 +291,7 @@ def test_the_tree_ends_with_its_owner(
 
 
 @full
-def test_a_deposed_owners_tree_is_gone_before_its_successors_agent(
+def test_the_tree_of_a_deposed_owner_is_gone_before_its_successor_starts_an_agent(
     sessiond: Start, redis_server: Redis, matrix: Row
 ) -> None:
     """A suspended owner loses the session to another one, which still waits for the old guard."""
@@ -324,7 +326,7 @@ def test_an_owner_in_doubt_ends_its_tree(sessiond: Start, redis_server: Redis, m
     try:
         eventually(lambda: not scene.left(), 30, lambda: f"while Redis is away: {scene.left()}")
     finally:
-        redis_server.go_on()
+        redis_server.resume()
     judge(matrix, "owner in doubt", scene, scene.next_turn(), "owner-doubt")
 
 

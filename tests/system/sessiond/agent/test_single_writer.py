@@ -40,8 +40,8 @@ traced = pytest.mark.skipif(strace.why_not() is not None, reason=strace.why_not(
 # ---- the load ----------------------------------------------------------------------------------
 
 
-class Storm:
-    """Callers on several sessions, and for each session an operator that ends random turns and leases."""
+class Load:
+    """Callers of several sessions. In each session an operator ends random turns and leases."""
 
     ENOUGH: Final = {"turn": 8, "big": 1, "cut": 2, "preempted": 1, "cancel": 1, "force": 1, "restart": 1, "look": 2}
 
@@ -50,18 +50,20 @@ class Storm:
         self._over = threading.Event()
         self._at_work = {session: threading.Event() for session in sessions}
         self.done: Counter[str] = Counter()
-        """Counts: completed turns, big ones among them, big ones cancelled while being written (`cut`), preempted
-        turns, and each of the operator's actions. `look` counts looks at the open files of all processes in which
-        only the owner and its agent had the agent's stdin open."""
+        """Counts of turns and of the operator's actions.
+
+        `big` counts completed big turns, and `cut` big turns that were cancelled while they were written. `look` counts
+        scans of all open files in which only the owner and its agent had the agent's stdin open.
+        """
 
         self.others: list[Any] = []
-        """Other processes that had an agent's stdin open at the last look."""
+        """Other processes that had an agent's stdin open at the last scan."""
 
     def run(self, seconds: float) -> None:
         """Run for `seconds`, and until every count is high enough."""
-        doings = [(self._operator, s) for s in self._sessions] + [(self._worker, s) for s in self._sessions]
-        doings += [(self._handler, s) for s in self._sessions for _ in range(2)]
-        threads = [threading.Thread(target=do, args=(s, random.Random(n))) for n, (do, s) in enumerate(doings)]
+        jobs = [(self._operator, s) for s in self._sessions] + [(self._worker, s) for s in self._sessions]
+        jobs += [(self._handler, s) for s in self._sessions for _ in range(2)]
+        threads = [threading.Thread(target=do, args=(s, random.Random(n))) for n, (do, s) in enumerate(jobs)]
         for thread in threads:
             thread.start()
         try:
@@ -132,7 +134,7 @@ class Storm:
             try:
                 if dice.random() < 0.6:
                     next(doing)(client, session, view)
-            except SessiondError:  # the turn or lease was over by then
+            except SessiondError:  # the turn or lease had already ended
                 continue
 
     def _cancel(self, client: Client, session: str, view: dict[str, Any]) -> None:
@@ -140,7 +142,7 @@ class Storm:
         self.done["cancel"] += 1
 
     def _force(self, client: Client, session: str, view: dict[str, Any]) -> None:
-        client.force_release(session, (view["holder"] or view["draining"])["fence"], "the storm's")
+        client.force_release(session, (view["holder"] or view["draining"])["fence"], "a test")
         self.done["force"] += 1
 
     def _force_twice(self, client: Client, session: str, view: dict[str, Any]) -> None:
@@ -152,7 +154,7 @@ class Storm:
         self.done["restart"] += 1
 
     def _look(self, session: str) -> None:
-        """Check which processes have the present agent's stdin. A guard closes it just after the agent's start."""
+        """Check which processes have the current agent's stdin open. A guard closes it just after the agent's start."""
         agent = self._service.client().view(session)["agent"]["pid"]
         (worker,) = psutil.Process(self._service.pid).children()
         try:
@@ -182,7 +184,7 @@ def holders(target: str) -> list[tuple[int, str]]:
                     info = (place / "fdinfo" / end.name).read_text()
                     flags = int(re.search(r"flags:\s+(\d+)", info)[1], 8)  # type: ignore[index]
                     found.append((int(place.name), "reads" if flags & os.O_ACCMODE == os.O_RDONLY else "writes"))
-        except OSError:  # it ended, or closed the file meanwhile
+        except OSError:  # the process ended or closed the file meanwhile
             continue
     return sorted(found, key=lambda one: one[1], reverse=True)
 
@@ -241,7 +243,7 @@ class Pipe:
 
 
 def stdins(calls: Iterable[Call]) -> dict[str, Pipe]:
-    """Return every pipe that begins like an agent's stdin, with all bytes written to it by any thread."""
+    """Return every pipe whose data begins like an agent's stdin, with all bytes that any thread wrote."""
     pipes: dict[str, Pipe] = defaultdict(Pipe)
     for call in calls:
         if not call.target.startswith("pipe:") or call.name == strace.READS:
@@ -256,7 +258,7 @@ def stdins(calls: Iterable[Call]) -> dict[str, Pipe]:
             pipe.starts.append((len(pipe.data), call.at))
             pipe.data += call.data
     found = {name: pipe for name, pipe in pipes.items() if b'"initialize"' in pipe.data.partition(b"\n")[0]}
-    assert all(pipe.shown for pipe in found.values()), "strace shows all that was written"
+    assert all(pipe.shown for pipe in found.values()), "the trace must show all written bytes"
     return found
 
 
@@ -319,11 +321,13 @@ class Reader:
         value = line.value
         if value["type"] == "user":
             self.kinds["user"] += 1
-            assert value["uuid"] in self.turns, "its turn-accepted is committed"
+            assert value["uuid"] in self.turns, "turn-accepted must be committed before the prompt"
             session, turn = self.turns[value["uuid"]]
-            assert self.open.get(session) == turn, "it is the open turn's, and the one before was closed"
-            assert value["uuid"] not in self.written, "each uuid is fresh"
-            assert self.sessions.setdefault(line.pipe, session) == session, "a pipe is one session's"
+            assert self.open.get(session) == turn, (
+                "the prompt must belong to the open turn, and the previous turn must be closed"
+            )
+            assert value["uuid"] not in self.written, "each uuid must be new"
+            assert self.sessions.setdefault(line.pipe, session) == session, "a pipe must belong to one session"
             self.written.add(value["uuid"])
         elif value["type"] == "control_request":
             self.kinds[value["request"]["subtype"]] += 1
@@ -331,7 +335,7 @@ class Reader:
                 session = self.sessions[line.pipe]
                 assert value["request"]["cancel_queued"] is True
                 assert {session, self.open.get(session)} & self.caused, (
-                    "its `interrupt` is committed, and its turn open"
+                    "`interrupt` must be committed, and its turn must be open"
                 )
 
 
@@ -344,13 +348,13 @@ class Size:
     big: int
 
 
-def storm(sessiond: Start, env: dict[str, str], place: Path, size: Size, figures: Figures) -> None:
+def run_load(sessiond: Start, env: dict[str, str], place: Path, size: Size, figures: Figures) -> None:
     """Run the load on a traced service, then check its ledgers and the trace."""
     trace, names = Strace(place / "trace"), [f"octo/s{n}" for n in range(size.sessions)]
     service = sessiond(env, under=trace.under)
     tracer = psutil.Process(trace.follows(service.pid))
     (owner,) = psutil.Process(service.pid).children()
-    done = Storm(service, names, size.big)
+    done = Load(service, names, size.big)
     done.run(size.seconds)
     assert alive(owner), "the same owner all the time"
     happened: Counter[str] = Counter()
@@ -367,7 +371,9 @@ def storm(sessiond: Start, env: dict[str, str], place: Path, size: Size, figures
 def judge(calls: list[Call], owner: int, happened: Counter[str]) -> str:
     """Check the trace and return its figures in one line."""
     pipes, reader = stdins(calls), Reader()
-    assert {thread for pipe in pipes.values() for thread in pipe.threads} == {owner}, "one thread writes, the owner's"
+    assert {thread for pipe in pipes.values() for thread in pipe.threads} == {owner}, (
+        "only the owner's thread may write"
+    )
     assert {name for pipe in pipes.values() for name in pipe.names} == {"write"}
     lines = [line for name, pipe in pipes.items() for line in pipe.lines(name)]
     for one in sorted([*lines, *steps(calls, owner)], key=lambda one: one.at):
@@ -386,13 +392,13 @@ def judge(calls: list[Call], owner: int, happened: Counter[str]) -> str:
 @traced
 def test_one_thread_writes_whole_lines_each_after_its_step(sessiond: Start, tmp_path: Path, figures: Figures) -> None:
     size = Size(3, 10.0, 1_900_000) if FULL else Size(2, 3.0, 1_900_000)
-    storm(sessiond, scripted_env(), tmp_path, size, figures)
+    run_load(sessiond, scripted_env(), tmp_path, size, figures)
 
 
 @traced
 @pytest.mark.skipif(not FULL, reason="of the full form")
 def test_one_thread_writes_to_the_real_claude(sessiond: Start, model: Model, tmp_path: Path, figures: Figures) -> None:
-    storm(sessiond, claude_env(model), tmp_path, Size(2, 60.0, 300_000), figures)
+    run_load(sessiond, claude_env(model), tmp_path, Size(2, 60.0, 300_000), figures)
 
 
 # ---- the order of lines -------------------------------------------------------------------------
@@ -425,7 +431,7 @@ def test_a_line_waits_for_the_rest_of_the_previous_line() -> None:
 
 
 def test_only_the_effects_of_a_step_write_to_the_agent() -> None:
-    """Only the effects of a committed step lead to a write into the pipe."""
+    """Check in the code that only the effects of a committed step write into the pipe."""
     found = set()
     package = SERVICES / "sessiond" / "sessiond"
     for file in package.rglob("*.py"):

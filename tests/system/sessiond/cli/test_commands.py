@@ -25,7 +25,7 @@ def ctl(service: Sessiond | None, *words: str, **env: str) -> Done:
     return subprocess.run(command, env=full, capture_output=True, text=True, timeout=40)
 
 
-def test_status_queue_ledger_and_ask(sessiond: Start) -> None:
+def test_status_queue_ledger_and_ask_print_the_session(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     asked = ctl(service, "ask", SESSION, "hello\n#say good morning")
     assert (asked.returncode, asked.stdout, asked.stderr) == (0, "good morning\n", "")
@@ -40,7 +40,7 @@ def test_status_queue_ledger_and_ask(sessiond: Start) -> None:
     assert (last["event"], last["outcome"], last["text"]) == ("result", "completed", "x")
 
 
-def test_ledger_follow_and_force_release(sessiond: Start) -> None:
+def test_ledger_follow_prints_a_force_release(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     command = [sys.executable, "-m", "sessiond_ops.sessionctl", "ledger", SESSION, "--follow", "--json"]

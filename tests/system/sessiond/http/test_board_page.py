@@ -1,4 +1,4 @@
-"""The board in a real headless Chromium: what a person sees, compared with the ledger."""
+"""The board in a real headless Chromium, compared with the ledger."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def board(browser: Browser) -> Open:
-    """A signed-in page of this service's board: board(service, session="octo/hello")."""
+    """Open a signed-in page of a service's board: board(service, session="octo/hello")."""
 
     def open_page(service: Sessiond, session: str = SESSION, role: str = "viewer") -> Page:
         page = browser.page(f"{service.url}/#{session}")
@@ -44,7 +44,7 @@ def board(browser: Browser) -> Open:
 
 
 def leases(client: Client) -> list[dict[str, Any]]:
-    """The leases in the ledger, read without the board's code."""
+    """Return the leases in the ledger, read without the board's code."""
     found: dict[int, dict[str, Any]] = {}
     keys: dict[str, str] = {}
     entries: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def leases(client: Client) -> list[dict[str, Any]]:
 
 
 def check_against_ledger(page: Page, client: Client, count: int) -> list[dict[str, Any]]:
-    """Waits until the page shows `count` leases, the last one living. Strip and table must equal the ledger."""
+    """Wait until the page shows `count` leases, the last one still held. Strip and table must equal the ledger."""
     page.wait(f"{SHOWN} === {count} && document.querySelector('#leases').lastElementChild.matches('.living')")
     expected = leases(client)
     reasons = {"released": "released", "preempted": "preempted by a handler", None: "holds now"}
@@ -72,15 +72,15 @@ def check_against_ledger(page: Page, client: Client, count: int) -> list[dict[st
 
 
 def flurry(worker: Caller, handlers: list[Caller], client: Client, name: str) -> None:
-    """Handlers arrive during the worker's turn; then the worker holds the lease again, also at the end."""
+    """Let handlers arrive during the worker's turn. At the end the worker holds the lease again."""
     for n, handler in enumerate(handlers):
         client.take(SESSION, kind="handler", key=f"{name}{n}")
         handler.do(key=f"{name}{n}", hold=0.02)
     for handler in handlers:
-        handler.hear("done")
-    worker.hear("done")
+        handler.wait_for("done")
+    worker.wait_for("done")
     worker.do(kind="worker", key="long", prompt="#tokens 20000\n#pace 5ms", timeout=90)
-    worker.hear("granted")
+    worker.wait_for("granted")
 
 
 def test_a_flurry_is_shown_in_the_order_of_the_ledger_also_after_a_restart(
@@ -90,7 +90,7 @@ def test_a_flurry_is_shown_in_the_order_of_the_ledger_also_after_a_restart(
     client = service.client()
     worker, handlers = caller(service, "worker"), [caller(service, "handler") for _ in range(3)]
     worker.do(kind="worker", key="long", prompt="#tokens 20000\n#pace 5ms", timeout=90)
-    worker.hear("granted")
+    worker.wait_for("granted")
     page = board(service)
     page.wait(f"{SHOWN} === 1")
     flurry(worker, handlers, client, "a")
@@ -110,9 +110,9 @@ def test_a_flurry_is_shown_in_the_order_of_the_ledger_also_after_a_restart(
     service.start()
     page.wait("document.querySelector('#link').dataset.state === 'live'", 30)
     eventually(lambda: client.view(SESSION)["agent"]["state"] == "asleep", what="the lost turn to be closed")
-    worker.hear("done")
+    worker.wait_for("done")
     worker.do(kind="worker", key="long", prompt="#tokens 20000\n#pace 5ms", timeout=90)
-    worker.hear("granted")
+    worker.wait_for("granted")
     before = len(leases(client))
     flurry(worker, handlers, client, "b")
     shown = check_against_ledger(page, client, before + 4)
@@ -141,7 +141,7 @@ def test_the_queue_is_shown_in_order_with_reasons(sessiond: Start, board: Open) 
     page.wait("document.querySelector('#holder').textContent.includes('free')")
 
 
-def test_text_of_others_is_not_interpreted_as_markup(sessiond: Start, board: Open) -> None:
+def test_text_of_other_people_is_not_interpreted_as_markup(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     page = board(service)
@@ -202,7 +202,7 @@ def test_sign_in_and_sign_out_with_the_keyboard(sessiond: Start, browser: Browse
     page.wait("document.activeElement?.id === 'key'")
 
 
-def test_the_accessibility_tree(sessiond: Start, board: Open) -> None:
+def test_the_accessibility_tree_has_every_part_of_the_page(sessiond: Start, board: Open) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, kind="handler", key="one"):
@@ -271,7 +271,7 @@ def test_the_page_says_when_its_data_may_be_old(sessiond: Start, redis_server: A
         page.wait("document.querySelector('#link').dataset.state === 'doubt'", 30)
         assert "Redis" in page.eval("document.querySelector('#link-text').textContent")
     finally:
-        redis_server.go_on()
+        redis_server.resume()
     page.wait("document.querySelector('#link').dataset.state === 'live'", 30)
     assert page.eval("document.querySelector('#announce').textContent") == "Reconnected"
 

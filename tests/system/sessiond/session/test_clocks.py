@@ -1,7 +1,7 @@
-"""The wall clock jumps by a day, forth and back, under a running service: it is shown and decides nothing.
+"""The wall clock jumps by a day, forward and back, under a running service. It decides nothing.
 
-A library of ours (standins/stepped_clock.c, preloaded) steps a process' realtime clock while that runs; its monotonic
-clock stays as it is, as when an operator or NTP steps the machine's.
+A preloaded library (standins/stepped_clock.c) changes the realtime clock of a running process. The monotonic clock
+does not change, as when an operator or NTP sets the clock of the machine.
 """
 
 import os
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler for the 
 HELD, FREE = "octo/held", "octo/free"
 DAY = timedelta(days=1)
 STEPS = (1, -1, 0, -1, 30, 0) if FULL else (1, -1)
-"""Days from the true time; each jump starts from the one before."""
+"""Days from the true time. Each jump starts from the previous one."""
 Start = Callable[..., Sessiond]
 
 
@@ -42,9 +42,9 @@ class Clock:
         self.env = {"LD_PRELOAD": str(library), "STEPPED_CLOCK": str(self._file)}
 
     def step(self, days: int) -> None:
-        """Set the clock this many days off."""
+        """Set the clock to this many days from the true time."""
         self.off = timedelta(days=days)
-        # In place: the processes have mapped the file, and see the eight bytes change at once.
+        # Written in place, because the processes have mapped the file and see the change at once.
         with self._file.open("r+b" if self._file.exists() else "wb") as file:
             file.write(struct.pack("=q", int(self.off.total_seconds())))
 
@@ -104,12 +104,16 @@ def has_looked(client: Client, redis: Redis, session: str, key: str) -> None:
 
     begun = beat()
     for _ in range(2):
-        client.take(session, kind="worker", key=key)  # the ticket exists: no step, but one pass of the loop
+        client.take(
+            session, kind="worker", key=key
+        )  # The ticket exists, so this makes no step but one pass of the loop.
     eventually(lambda: beat() >= begun + 2)
 
 
-def test_sessionds_wall_clock_decides_nothing(sessiond: Start, redis_server: Redis, clock: Clock, matrix: Row) -> None:
-    """A lease without renewals, a ticket that bars the worker, a turn and waits: all survive every jump."""
+def test_the_wall_clock_of_sessiond_decides_nothing(
+    sessiond: Start, redis_server: Redis, clock: Clock, matrix: Row
+) -> None:
+    """A lease without renewals, a ticket that blocks the worker, a turn and waits all survive every jump."""
     service = sessiond(scripted_env(claim_window=2.0, owner_renew=0.3) | clock.env)
     client = service.client()
     holder, waiting = client.take(HELD, key="holder")["id"], client.take(HELD, key="waiting")["id"]
@@ -155,7 +159,7 @@ def test_sessionds_wall_clock_decides_nothing(sessiond: Start, redis_server: Red
         )
     threads[0].join(60)
     assert [(t.outcome, t.text) for t in turned] == [("completed", "through")]
-    # Timers still run out, also when the clock is set back meanwhile.
+    # Timers still expire, even if the clock is set back meanwhile.
     clock.step(1)
     ask(client, "DELETE", HELD, "/lease", secret=lease["secret"])
     threads[1].join(30)
@@ -168,8 +172,10 @@ def test_sessionds_wall_clock_decides_nothing(sessiond: Start, redis_server: Red
         assert verify(everything(client, name)).violations == []
 
 
-def test_redis_wall_clock_decides_nothing(stepped_redis: Redis, tmp_path: Path, clock: Clock, matrix: Row) -> None:
-    """Epoch and fence also grow over a Redis whose clock went back; what it keeps for 30 days stays."""
+def test_the_wall_clock_of_redis_decides_nothing(
+    stepped_redis: Redis, tmp_path: Path, clock: Clock, matrix: Row
+) -> None:
+    """Epoch and fence grow although the clock of Redis went back, and keys with 30 days to live stay."""
     service = Sessiond(stepped_redis.url, tmp_path / "a", scripted_env(owner_renew=0.3, claim_window=2.0))
     try:
         _redis_steps(service, stepped_redis, clock, matrix)
@@ -186,14 +192,14 @@ def _redis_steps(service: Sessiond, redis: Redis, clock: Clock, matrix: Row) -> 
     for key in ("b", "c"):
         client.take(HELD, key=key)
     epochs, fences, cursor = [client.view(HELD)["epoch"]], [lease.fence], everything(client, HELD)[-1]["id"]
-    steps = [days for days in STEPS if days < 30]  # after a month, what is kept for a month is gone
+    steps = [days for days in STEPS if days < 30]  # after a month, keys with a month to live are gone
     for number, days in enumerate(steps):
         clock.step(days)
         has_looked(client, redis, HELD, f"worker-{number}")
         with redis_library.Redis.from_url(redis.url) as found:
             assert abs(found.time()[0] - clock.now().timestamp()) < 60
         if number % 2:
-            service.kill9()  # the next epoch begins on the clock that was set back
+            service.kill9()  # the next epoch begins while the clock is set back
             service.start()
         assert [t["key"] for t in client.view(HELD)["queue"]][:2] == ["b", "c"]
         with client.lease(HELD, key=f"urgent-{number}", priority=0) as lease:
@@ -201,10 +207,12 @@ def _redis_steps(service: Sessiond, redis: Redis, clock: Clock, matrix: Row) -> 
         epochs.append(client.view(HELD)["epoch"])
         fences.append(lease.fence)
         new = client.ledger(HELD, cursor)
-        assert [e["fence"] for e in new if e["event"] == "granted"] == [lease.fence], "the cursor holds over the step"
+        assert [e["fence"] for e in new if e["event"] == "granted"] == [lease.fence], (
+            "the cursor must stay valid after the clock change"
+        )
         cursor = new[-1]["id"]
         assert client.turn(HELD, turn.id)["outcome"] == "completed"
-        ask(client, "DELETE", HELD, "/lease", secret=lost)  # released long ago, and still remembered
+        ask(client, "DELETE", HELD, "/lease", secret=lost)  # released long ago, but still stored
         matrix(
             "clocks",
             clock="Redis's",

@@ -1,6 +1,6 @@
-"""sessiond killed, Redis killed, Redis replaced by an older copy: at each point of the step that each event makes.
+"""Crashes at each point of the step of each event: sessiond killed, Redis killed, Redis replaced by an older copy.
 
-Each row is a session of its own; a test plays many at once, so that one crash strikes them all, each at its point.
+Each row has its own session. A test prepares many rows, so that one crash hits each of them at its point.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ ENDS = {"ticket_ttl": 6, "max_hold": 2, "claim_window": 0.5}
 
 @dataclass
 class Row:
-    """One event, held at one point, in a session of its own."""
+    """One event that is held at one point, in its own session."""
 
     event: Event
     point: str
     scene: Scene
-    play: Iterator[None]
+    steps: Iterator[None]
     scores: dict[str, int] = field(default_factory=dict)
-    """The tickets that lived at the crash, or when the older copy was taken."""
+    """The tickets that were queued or leased at the crash, or when the older copy was made."""
     left: int = 0
 
     def place(self, hooks: Path, what: str) -> Path:
@@ -70,7 +70,7 @@ def batches(events: tuple[Event, ...], quick: Sequence[str]) -> list[Any]:
 
 
 def at_every_point(events: tuple[Event, ...], quick: str) -> list[Any]:
-    """Return (victim, rows): every event at every point at once; each event once with the `quick` victim."""
+    """Return (victim, rows): every event at every point in one test, or each event once with the `quick` victim."""
     if FULL:
         rows = [(event, point) for event in events for point in STEP_POINTS]
         return [pytest.param(victim, rows, id=victim) for victim in VICTIMS]
@@ -83,7 +83,7 @@ class Crash:
     def __init__(self, redis: Redis, start: Start, victim: str, env: dict[str, str], place: Path) -> None:
         self.redis, self.victim, self.place = redis, victim, place
         self.hooks = place / "hooks"
-        self.calm_env = scripted_env(**LONG)
+        self.long_env = scripted_env(**LONG)
         self.env = env
         self.service = start({**env, "SESSIOND_HOOKS_DIR": str(self.hooks), "SESSIOND_MAX_AGENTS": "64"})
         self.pool = ThreadPoolExecutor(6)
@@ -91,21 +91,21 @@ class Crash:
     def each(self, work: Callable[[Row], Any], rows: list[Row]) -> list[Any]:
         return list(self.pool.map(work, rows))
 
-    def play(self, chosen: Chosen) -> list[Row]:
-        """Bring every row to its point."""
+    def prepare(self, chosen: Chosen) -> list[Row]:
+        """Run every row until its step is held at its point."""
         rows = []
         for number, (event, point) in enumerate(chosen):
             scene = Scene(self.service, f"octo/row{number}")
-            rows.append(Row(event, point, scene, event.play(scene)))
-        self.each(lambda row: next(row.play), rows)
+            rows.append(Row(event, point, scene, event.run(scene)))
+        self.each(lambda row: next(row.steps), rows)
         if self.older:
             self.redis.copy(self.place / "older")
             self.each(self.remember, rows)
-        self.each(lambda row: next(row.play), rows)
+        self.each(lambda row: next(row.steps), rows)
         for row in rows:
             row.place(self.hooks, "hold").parent.mkdir(parents=True)
             row.place(self.hooks, "hold").touch()
-        self.each(lambda row: next(row.play), rows)
+        self.each(lambda row: next(row.steps), rows)
         for row in rows:
             eventually(row.place(self.hooks, "reached").exists, 30, f"{row.event.name} at {row.point}")
         if not self.older or self.victim == "redis, older":
@@ -120,34 +120,34 @@ class Crash:
         row.scores = self.scores(row)
 
     def scores(self, row: Row) -> dict[str, int]:
-        """Return every living ticket's score, as Redis has it."""
+        """Return the score of every queued or leased ticket, as stored in Redis."""
         with redis_library.Redis.from_url(self.redis.url, decode_responses=True) as redis:
             found = redis.hgetall(f"sessiond:{{{row.scene.session}}}:tickets")
         return {ticket: json.loads(text)["score"] for ticket, text in found.items()}  # type: ignore[union-attr]
 
     def strike(self) -> None:
-        """Make the crash, and do what an operator's supervisor does after it."""
+        """Make the crash, and restart what a supervisor would restart."""
         kills = self.victim in ("sessiond", "both, older")
         if kills:
             self.service.kill9()
         if self.victim != "sessiond":
             self.redis.kill9()
         if self.older:
-            self.redis.put_back(self.place / "older")
+            self.redis.restore_data(self.place / "older")
         shutil.rmtree(self.hooks)
         if self.victim != "sessiond":
             self.redis.start()
         if kills:
-            self.service._env.update(self.calm_env)
-            self.env = self.calm_env
+            self.service._env.update(self.long_env)
+            self.env = self.long_env
             self.service.start(wait=False)
         eventually(self.service.ready, 30)
 
     def recovered(self, row: Row) -> None:
-        """Repeat the calls, and check that no place is lost: a ticket has its old score unless the event ends it."""
+        """Repeat the calls, and check that each ticket has its old score unless the event ends it."""
         s = row.scene
         if self.victim != "both, older":
-            assert next(row.play, None) is None
+            assert next(row.steps, None) is None
         for call in s.calls:
             call.end()
         eventually(lambda: not self.misplaced(row), 20, lambda: f"places lost: {self.misplaced(row)}")
@@ -161,13 +161,13 @@ class Crash:
             if now.get(ticket) != score and not (ticket not in now and names[ticket] in row.event.ends)
         ]
 
-    def calm(self) -> None:
-        """Check that each conversation has one agent; from now on with long times."""
+    def start_with_long_times(self) -> None:
+        """Check that each conversation has one agent, and restart the service with long times."""
         agents = self.agents()
         assert len(agents) == len(set(agents)), agents
-        if self.env != self.calm_env:
+        if self.env != self.long_env:
             self.service.terminate()
-            self.service._env.update(self.calm_env)
+            self.service._env.update(self.long_env)
             self.service.start()
 
     def drained(self, row: Row) -> None:
@@ -186,21 +186,21 @@ class Crash:
 
 
 def run(crash: Crash, chosen: Chosen, matrix: Callable[..., None]) -> None:
-    rows = crash.play(chosen)
+    rows = crash.prepare(chosen)
     crash.strike()
     crash.each(lambda row: attempt(row, lambda: crash.recovered(row)), rows)
-    crash.calm()
+    crash.start_with_long_times()
     crash.each(lambda row: attempt(row, lambda: crash.drained(row)), rows)
     for row in rows:
-        told = ", ".join(call.told for call in row.scene.calls)
+        outcomes = ", ".join(call.outcome for call in row.scene.calls)
         outcome = "; ".join(row.scene.wrong) or f"as it must be, {row.left} drained"
-        matrix("steps", event=row.event.name, point=row.point, victim=crash.victim, told=told, outcome=outcome)
+        matrix("steps", event=row.event.name, point=row.point, victim=crash.victim, outcomes=outcomes, outcome=outcome)
     wrong = {(row.event.name, row.point): row.scene.wrong for row in rows if row.scene.wrong}
     assert wrong == {}, crash.service.log_text()
 
 
 def attempt(row: Row, work: Callable[[], None]) -> None:
-    """A failure belongs to its row: the others go on."""
+    """Record a failure in its row, so that the other rows continue."""
     try:
         if not row.scene.wrong:
             work()
@@ -209,24 +209,24 @@ def attempt(row: Row, work: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize(("victim", "chosen"), batches(EVENTS, VICTIMS))
-def test_calls_and_turns(
+def test_a_crash_during_a_call_or_turn_loses_no_place(
     sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Callable[..., None], victim: str, chosen: Chosen
 ) -> None:
     run(Crash(redis_server, sessiond, victim, scripted_env(**LONG), tmp_path), chosen, matrix)
 
 
 @pytest.mark.parametrize(("victim", "chosen"), batches(DEADLINES, ("sessiond", "redis, older")))
-def test_deadlines(
+def test_a_crash_at_a_deadline_loses_no_place(
     sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Callable[..., None], victim: str, chosen: Chosen
 ) -> None:
-    """Short times up to the crash, long ones for the next owner."""
+    """The times are short until the crash, and long for the next owner."""
     env = scripted_env("ignore-interrupt", **{**LONG, **SHORT})
     run(Crash(redis_server, sessiond, victim, env, tmp_path), chosen, matrix)
 
 
 @pytest.mark.parametrize(("victim", "chosen"), at_every_point(ENDINGS, "sessiond"))
-def test_endings(
+def test_a_crash_at_the_end_of_a_ticket_loses_no_place(
     sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Callable[..., None], victim: str, chosen: Chosen
 ) -> None:
-    """Tickets that end by time or by losses; short times up to the crash, long ones after it."""
+    """Tickets that end by a deadline or by losses. The times are short until the crash and long afterwards."""
     run(Crash(redis_server, sessiond, victim, scripted_env(**{**LONG, **ENDS}), tmp_path), chosen, matrix)

@@ -1,4 +1,4 @@
-"""Handlers come first and in order: flurries of real processes, checked by the ledger alone."""
+"""Handlers are served first and in order. Real processes make flurries, and only the ledger is checked."""
 
 import random
 from collections.abc import Callable
@@ -16,7 +16,7 @@ FLURRIES = 70 if FULL else 50
 
 
 def recount(entries: list[dict[str, Any]]) -> tuple[int, int]:
-    """Return (inversions, misorders), counted simply: every handler here keeps its place until its grant."""
+    """Return (inversions, misorders). The count is simple because every handler keeps its place until its grant."""
     waiting: dict[str, tuple[int, str]] = {}
     inversions = misorders = 0
     for e in entries:
@@ -47,7 +47,7 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
     client, dice = service.client(), random.Random(7)
     worker, handlers = caller(service, "worker"), [caller(service, "handler") for _ in range(6)]
     worker.do(kind="worker", key="loop", prompt="#tokens 2000\n#pace 5ms", timeout=60)
-    worker.hear("granted")
+    worker.wait_for("granted")
     for flurry in range(FLURRIES):
         size = dice.randint(2, 6)
         for n in range(size):
@@ -55,10 +55,10 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
             client.take(SESSION, kind="handler", key=key, priority=priority)
             handlers[n].do(key=key, priority=priority, delay=dice.uniform(0, 0.06), hold=dice.choice((0, 0.004)))
         for n in range(size):
-            handlers[n].hear("done")
-        worker.hear("done")  # preempted by the flurry, or done; either way it comes again
+            handlers[n].wait_for("done")
+        worker.wait_for("done")  # The worker was preempted or is done. It comes again in both cases.
         worker.do(kind="worker", key="loop", prompt="#tokens 2000\n#pace 5ms", timeout=60)
-        worker.hear("granted")
+        worker.wait_for("granted")
     entries = everything(client)
     report = verify(entries)
     grants = sum(e["event"] == "granted" and e["kind"] == "handler" for e in entries)
@@ -71,14 +71,14 @@ def test_flurries_are_served_in_the_exact_order_of_their_scores(
     assert recount(entries) == (0, 0)
 
 
-def test_a_handler_that_dies_in_the_queue_costs_the_next_head_wait_once(
+def test_a_handler_that_dies_in_the_queue_delays_the_next_by_head_wait_once(
     sessiond: Callable[..., Sessiond], caller: Callable[..., Caller]
 ) -> None:
     service = sessiond(scripted_env(head_wait=3))
     client = service.client()
     first, dead, second, third = (caller(service) for _ in range(4))
     first.do(key="first", hold=30)
-    first.hear("granted")
+    first.wait_for("granted")
     for who, key in ((dead, "dead"), (second, "second"), (third, "third")):
         who.do(key=key)
         eventually(lambda key=key: any(t["key"] == key and t["present"] for t in client.view(SESSION)["queue"]))
@@ -86,7 +86,7 @@ def test_a_handler_that_dies_in_the_queue_costs_the_next_head_wait_once(
     eventually(lambda: not client.view(SESSION)["queue"][0]["present"], what="the hang-up is seen")
     client.force_release(SESSION, client.view(SESSION)["holder"]["fence"], "the test's")
     for who in (second, third):
-        who.hear("done")
+        who.wait_for("done")
     entries = everything(client)
     ms = {e["ticket"]: int(e["id"].partition("-")[0]) for e in entries if e["event"] == "granted"}
     _, second_at, third_at = sorted(ms.values())

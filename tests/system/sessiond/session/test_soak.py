@@ -21,21 +21,21 @@ from support.size import FULL
 
 SESSIONS = tuple(f"octo/soak-{n}" for n in range(4))
 HANDLERS = 15
-"""Handlers of a session. With its worker 16 wait, 64 in all."""
+"""Handlers of each session. With its worker, 16 callers wait in a session, and 64 in total."""
 ROUNDS, GRANTS = (20, 250) if FULL else (3, 50)
 PATIENCE = 500.0
 WORKERS = ROUNDS + 1
-"""Grants to a session's worker: each round preempts one, the last one is released."""
+"""Grants to the worker of a session. Each round preempts one, and the worker releases the last one."""
 GROWTH = 3.0 if FULL else 2.0
-"""MiB that the worker process may grow from a quarter of the handoffs to their end."""
+"""MiB by which the worker process may grow after the first quarter of the handoffs."""
 READS = 2 * len(SESSIONS)
-"""Connections to Redis for reads at the same time: the ledger for a caller and for the audit, a lost lease."""
+"""Connections to Redis for concurrent reads: the ledger for a caller and for the audit, and a lost lease."""
 FIXED = {"meta", "ledger", "agent", "queue", "tickets", "lease", "drain", "open"}
 REMEMBERED = {"past", "ended", "turn", "turnkey"}
 
 
 class Reading:
-    """The ledgers, read while they are written: a trimmed one could not be checked later."""
+    """Reads the ledgers while they are written, because a trimmed ledger cannot be checked later."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -46,7 +46,7 @@ class Reading:
         self.events: Counter[str] = Counter()
 
     def on(self) -> int:
-        """Read what is new. Returns the number of entries."""
+        """Read the new entries. Returns their number."""
         new = 0
         for name, reader in self._readers.items():
             page = self._client.ledger(name, self._after[name])
@@ -82,12 +82,12 @@ def gauge(service: Sessiond, name: str) -> float:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_handoffs_by_the_thousand(
+def test_thousands_of_handoffs_lose_no_place_and_leak_nothing(
     sessiond: Callable[..., Sessiond], redis_server: Redis, figures: Callable[[str], None]
 ) -> None:
     service = sessiond(scripted_env())
     client, redis = service.client(), redis_library.Redis.from_url(redis_server.url)
-    for name in SESSIONS:  # every agent is awake before anything is measured
+    for name in SESSIONS:  # so that every agent is awake before the measurement
         with client.lease(name) as lease:
             assert lease.turn("#say ready").result().completed
     (worker,) = psutil.Process(service.pid).children()
@@ -96,10 +96,10 @@ def test_handoffs_by_the_thousand(
         pass
     idle, begun, first = Measured(worker, redis), time.monotonic(), reading.handoffs
     total = len(SESSIONS) * (ROUNDS * GRANTS + WORKERS)
-    told, points = soaked(service, reading, lambda: Measured(worker, redis), first, total)
+    counts, points = soaked(service, reading, lambda: Measured(worker, redis), first, total)
     took = time.monotonic() - begun
-    assert (told["errors"], told["twice"], told["grants"]) == ([], 0, total)
-    assert told["preempted"] == reading.preemptions == len(SESSIONS) * ROUNDS
+    assert (counts["errors"], counts["twice"], counts["grants"]) == ([], 0, total)
+    assert counts["preempted"] == reading.preemptions == len(SESSIONS) * ROUNDS
     assert reading.wrong == []
     assert reading.handoffs - first == total
     assert not reading.events.keys() & {"passed-over", "lapsed", "recovery", "refused", "restored"}
@@ -114,7 +114,7 @@ def test_handoffs_by_the_thousand(
     figures(
         f"{total} handoffs by {len(SESSIONS) * (HANDLERS + 1)} waiters in {took:.0f} s, {total / took:.0f} a second "
         f"({(points[-1].cpu - idle.cpu) / total * 1000:.1f} ms of CPU each), "
-        f"{told['preempted']} preemptions, {told['turns']} turns, {reading.entries} entries, 0 inversions"
+        f"{counts['preempted']} preemptions, {counts['turns']} turns, {reading.entries} entries, 0 inversions"
     )
     figures(
         f"RSS {idle.rss:.1f} MiB idle, {' '.join(rss)} at each quarter: {grown / (0.75 * total) * 2**20:.0f} bytes a "
@@ -129,29 +129,34 @@ def test_handoffs_by_the_thousand(
 def soaked(
     service: Sessiond, reading: Reading, measure: Callable[[], Measured], first: int, total: int
 ) -> tuple[dict[str, Any], list[Measured]]:
-    """Run the crowd, read the ledgers meanwhile, and measure at each quarter. Returns the crowd's reports."""
-    command = [sys.executable, str(TESTS / "support" / "standins" / "crowd.py"), service.url, service.keys["admin"]]
+    """Run the load, read the ledgers meanwhile, and measure at each quarter. Returns the load's reports."""
+    command = [
+        sys.executable,
+        str(TESTS / "support" / "standins" / "load_generator.py"),
+        service.url,
+        service.keys["admin"],
+    ]
     command += [",".join(SESSIONS), str(HANDLERS), str(ROUNDS), str(GRANTS)]
     points: list[Measured] = []
     ends = time.monotonic() + PATIENCE
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
         try:
-            while crowd.poll() is None and time.monotonic() < ends:
+            while load.poll() is None and time.monotonic() < ends:
                 reading.on()
-                time.sleep(0.2)  # reads cost the service time as well
+                time.sleep(0.2)  # because reads also take time in the service
                 if len(points) < 3 and reading.handoffs - first >= total * (len(points) + 1) / 4:
                     points.append(measure())
         finally:
-            crowd.kill()
-        assert crowd.stdout is not None
-        told: dict[str, Any] = json.loads(crowd.stdout.read() or '{"errors": "the crowd said nothing"}')
+            load.kill()
+        assert load.stdout is not None
+        counts: dict[str, Any] = json.loads(load.stdout.read() or '{"errors": "the load generator printed nothing"}')
     while reading.on():
         pass
-    return told, [*points, measure()]
+    return counts, [*points, measure()]
 
 
 def judged(redis: Any, leases: int) -> dict[str, int]:
-    """Check that each key of the sessions is of a fixed set or expires. Returns their numbers."""
+    """Check that each key of the sessions is in a fixed set or expires. Returns their numbers."""
     found: Counter[str] = Counter()
     forever: list[str] = []
     for raw in redis.scan_iter(match="sessiond:{octo/soak-*", count=5000):

@@ -1,4 +1,4 @@
-"""Crashes while an epoch begins, and a Redis older than the epoch: the session's owner stays its owner."""
+"""Crashes while an epoch begins, and a Redis older than the epoch. The owner of the session stays its owner."""
 
 import json
 from collections.abc import Callable
@@ -17,8 +17,8 @@ SESSION = "octo/hello"
 Start = Callable[..., Sessiond]
 
 
-class Held:
-    """A service whose loop stops at a point of a step."""
+class PausableSessiond:
+    """A sessiond whose loop can be held at a point of a step."""
 
     def __init__(self, start: Start, place: Path, **times: float) -> None:
         self.hooks = place / "hooks"
@@ -29,12 +29,12 @@ class Held:
     def hold(self, point: str) -> None:
         (self.hooks / SESSION / f"{point}.hold").touch()
 
-    def reached(self, point: str) -> None:
+    def wait_until_reached(self, point: str) -> None:
         eventually((self.hooks / SESSION / f"{point}.reached").exists, 20, point)
 
-    def go_on(self) -> None:
-        for held in (self.hooks / SESSION).iterdir():
-            held.unlink()
+    def release(self) -> None:
+        for file in (self.hooks / SESSION).iterdir():
+            file.unlink()
 
     def end(self) -> None:
         eventually(self.service.ready, 30)
@@ -45,29 +45,29 @@ class Held:
 
 @pytest.mark.parametrize("point", STEP_POINTS if FULL else STEP_POINTS[:1])
 @pytest.mark.parametrize("victim", ["sessiond", "redis"])
-def test_a_crash_as_the_session_is_taken_over(
+def test_a_crash_during_a_takeover_loses_no_place(
     sessiond: Start, redis_server: Redis, tmp_path: Path, point: str, victim: str
 ) -> None:
-    held = Held(sessiond, tmp_path)
-    held.scene.lease("a")
-    held.scene.take("b")
-    held.service.kill9()
-    held.hold(f"{point}.epoch")
-    held.service.start(wait=False)
-    held.reached(f"{point}.epoch")
+    pausable = PausableSessiond(sessiond, tmp_path)
+    pausable.scene.lease("a")
+    pausable.scene.take("b")
+    pausable.service.kill9()
+    pausable.hold(f"{point}.epoch")
+    pausable.service.start(wait=False)
+    pausable.wait_until_reached(f"{point}.epoch")
     if victim == "sessiond":
-        held.service.kill9()
-        held.go_on()
-        held.service.start()
+        pausable.service.kill9()
+        pausable.release()
+        pausable.service.start()
     else:
         redis_server.kill9()
-        held.go_on()
+        pausable.release()
         redis_server.start()
-    assert held.scene.again(held.scene.lost, "a") == ""
-    held.end()
+    assert pausable.scene.retry(pausable.scene.lost, "a") == ""
+    pausable.end()
 
 
-def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
+def test_the_owner_writes_its_state_back_to_a_redis_older_than_the_epoch(
     sessiond: Start, redis_server: Redis, tmp_path: Path
 ) -> None:
     service = sessiond(scripted_env(owner_renew=0.3))
@@ -79,15 +79,15 @@ def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
     epoch = old.view()["epoch"]
     old.lease("a")
     assert old.turn("a", "once", "key").completed
-    new.lease("b")  # which is not in the copy
+    new.lease("b")  # which the copy does not have
     redis_server.kill9()
-    redis_server.put_back(tmp_path / "older")
+    redis_server.restore_data(tmp_path / "older")
     redis_server.start()
     for scene, name in ((old, "a"), (new, "b")):
-        scene.until(lambda scene=scene: scene.happened("restored"))
+        scene.wait_until(lambda scene=scene: scene.count_events("restored"))
         assert scene.lost(name) == ""
-    assert old.view()["epoch"] == epoch, "nobody else was ever the owner"
-    assert old.again(old.turn, "a", "once", "key").completed
+    assert old.view()["epoch"] == epoch, "no other instance may have been the owner"
+    assert old.retry(old.turn, "a", "once", "key").completed
     assert old.sent("once") == 1
     service.kill9()
     service.start()
@@ -99,8 +99,8 @@ def test_a_redis_older_than_the_epoch_is_written_back_and_stays_its_owners(
         assert scene.wrong == []
 
 
-def test_what_redis_lost_is_not_denied(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
-    """No step is made and no record renewed: a read finds out that Redis is older."""
+def test_a_read_detects_that_redis_lost_writes(sessiond: Start, redis_server: Redis, tmp_path: Path) -> None:
+    """Without a step or a renewal, a read detects that Redis is older."""
     service = sessiond(scripted_env(owner_renew=60, owner_ttl=90))
     scene = Scene(service, SESSION)
     scene.lease("a")
@@ -108,36 +108,36 @@ def test_what_redis_lost_is_not_denied(sessiond: Start, redis_server: Redis, tmp
     assert scene.turn("a", "once", "key").completed
     scene.release("a")
     redis_server.kill9()
-    redis_server.put_back(tmp_path / "older")
+    redis_server.restore_data(tmp_path / "older")
     redis_server.start()
-    assert scene.again(scene.client.turn_by_key, SESSION, "key")["outcome"] == "completed"
-    scene.again(scene.release, "a")
+    assert scene.retry(scene.client.turn_by_key, SESSION, "key")["outcome"] == "completed"
+    scene.retry(scene.release, "a")
     assert scene.ended("a") == "released"
-    assert scene.happened("restored") == 1
+    assert scene.count_events("restored") == 1
 
 
-def test_a_deadline_that_runs_out_as_redis_goes_away_has_its_time_again(
+def test_a_deadline_that_expires_as_redis_goes_away_starts_again(
     sessiond: Start, redis_server: Redis, tmp_path: Path
 ) -> None:
-    held = Held(sessiond, tmp_path, lease_ttl=3)
-    held.scene.lease("a")
-    held.hold("decided.ended")
-    held.reached("decided.ended")
+    pausable = PausableSessiond(sessiond, tmp_path, lease_ttl=3)
+    pausable.scene.lease("a")
+    pausable.hold("decided.ended")
+    pausable.wait_until_reached("decided.ended")
     redis_server.kill9()
-    held.go_on()
+    pausable.release()
     redis_server.start()
-    assert held.scene.again(held.scene.lost, "a") == ""
+    assert pausable.scene.retry(pausable.scene.lost, "a") == ""
     with pytest.raises(LeaseLost, match="expired"):
-        eventually(lambda: held.scene.happened("ended"), 20) and held.scene.renew("a")
+        eventually(lambda: pausable.scene.count_events("ended"), 20) and pausable.scene.renew("a")
 
 
-def test_max_hold_starts_again_once_and_then_goes_on_over_every_restart(sessiond: Start, redis_server: Redis) -> None:
+def test_max_hold_starts_again_once_and_then_continues_over_every_restart(sessiond: Start, redis_server: Redis) -> None:
     service = sessiond(scripted_env(max_hold=60))
     scene = Scene(service, SESSION)
     scene.lease("a")
 
     def left() -> float:
-        """Return the stored seconds of `max_hold` that the next owner would give; only renewals go on."""
+        """Return the stored seconds of `max_hold` that the next owner would grant. Only renewals happen meanwhile."""
         scene.renew("a")
         with redis_library.Redis.from_url(redis_server.url) as redis:
             return float(json.loads(redis.get(f"sessiond:{{{SESSION}}}:lease"))["hold_left"])  # type: ignore[arg-type]
@@ -152,26 +152,24 @@ def test_max_hold_starts_again_once_and_then_goes_on_over_every_restart(sessiond
 
 
 def test_a_lease_can_be_renewed_while_other_sessions_are_still_taken_over(sessiond: Start, tmp_path: Path) -> None:
-    """Its time runs from its own epoch on, however many epochs follow."""
-    held = Held(sessiond, tmp_path)
-    held.scene.lease("a")
-    last = Scene(held.service, "octo/last")
+    """The lease's time starts with its own epoch, even if many epochs follow."""
+    pausable = PausableSessiond(sessiond, tmp_path)
+    pausable.scene.lease("a")
+    last = Scene(pausable.service, "octo/last")
     last.take("b")
-    held.service.kill9()
-    point = held.hooks / "octo/last" / "decided.epoch"
+    pausable.service.kill9()
+    point = pausable.hooks / "octo/last" / "decided.epoch"
     point.parent.mkdir()
     point.with_name("decided.epoch.hold").touch()
-    held.service.start(wait=False)
+    pausable.service.start(wait=False)
     eventually(point.with_name("decided.epoch.reached").exists, 20)
-    assert held.scene.lost("a") == ""
-    assert not held.service.ready()
+    assert pausable.scene.lost("a") == ""
+    assert not pausable.service.ready()
     point.with_name("decided.epoch.hold").unlink()
-    held.end()
+    pausable.end()
 
 
-def test_a_session_that_cannot_be_read_keeps_no_other_from_being_taken_over(
-    sessiond: Start, redis_server: Redis
-) -> None:
+def test_a_session_that_cannot_be_read_does_not_block_other_takeovers(sessiond: Start, redis_server: Redis) -> None:
     service = sessiond(scripted_env())
     for name in ("octo/a", "octo/b"):
         service.client().take(name, key="k")

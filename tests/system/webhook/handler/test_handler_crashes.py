@@ -1,6 +1,6 @@
-"""The crash matrix of an answer: kill -9 of each process, at each named step.
+"""The crash matrix of an answer: kill -9 of each process at each named step.
 
-Each time the demand ends with exactly one posted answer. The quick form runs a part of the rows; FULL=1 runs all.
+The demand must always end with exactly one posted answer. The quick form runs a part of the rows; FULL=1 runs all.
 """
 
 import os
@@ -27,7 +27,7 @@ ROWS = [(victim, step) for victim in VICTIMS for step in STEPS]
 QUICK = ROWS if os.environ.get("FULL") else ROWS[:: len(STEPS) + 1] + ROWS[3::11]
 
 
-class Stage:
+class Services:
     """Redis, sessiond, a webhook with its sweeper, a poster with an outbox, one handler."""
 
     def __init__(self, redis: Redis, service: Sessiond, place: Path, stack: ExitStack) -> None:
@@ -53,9 +53,9 @@ class Stage:
 
 
 @pytest.fixture
-def stage(redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path) -> Iterator[Stage]:
+def services(redis_server: Redis, sessiond: Callable[..., Sessiond], tmp_path: Path) -> Iterator[Services]:
     with ExitStack() as stack:
-        yield Stage(redis_server, sessiond(scripted_env(**TIMES)), tmp_path, stack)
+        yield Services(redis_server, sessiond(scripted_env(**TIMES)), tmp_path, stack)
 
 
 def comment(key: str) -> Comment:
@@ -67,50 +67,50 @@ def comment(key: str) -> Comment:
     )  # fmt: skip
 
 
-def kill(stage: Stage, handler: JobProcess, victim: str) -> None:
+def kill(services: Services, handler: JobProcess, victim: str) -> None:
     if victim == "sessiond":
-        stage.service.kill9()
-        stage.service.start()
+        services.service.kill9()
+        services.service.start()
     elif victim.startswith("Redis"):
-        stage.redis.kill9()
-        stage.redis.start()
+        services.redis.kill9()
+        services.redis.start()
         if victim != "Redis":
-            for name in stage.connection.scan_iter("rq:*"):
-                stage.connection.delete(name)
+            for name in services.connection.scan_iter("rq:*"):
+                services.connection.delete(name)
     else:
         handler.kill9(horse=victim != "parent", parent=victim != "work-horse")
 
 
 @pytest.mark.parametrize(("victim", "step"), QUICK)
 def test_a_demand_ends_in_exactly_one_posted_answer(
-    stage: Stage, victim: str, step: str, matrix: Callable[..., None]
+    services: Services, victim: str, step: str, matrix: Callable[..., None]
 ) -> None:
-    stage.sweeper()
-    stage.process("sessiond_webhook.poster", "poster")
-    handler = stage.process("sessiond_webhook.handler", "handler")
+    services.sweeper()
+    services.process("sessiond_webhook.poster", "poster")
+    handler = services.process("sessiond_webhook.handler", "handler")
     if step != "in-turn":
         handler.hold(step)
-    stage.demands.accept("delivery-1", comment("IC_1"))
-    client = stage.service.client()
+    services.demands.accept("delivery-1", comment("IC_1"))
+    client = services.service.client()
     orphan: psutil.Process | None = None
     if step == "in-turn":
         eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger("octo/hello")), 20)
     else:
-        handler.reached(step)
+        handler.wait_until_reached(step)
     if victim == "parent":
         orphan = handler.horse()
-    kill(stage, handler, victim)
+    kill(services, handler, victim)
     if victim in ("handler", "parent"):
-        handler.start()  # as a supervisor would
-    handler.let_go(step)
+        handler.start()  # as a supervisor does
+    handler.release(step)
 
     def ended() -> bool:
-        found = stage.demands.get("IC_1")
+        found = services.demands.get("IC_1")
         return found is not None and found.state is DemandState.POSTED
 
-    eventually(ended, 60, f"{stage.demands.get('IC_1')}\n{handler.log()[-4000:]}")
-    found = stage.demands.get("IC_1")
-    posted = [f.read_text() for f in (stage.place / "outbox").rglob("*.md")]
+    eventually(ended, 60, f"{services.demands.get('IC_1')}\n{handler.log()[-4000:]}")
+    found = services.demands.get("IC_1")
+    posted = [f.read_text() for f in (services.place / "outbox").rglob("*.md")]
     answers = [text for text in posted if "it is said" in text]
     turns = [e for e in client.ledger("octo/hello") if e["event"] == "turn-accepted"]
     assert found is not None

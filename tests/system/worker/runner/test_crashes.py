@@ -1,6 +1,6 @@
-"""SIGKILL of each process at each fault point: the task finishes, no prompt repeats unannounced, no runs overlap.
+"""SIGKILL of each process at each fault point. The task finishes, repeated prompts are announced, no runs overlap.
 
-Prints its matrix. FULL=1 runs every row; else each fault point with some victims, each victim at three points.
+Prints its matrix. FULL=1 runs every row. The quick form runs each fault point with some of the victims.
 """
 
 import os
@@ -24,21 +24,21 @@ ROWS = [
 
 
 def crash(s: Scene, victim: str, horse: int, point: str) -> set[int]:
-    """Kill the victim, restart it if nothing else does, let the run go on. Returns the killed pids."""
+    """Kill the victim, restart it if nothing else does, and let the run continue. Returns the killed pids."""
     parent = s.worker.parent()
     victims = {"work-horse": [horse], "parent": [parent.pid], "both": [parent.pid, horse]}.get(victim, [])
     if victims:
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
-        s.worker.go_on(point)
+        s.worker.release(point)
         return set(victims)
     if victim == "sessiond":
         s.service.kill9()
-        s.worker.go_on(point)
+        s.worker.release(point)
         s.service.start()
     else:
         s.redis_server.kill9()
-        s.worker.go_on(point)
+        s.worker.release(point)
         s.redis_server.start()
     return set()
 
@@ -57,15 +57,15 @@ def runs_overlap(runs: list[tuple[str, str, int]], task: str, dead: set[int]) ->
 
 
 def row(s: Scene, number: int, step: str, victim: str) -> str:
-    """Make one crash. Returns what happened, in words; the first word is `done` if all is well."""
+    """Make one crash. Returns the result as text. Its first word is `done` if there is no error."""
     session = f"octo/row{number}"
     s.worker.hold(step)
     words = line("done", "finished", tokens="80", pace="10ms")
     task = s.add(words, key=f"row-{number}", session=session)
-    horse = s.worker.reached(step)
+    horse = s.worker.wait_until_reached(step)
     begun = time.monotonic()
     dead = crash(s, victim, horse, step)
-    found = s.settled(task, 60)
+    found = s.wait_for_end(task, 60)
     took = time.monotonic() - begun
     prompts = [p for p in s.prompts() if task.id in p]
     entries = s.client.ledger(session)
@@ -81,7 +81,7 @@ def row(s: Scene, number: int, step: str, victim: str) -> str:
     return f"{', '.join(faults) or 'done'}: {summary}"
 
 
-def test_crash_matrix(scene: Callable[..., Scene]) -> None:
+def test_a_task_finishes_after_a_crash_at_any_fault_point(scene: Callable[..., Scene]) -> None:
     s = scene()
     outcomes = {}
     for number, (step, victim) in enumerate(ROWS):

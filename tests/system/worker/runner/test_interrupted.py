@@ -1,4 +1,4 @@
-"""A worker that is interrupted, by handlers, its own stop or a loss: what its prompts say and what it keeps."""
+"""A worker that handlers, its own stop or a loss interrupt: its prompts and the state that it keeps."""
 
 import os
 import random
@@ -20,12 +20,12 @@ FULL = os.environ.get("FULL") == "1"
 TURNS, FLURRIES = (10, 30) if FULL else (4, 5)
 
 
-def test_preempted_in_mid_turn(scene: Start) -> None:
+def test_a_task_that_is_preempted_during_a_turn_continues(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", "finished", tokens="150", pace="10ms"))
     s.in_turn()
     s.handler("IC_42", "What is this?\n#say the answer")
-    found = s.settled(task)
+    found = s.wait_for_end(task)
     assert (found.state, found.note, found.used.turns) == ("done", "finished", 1)
     assert (found.interruptions.count, found.interruptions.preemptions) == (1, 1)
     assert found.interruptions.last == "a person's comment came, and comments go first"
@@ -44,21 +44,21 @@ def test_preempted_in_mid_turn(scene: Start) -> None:
     assert verify(entries).violations == []
 
 
-def test_a_preemption_between_two_turns_is_in_the_prompt(scene: Start) -> None:
+def test_the_next_prompt_reports_a_preemption_between_two_turns(scene: Start) -> None:
     s = scene()
     s.worker.hold("result-received")
     task = s.add(line("more"), line("done"))
-    s.worker.reached("result-received")
+    s.worker.wait_until_reached("result-received")
     s.handler("IC_1")
-    s.worker.go_on("result-received")
-    found = s.settled(task)
+    s.worker.release("result-received")
+    found = s.wait_for_end(task)
     assert (found.interruptions.preemptions, found.turn.attempt) == (1, 1)
     assert "1 handler (people's comments: IC_1)" in s.prompts()[-1]
     assert sum(e["event"] == "back" for e in s.entries()) == 1
     assert sum(e["event"] == "taken" and e["kind"] == "worker" for e in s.entries()) == 1, "one ticket"
 
 
-def test_a_task_goes_on_through_flurries(scene: Start) -> None:
+def test_a_task_continues_through_flurries(scene: Start) -> None:
     """Full size with FULL=1: 10 turns, 30 flurries."""
     s = scene()
     dice = random.Random(5)
@@ -83,7 +83,7 @@ def test_a_task_goes_on_through_flurries(scene: Start) -> None:
         for person in people:
             person.join()
         comments += size
-    found = s.settled(task, 120)
+    found = s.wait_for_end(task, 120)
     entries = s.entries()
     preempted = [e for e in entries if e["event"] == "ended" and e["reason"] == "preempted"]
     report = verify(entries)
@@ -103,7 +103,7 @@ def keeps_its_score(s: Scene) -> bool:
     return len({e["score"] for e in s.entries() if e["event"] == "taken" and e["kind"] == "worker"}) == 1
 
 
-def test_stopped_while_it_waits(scene: Start) -> None:
+def test_a_worker_that_is_stopped_while_it_waits_keeps_its_place(scene: Start) -> None:
     s = scene()
     with s.client.lease(SESSION, key="person", lease_ttl=3):
         task = s.add(line("done"))
@@ -116,12 +116,12 @@ def test_stopped_while_it_waits(scene: Start) -> None:
         assert [t["key"] for t in s.client.view(SESSION)["queue"]] == [task.id]
         s.worker.start()
         eventually(lambda: [t for t in s.client.view(SESSION)["queue"] if t["present"]], 10)
-    found = s.settled(task)
+    found = s.wait_for_end(task)
     assert (found.state, found.interruptions.count, found.runs) == ("done", 0, 2)
     assert keeps_its_score(s) and len(s.prompts()) == 1
 
 
-def test_stopped_in_a_turn(scene: Start) -> None:
+def test_a_worker_that_is_stopped_during_a_turn_repeats_it_after_the_restart(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", tokens="100", pace="10ms"))
     s.in_turn()
@@ -133,18 +133,18 @@ def test_stopped_in_a_turn(scene: Start) -> None:
     assert (found.state, found.interruptions.last, found.turn.open) == ("interrupted", "the worker was stopped", False)
     assert not s.tasks.has_run(task.id) and s.jobs.live(found.job)
     s.worker.start()
-    found = s.settled(task)
+    found = s.wait_for_end(task)
     assert (found.state, found.turn.attempt) == ("done", 2)
     assert "in the middle of it: the worker was stopped" in s.prompts()[-1]
     assert keeps_its_score(s) and unannounced_repeats(s.prompts()) == []
 
 
-def test_an_agent_that_dies_in_a_turn_is_in_the_prompt(scene: Start) -> None:
+def test_the_next_prompt_reports_an_agent_that_died_during_the_turn(scene: Start) -> None:
     s = scene()
     task = s.add(line("done", tokens="100", pace="10ms"))
     s.in_turn()
     os.kill(s.client.view(SESSION)["agent"]["pid"], 9)
-    found = s.settled(task)
+    found = s.wait_for_end(task)
     assert (found.state, found.turn.attempt) == ("done", 2)
     assert "was lost" in s.prompts()[-1] and unannounced_repeats(s.prompts()) == []
 
@@ -155,7 +155,7 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     request.addfinalizer(other.close)
     words = line("done", tokens="30", pace="10ms")
     tasks = [s.add(words, key=f"k{n}", session=f"octo/r{n % 3}") for n in range(6)]
-    assert {s.settled(t).state for t in tasks} == {TaskState.DONE}
+    assert {s.wait_for_end(t).state for t in tasks} == {TaskState.DONE}
 
     def all_ended() -> bool:
         ends = [(word, task_id) for word, task_id, _ in (*s.worker.runs(), *other.runs())]
@@ -164,64 +164,64 @@ def test_two_workers_share_the_sessions(scene: Start, redis_server: Redis, reque
     eventually(all_ended, 10, "every run that began has ended")
 
 
-def test_preempted_while_no_run_was_there(scene: Start) -> None:
-    """The lease outlives its killed work-horse. A preemption in that time is counted and in the next prompt."""
+def test_a_preemption_without_a_running_job_is_counted(scene: Start) -> None:
+    """The lease outlives its killed work-horse. A preemption in that time is counted and appears in the next prompt."""
     s = scene()
     s.worker.hold("in-turn")
     task = s.add(line("done", tokens="100", pace="10ms"))
-    s.worker.reached("in-turn")
-    s.worker.go_on("in-turn")
+    s.worker.wait_until_reached("in-turn")
+    s.worker.release("in-turn")
     s.worker.horse().kill()
     s.handler("IC_9")
-    found = s.settled(task)
+    found = s.wait_for_end(task)
     preempted = [e for e in s.entries() if e["event"] == "ended" and e["reason"] == "preempted"]
     assert (found.state, found.turn.attempt, found.interruptions.preemptions, len(preempted)) == ("done", 2, 1, 1)
     assert "IC_9" in s.prompts()[-1] and unannounced_repeats(s.prompts()) == []
 
 
-def test_a_turn_that_outlives_its_work_horse_and_its_lease_is_in_the_prompt(scene: Start) -> None:
+def test_the_next_prompt_reports_a_turn_that_outlived_its_work_horse_and_its_lease(scene: Start) -> None:
     s = scene()
     task = s.add(line("more"), line("done", tokens="500", pace="10ms"))
     s.in_turn(2)
     s.worker.horse().kill()
-    found = s.settled(task)
+    found = s.wait_for_end(task)
     closed = [e["reason"] for e in s.entries() if e["event"] == "turn-closed"]
     assert (closed, found.turn.attempt) == ([None, "expired", None], 2)
     assert "in the middle of it: the worker could not renew its lease" in s.prompts()[-1]
     assert unannounced_repeats(s.prompts()) == []
 
 
-def test_a_second_job_for_a_task_that_runs_does_nothing(
+def test_a_second_job_for_a_running_task_does_nothing(
     scene: Start, redis_server: Redis, request: pytest.FixtureRequest
 ) -> None:
     s = scene()
     s.worker.hold("in-turn")
     task = s.add(line("done"))
-    s.worker.reached("in-turn")
+    s.worker.wait_until_reached("in-turn")
     other = Worker(redis_server.url, s.service, s.place / "other")
     request.addfinalizer(other.close)
     second = s.jobs.enqueue(TASKS, RUN, task.id)
     eventually(lambda: not s.connection.exists(f"rq:job:{second}"), 10, other.log_text())
     assert "another run has the task" in other.log_text() and other.runs() == []
-    s.worker.go_on("in-turn")
-    assert (s.settled(task).state, s.tasks.get(task.id).runs) == ("done", 1)
+    s.worker.release("in-turn")
+    assert (s.wait_for_end(task).state, s.tasks.get(task.id).runs) == ("done", 1)
 
 
-def test_force_released_by_an_operator(scene: Start) -> None:
+def test_a_task_continues_after_a_force_release(scene: Start) -> None:
     s = scene()
     task: Task = s.add(line("done", tokens="100", pace="10ms"))
     s.in_turn()
     s.client.force_release(SESSION, s.client.view(SESSION)["holder"]["fence"], "the test's")
-    found = s.settled(task)
+    found = s.wait_for_end(task)
     assert (found.state, found.turn.attempt) == ("done", 2)
     assert "an operator ended the lease" in s.prompts()[-1]
 
 
-def test_sessiond_restarted_while_the_worker_waits_and_works(scene: Start, sessiond: Callable[..., Sessiond]) -> None:
+def test_a_task_continues_after_a_restart_of_sessiond(scene: Start, sessiond: Callable[..., Sessiond]) -> None:
     s = scene()
     task = s.add(line("more"), line("done", tokens="200", pace="10ms"))
     s.in_turn(2)
     s.service.terminate()
     s.service.start()
-    found = s.settled(task, 60)
+    found = s.wait_for_end(task, 60)
     assert found.state == "done" and unannounced_repeats(s.prompts()) == []

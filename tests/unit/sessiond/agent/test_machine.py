@@ -1,4 +1,4 @@
-"""The agent's machine: its table, and what keeps a turn open."""
+"""The agent's machine: its table, and the conditions that keep a turn open."""
 
 from dataclasses import replace
 from itertools import product
@@ -27,18 +27,18 @@ ENDING = (
 
 
 @pytest.mark.parametrize(("phase", "move"), [p for p in product(Phase, Move) if p[1] not in MOVES[p[0]]])
-def test_a_move_outside_the_table_is_refused_by_name(phase: Phase, move: Move) -> None:
+def test_a_transition_outside_the_table_is_refused_with_its_name(phase: Phase, move: Move) -> None:
     draft = Draft(Agent("c", phase=phase), st.Spawned())
     with pytest.raises(BadMove, match=f"Spawned: {move.value}, in {phase.value}"):
         draft.go(move)
 
 
-def test_a_second_turn_names_the_event_and_the_state() -> None:
+def test_the_refusal_of_a_second_turn_names_the_event_and_the_state() -> None:
     with pytest.raises(ValueError, match="one_turn_open: Begin v in in_turn, t is open"):
         decide(in_turn(), st.Begin(AgentTurn("v", "v", "p", Kind.WORKER, "m")))
 
 
-def test_a_question_is_answered_according_to_the_leases_kind() -> None:
+def test_the_answer_to_a_question_depends_on_the_kind_of_the_lease() -> None:
     agent, asked = run(in_turn(), st.Got(QUESTION))
     assert (asked, list(agent.questions)) == ([st.Asked("q1")], ["q1"])
     agent, outputs = run(agent, st.AnswerQuestion("q1"))
@@ -70,7 +70,7 @@ def test_a_question_is_allowed_only_for_the_worker_and_inside_the_directory(
     assert written(outputs) == ["allow" if worker_may and kind is Kind.WORKER else "deny"]
 
 
-def test_a_cancelled_turn_closes_after_its_open_question_is_withdrawn() -> None:
+def test_a_cancelled_turn_closes_once_its_open_question_is_withdrawn() -> None:
     agent, outputs = run(in_turn(), st.Got(QUESTION), st.LeaseEnded("preempted"))
     assert written(outputs) == ["interrupt"]
     (interrupt,) = agent.requests
@@ -116,7 +116,7 @@ def test_a_question_after_the_turns_result_is_denied() -> None:
         (wire.Result(("v",), None, False, "completed", "another's"), False),
     ],
 )
-def test_a_result_belongs_to_the_turn_that_it_names(result: wire.Result, ours: bool) -> None:
+def test_a_result_belongs_to_the_turn_whose_uuid_it_has(result: wire.Result, ours: bool) -> None:
     agent, outputs = run(in_turn(), st.Got(result))
     assert agent.turn is not None and (agent.turn.result is not None) is ours
     assert [o.event for o in outputs if isinstance(o, st.Note)] == ([] if ours else ["foreign"])
@@ -197,7 +197,7 @@ def test_a_guard_that_does_not_respond_is_killed() -> None:
     assert timers(replace(stopping, why="owner-restart"), Times()) == {}, "we do not kill a predecessor's agent here"
 
 
-def test_a_lost_history_is_no_failure_and_the_waiting_turn_runs_in_the_next_conversation() -> None:
+def test_a_lost_history_is_not_a_failure_and_the_waiting_turn_runs_in_the_next_conversation() -> None:
     dying = replace(in_turn(written=False), phase=Phase.STARTING, fails=2)
     agent, outputs = run(
         dying, st.BeginConversation("new", "history-lost"), st.Exited(1, "No conversation found", "history-lost")
@@ -211,7 +211,7 @@ INIT = st.Got(wire.Init("c", "m", NEEDED, "1"))
 
 
 def test_a_prompt_folded_into_a_foreign_turn_starts_without_its_own_init() -> None:
-    """Otherwise it would be stopped at `start_deadline` although it runs."""
+    """Otherwise `start_deadline` stops it although it runs."""
     sent = replace(in_turn(**SENT), said="idle")
     agent, outputs = run(sent, st.Got(wire.StateChanged("running")), INIT, st.Got(wire.Lifecycle("u", "queued")))
     assert st.TurnStarted("t") not in outputs and ("start", "t") in timers(agent, Times())
@@ -249,7 +249,7 @@ def test_strays_keep_a_turn_open_after_its_lease() -> None:
     assert ended(run(stopping, st.Exited(143))[1]) == [st.TurnOutcome.CANCELLED]
 
 
-def test_strays_may_run_between_the_turns_of_a_lease_only() -> None:
+def test_strays_may_run_only_between_the_turns_of_one_lease() -> None:
     agent, outputs = closing(leased=True, strays=True)
     assert len(ended(outputs)) == 1 and st.Busy(True) in outputs
     over, outputs = run(agent, st.LeaseEnded("released"))
@@ -257,29 +257,29 @@ def test_strays_may_run_between_the_turns_of_a_lease_only() -> None:
     assert st.Busy(False) in run(over, st.TreeExamined(False), st.Got(wire.Response("r2", True, {}, None)))[1]
 
 
-def hurried(agent: Agent) -> bool:
+def has_strays_deadline(agent: Agent) -> bool:
     return ("strays", agent.conversation) in timers(agent, Times())
 
 
-def test_strays_get_their_second_only_after_the_tasks_have_stopped() -> None:
+def test_the_deadline_of_strays_starts_only_after_the_tasks_have_stopped() -> None:
     running = replace(closing(leased=True, strays=True)[0], tasks=frozenset({"b1"}))
     over, outputs = run(running, st.LeaseEnded("released"))
-    assert (written(outputs), over.busy, hurried(over)) == (["stop_task"], True, False)
+    assert (written(outputs), over.busy, has_strays_deadline(over)) == (["stop_task"], True, False)
     stopped, outputs = run(over, st.Got(wire.Tasks(frozenset())), st.Got(wire.Response("r2", True, {}, None)))
-    assert (written(outputs), stopped.busy, hurried(stopped)) == (["fence"], True, False)
+    assert (written(outputs), stopped.busy, has_strays_deadline(stopped)) == (["fence"], True, False)
     left, _ = run(stopped, st.TreeExamined(True), st.Got(wire.Response("r3", True, {}, None)))
-    assert (left.busy, hurried(left)) == (True, True)
+    assert (left.busy, has_strays_deadline(left)) == (True, True)
 
 
-def test_strays_get_their_second_only_after_every_response() -> None:
+def test_the_deadline_of_strays_starts_only_after_every_response() -> None:
     agent, outputs = run(in_turn(), st.LeaseEnded("preempted"), *ENDING, st.TreeExamined(True))
-    assert (written(outputs), hurried(agent)) == (["interrupt"], False)
+    assert (written(outputs), has_strays_deadline(agent)) == (["interrupt"], False)
     agent, outputs = run(agent, st.Got(wire.Response("r1", True, {}, None)))
     assert written(outputs) == ["fence"]
-    assert hurried(run(agent, st.TreeExamined(True), st.Got(wire.Response("r2", True, {}, None)))[0])
+    assert has_strays_deadline(run(agent, st.TreeExamined(True), st.Got(wire.Response("r2", True, {}, None)))[0])
 
 
-def test_strays_are_looked_for_again_after_a_slow_response() -> None:
+def test_the_tree_is_examined_again_after_a_slow_response() -> None:
     agent, _ = closing(leased=False, strays=True)
     assert ("look", "1") in timers(agent, Times())
     asked, outputs = run(agent, st.Due("look", "1"))
@@ -300,7 +300,7 @@ def test_an_ended_task_may_have_left_strays() -> None:
     assert st.Busy(False) in run(agent, st.TreeExamined(False), st.Got(wire.Response("r2", True, {}, None)))[1]
 
 
-def test_a_process_without_a_slot_in_time_is_no_failure() -> None:
+def test_a_process_that_gets_no_slot_in_time_is_not_a_failure() -> None:
     agent = Agent("c")
     for number in range(5):
         agent, outputs = run(agent, st.Begin(AgentTurn(f"t{number}", "u", "prompt", Kind.WORKER, "m")))
@@ -328,12 +328,12 @@ def test_model_and_rules_are_set_again_after_a_raw_command() -> None:
         [wire.Lifecycle("u", "completed"), wire.StateChanged("idle")],
     ],
 )
-def test_a_deadline_runs_once_claude_reports_the_end_of_a_turn(said: list[wire.Message], leased: bool) -> None:
+def test_an_end_deadline_runs_once_claude_reports_the_end_of_a_turn(said: list[wire.Message], leased: bool) -> None:
     agent, _ = run(in_turn(), *map(st.Got, said), *([] if leased else [st.LeaseEnded("released")]))
     assert timers(agent, Times())["drain", "t"] == Times().drain_deadline
 
 
-def test_no_such_deadline_runs_while_the_turn_or_its_tasks_run() -> None:
+def test_no_end_deadline_runs_while_the_turn_or_its_tasks_run() -> None:
     ours = st.Got(wire.Result(("u",), None, False, "completed", "done"))
     with_task, _ = run(in_turn(), st.Got(wire.Tasks(frozenset({"b1"}))), ours)
     assert [timers(agent, Times()) for agent in (in_turn(), with_task)] == [{}, {}]

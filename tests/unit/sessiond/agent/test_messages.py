@@ -1,4 +1,4 @@
-"""Whatever the agent writes and whenever it exits, no step is refused, and the next holder gets the lock."""
+"""No message and no exit of the agent causes a refused step, and the next holder always gets the lock."""
 
 import contextlib
 import random
@@ -25,24 +25,24 @@ STEPS = 150
 SEEDS = 900 if FULL else 150
 
 
-class Play:
+class RandomSession:
     """A session with an agent that writes random messages."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.lock = Lock()
         self.agent = st.Agent("c")
-        self.said: list[str] = []
-        self.over: list[str] = []
+        self.history: list[str] = []
+        self.ended_turns: list[str] = []
         self.turns = 0
         self.tickets = 0
         self.process = self.spawned = False
-        self.left = False
-        """Whether the last look found strays."""
+        self.strays_left = False
+        """Whether the last examination found stray processes."""
         self.kinds: Counter[str] = Counter()
 
     def step(self, *events: Any) -> None:
-        self.said.append(", ".join(map(repr, events))[:200])
+        self.history.append(", ".join(map(repr, events))[:200])
         plan = compose(self.lock, self.agent, events)
         self._check(plan)
         self.lock, self.agent = plan.lock, plan.agent
@@ -54,8 +54,8 @@ class Play:
 
     def _check(self, plan: Plan) -> None:
         over = [o.turn for o in plan.outputs if isinstance(o, st.TurnOver)]
-        assert not set(over) & set(self.over), "one turn, one outcome"
-        self.over += over
+        assert not set(over) & set(self.ended_turns), "each turn has one outcome"
+        self.ended_turns += over
         assert plan.lock.turn == (plan.agent.turn.id if plan.agent.turn else None), "one_turn_open"
         user = [o for o in plan.outputs if isinstance(o, st.Write) and o.what == "user"]
         assert not user or (plan.lock.lease is not None and len(user) == 1), "single_writer"
@@ -68,7 +68,7 @@ class Play:
             left = plan.agent
             assert not (left.questions or left.dirty or left.foreign or "interrupt" in left.requests.values())
             assert left.said == "idle" or left.phase is Phase.STARTING
-            assert not self.left, "nothing_outlives_its_lease"
+            assert not self.strays_left, "nothing_outlives_its_lease"
         if plan.grant is not None:
             lives = plan.agent.phase in ALIVE or plan.agent.phase is Phase.STOPPING
             assert not (
@@ -80,7 +80,7 @@ class Play:
 
     # ---- events ------------------------------------------------------------------------------
 
-    def any(self) -> None:
+    def random_event(self) -> None:
         often = [self._line] * 6 + [self._holder, self._process, self._timer] * 2
         self.dice.choice([*often, self._operator, self._lock_timer])()
 
@@ -93,10 +93,10 @@ class Play:
         return st.Got(protocol.Response(request, True, {}))
 
     def _look(self, request: str) -> None:
-        """Examine the tree, as happens at each fence's response."""
+        """Examine the process tree, as the session does at each fence response."""
         if self.agent.requests.get(request) == "fence":
-            self.left = self.dice.random() < 0.3
-            self.step(st.TreeExamined(self.left))
+            self.strays_left = self.dice.random() < 0.3
+            self.step(st.TreeExamined(self.strays_left))
 
     def _good(self) -> st.Event:
         """Return a message that claude could write now."""
@@ -146,7 +146,7 @@ class Play:
             self.exit()
 
     def exit(self) -> None:
-        self.left = False
+        self.strays_left = False
         self.process, tried = False, self.spawned or self.dice.random() < 0.5
         if tried and self.dice.random() < 0.1:
             lost = st.BeginConversation(f"c{self.dice.random()}", "history-lost")
@@ -160,12 +160,12 @@ class Play:
             self.step(st.Due(*self.dice.choice(due)))
 
     def _operator(self) -> None:
-        """An operator's action, the service's shutdown, or another session that needs the slot."""
+        """Make an operator's action, the service's shutdown, or another session's request for the slot."""
         dice, held = self.dice, self.lock.lease or self.lock.drain
         what = dice.choice(["force", "restart", "sleep", "shutdown", "afresh"])
         self.kinds[what] += 1
         if what == "force" and held is not None:
-            with contextlib.suppress(ev.NotHeld):  # its tree is being ended already
+            with contextlib.suppress(ev.NotHeld):  # its tree is already being stopped
                 self.step(ev.ForceRelease(held.fence))
         elif what == "afresh" and self.lock.turn is None:
             self.step(st.BeginConversation(f"c{dice.random()}", "asked"), st.Stop("conversation"))
@@ -198,7 +198,7 @@ class Play:
         self.step(ev.Wait(name, f"holder of {name}"))
 
     def ends(self) -> None:
-        """Let the agent go silent and its holder release. The next ticket must get the lock within the deadlines."""
+        """Silence the agent and release the lease. The next ticket must get the lock within the deadlines."""
         if self.lock.lease is not None:
             self.lock = replace(self.lock, tickets={self.lock.lease.ticket: self.lock.tickets[self.lock.lease.ticket]})
             self.step(ev.Release(self.lock.lease.fence))
@@ -214,15 +214,15 @@ class Play:
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_any_message_in_any_state(part: int) -> None:
+def test_any_message_is_accepted_in_any_state(part: int) -> None:
     kinds: Counter[str] = Counter()
     for seed in range(part, SEEDS, 3):
-        play = Play(seed)
+        play = RandomSession(seed)
         try:
             for _ in range(STEPS):
-                play.any()
+                play.random_event()
             play.ends()
         except Exception as error:
-            raise AssertionError(f"seed {seed}: {error!r} after\n" + "\n".join(play.said[-12:])) from error
+            raise AssertionError(f"seed {seed}: {error!r} after\n" + "\n".join(play.history[-12:])) from error
         kinds += play.kinds
     assert set(kinds) == {"force", "restart", "sleep", "shutdown", "afresh", "lock's timer"}

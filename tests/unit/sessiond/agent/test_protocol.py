@@ -37,7 +37,7 @@ def nested(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["assistant", "user", "stream_event"])
-def test_content_nested_too_deeply_is_no_protocol_error(kind: str) -> None:
+def test_content_nested_too_deeply_is_not_a_protocol_error(kind: str) -> None:
     assert wire.parse(nested(kind)) == wire.Line(wire.Other(kind), None)
 
 

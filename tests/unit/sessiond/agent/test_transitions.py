@@ -1,4 +1,4 @@
-"""One holder, turn or process must not affect the next, apart from the time until the process is gone."""
+"""A holder, turn or process does not affect the next one, except for the time until the process is gone."""
 
 from dataclasses import replace
 from typing import Any
@@ -117,23 +117,23 @@ def test_a_refused_model_fails_only_the_turn_that_asked() -> None:
 
 
 def test_an_unknown_state_does_not_count_as_idle() -> None:
-    """Otherwise the lock would be granted, and the next turn would wait for an idle that never comes."""
+    """Otherwise the lock is granted, and the next turn waits for an `idle` that never comes."""
     agent, outputs = run(idle(leased=False), st.Got(wire.StateChanged("requires_action")))
     assert agent.busy and written(outputs) == ["interrupt"]
     assert ("drain", "busy") in timers(agent, TIMES)
 
 
-# ---- strays --------------------------------------------------------------------------------------
+# ---- stray processes --------------------------------------------------------------------------------------
 
 
-def test_an_earlier_look_does_not_count_at_the_leases_end() -> None:
+def test_an_earlier_examination_does_not_count_at_the_end_of_the_lease() -> None:
     """A fence that closed no turn counts only once as well."""
     foreign = st.Got(wire.Result((), "peer", False, "completed", "x"))
     agent, _ = run(idle(), foreign)
     agent, _ = run(agent, st.TreeExamined(True), answered(agent))
     assert agent.strays and not agent.dirty
     over, outputs = run(agent, st.LeaseEnded("released"))
-    assert written(outputs) == ["fence"] and over.busy, "strays are looked for again behind a new fence"
+    assert written(outputs) == ["fence"] and over.busy, "the tree is examined again after a new fence"
     assert st.Busy(False) not in run(over, st.TreeExamined(True), answered(over))[1]
 
 
@@ -147,7 +147,7 @@ def test_each_ended_task_causes_a_new_fence() -> None:
 
 
 @pytest.mark.parametrize("what", ["garbage", "stdin-full"])
-def test_an_agent_that_never_reaches_a_prompt_is_not_restarted_for_ever(what: str) -> None:
+def test_an_agent_that_never_reaches_a_prompt_is_not_restarted_forever(what: str) -> None:
     agent, _ = run(Agent("c", leased=True), mine())
     for number in range(1, FAILS_ALLOWED + 1):
         agent, outputs = run(agent, st.Spawned(), st.Fault(what, "?"), st.Exited(143, ""))
@@ -171,7 +171,7 @@ def test_a_result_resets_the_count_of_failures(reason: str) -> None:
 
 
 def test_unexpected_lines_are_limited() -> None:
-    """Each causes a step with a ledger entry. Without a limit they would fill the ledger and delay all callers."""
+    """Each line causes a step with a ledger entry. Without a limit they fill the ledger and delay all callers."""
     foreign = st.Got(wire.Result((), "peer", False, "completed", "x"))
     agent, _ = run(idle(), *[foreign] * ODD_ALLOWED)
     assert agent.phase is Phase.IDLE

@@ -1,4 +1,4 @@
-"""Request bodies: what is accepted, what each refusal names, and the schemas that OpenAPI publishes."""
+"""Request bodies: accepted values, the text of each refusal, and the schemas in the OpenAPI document."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from sessiond.problems import Problem
 
 
 def read(shape: type[bodies.Body], body: Any, content_type: str = "application/json") -> Any:
-    """The body as `shape`; bytes are sent as they are."""
+    """Read a request with this body as `shape`. Bytes are sent unchanged."""
     data = body if isinstance(body, bytes) else orjson.dumps(body)
     with Flask("test").test_request_context("/", method="POST", data=data, content_type=content_type):
         return bodies.json_body(request, shape)
@@ -51,7 +51,7 @@ def test_a_body_that_does_not_arrive_ends_the_connection(monkeypatch: pytest.Mon
     assert (answer.status_code, answer.json["type"], answer.headers["Connection"]) == (400, "bad-request", "close")
 
 
-def test_what_is_accepted() -> None:
+def test_a_valid_body_is_accepted() -> None:
     take = read(bodies.TakeTicket, {"kind": "worker", "priority": None, "key": None})
     assert take == read(bodies.TakeTicket, {"kind": "worker"}) == bodies.TakeTicket("worker")
     assert read(bodies.TakeTicket, {"kind": "handler", "priority": 9}).priority == 9
@@ -63,7 +63,7 @@ def test_what_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("shape", [bodies.NoMembers, bodies.WithdrawTicket])
-def test_a_body_without_required_members_may_be_empty(shape: type[bodies.Body]) -> None:
+def test_a_body_may_be_empty_if_no_member_is_required(shape: type[bodies.Body]) -> None:
     assert read(shape, b"", "text/plain") == read(shape, b"{}") == shape()
     assert refused(shape, b" ").extra == {}
     assert refused(shape, b"{}", "text/plain").type == "unsupported-media-type"
@@ -104,7 +104,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("shape", "body", "field", "why"), WRONG)
-def test_a_refusal_names_the_member_and_says_what_it_must_be(
+def test_a_refusal_names_the_member_and_the_expected_value(
     shape: type[bodies.Body], body: Any, field: str, why: str
 ) -> None:
     problem = refused(shape, body)
@@ -120,14 +120,14 @@ def test_a_refusal_names_the_member_and_says_what_it_must_be(
         ({"key": 5, "kind": "boss", "priority": "x"}, "key"),
     ],
 )
-def test_of_several_errors_unknown_members_come_first_then_missing_ones(body: Any, field: str) -> None:
+def test_unknown_members_are_reported_before_missing_ones(body: Any, field: str) -> None:
     assert refused(bodies.TakeTicket, body).extra == {"field": field}
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"\xff", b'{"kind": NaN}', b'{"kind": "\\ud800"}', b"[" * 2_000, b"{} {}"]
 )
-def test_what_is_not_a_json_object_names_no_member(body: bytes) -> None:
+def test_the_refusal_of_a_body_that_is_not_an_object_names_no_member(body: bytes) -> None:
     problem = refused(bodies.TakeTicket, body)
     assert (problem.type, problem.extra) == ("bad-request", {})
 
@@ -154,7 +154,7 @@ def test_a_schema_has_types_limits_and_required_members() -> None:
 @pytest.mark.parametrize(
     ("given", "found"), [("0", 0), (" 1e1 ", 10), ("60", 60), ("61", None), ("-1", None), ("nan", None), ("x", None)]
 )
-def test_a_number_in_the_query(given: str, found: float | None) -> None:
+def test_a_number_in_the_query_is_checked(given: str, found: float | None) -> None:
     with Flask("test").test_request_context("/", query_string={"wait": given}):
         if found is None:
             with pytest.raises(Problem, match="`wait` must be a number from 0 to 60"):

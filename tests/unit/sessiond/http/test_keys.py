@@ -1,4 +1,4 @@
-"""The keys file: its lines, its errors, and who a key belongs to."""
+"""The keys file: its lines, its errors, and the owner of a key."""
 
 import hashlib
 from pathlib import Path

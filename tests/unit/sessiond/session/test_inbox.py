@@ -1,4 +1,4 @@
-"""The inbox: what is refused while Redis is away, what is kept, and who is answered once."""
+"""The inbox: items that it refuses or keeps while Redis is away, and one answer for each caller."""
 
 import gevent
 import pytest
@@ -27,25 +27,25 @@ def test_a_reply_goes_to_the_caller_that_asked() -> None:
     assert renews.get(timeout=5) == {"expires_at": "then"}
 
 
-def test_only_a_turn_without_a_key_is_patient() -> None:
+def test_only_a_turn_without_a_key_waits_out_an_outage() -> None:
     assert StartTurn("s", TurnRequest("p")).patient
     assert not StartTurn("s", TurnRequest("p", key="k")).patient
     assert not ReleaseLease("s").patient
 
 
 @pytest.mark.parametrize("patient", [True, False])
-def test_an_outage_refuses_all_requests_but_a_patient_one_in_progress(patient: bool) -> None:
+def test_an_outage_refuses_all_requests_except_a_patient_one_in_progress(patient: bool) -> None:
     inbox = Inbox()
     served = inbox.post(StartTurn("s", TurnRequest("p", key=None if patient else "k")))
-    waits = inbox.post(StartTurn("s", TurnRequest("p")))
-    said = AgentEvent(1, st.Spawned())
-    inbox.put(said)
+    waiting = inbox.post(StartTurn("s", TurnRequest("p")))
+    event = AgentEvent(1, st.Spawned())
+    inbox.put(event)
     inbox.serving = taken(inbox)
     inbox.refuse_requests(away())
     assert (served.answered, inbox.serving_answered) == (not patient, not patient)
     with pytest.raises(Problem, match="redis-away"):
-        waits.result()
-    assert inbox.take(0) is said and inbox.take(0) is None
+        waiting.result()
+    assert inbox.take(0) is event and inbox.take(0) is None
 
 
 def test_a_refused_wait_refuses_its_waiter() -> None:
@@ -56,7 +56,7 @@ def test_a_refused_wait_refuses_its_waiter() -> None:
         waiter.answer(0)
 
 
-def test_a_closed_or_away_inbox_takes_no_command_from_callers() -> None:
+def test_a_closed_inbox_and_one_without_redis_take_no_command_from_callers() -> None:
     inbox = Inbox()
     inbox.away = True
     with pytest.raises(Problem, match="redis-away"):
@@ -66,11 +66,11 @@ def test_a_closed_or_away_inbox_takes_no_command_from_callers() -> None:
     inbox.close(away())
     with pytest.raises(Problem, match="stopping"):
         inbox.ask(ReleaseLease("s"))
-    inbox.post(ReleaseLease("s"))  # parts of the session may still ask
+    inbox.post(ReleaseLease("s"))  # the session itself may still post commands
     assert inbox.take(0) is None and taken(inbox).command == ReleaseLease("s")
 
 
-def test_the_oldest_request_counts_however_many_lines_are_before_it() -> None:
+def test_the_oldest_request_is_found_behind_lines_of_the_agent() -> None:
     inbox = Inbox()
     inbox.put(AgentEvent(1, st.Spawned()))
     assert inbox.oldest() is None

@@ -1,11 +1,11 @@
-"""Timers, on the process's own clock."""
+"""Timers on the clock of the process."""
 
 from sessiond.session.timers import Timers
 from support.servers import eventually
 
 
-def test_one_that_has_run_out_is_given_once_and_has_nothing_left() -> None:
-    """Also while its step is being committed: a view of the lease may be rendered just then."""
+def test_an_expired_timer_is_returned_once_and_has_no_time_left() -> None:
+    """This also holds while its step is being committed, because a view of the lease may be rendered then."""
     timers = Timers[str]()
     timers.update({"lease": 0.01, "hold": 60.0})
     assert eventually(timers.pop_due) == ["lease"]
@@ -17,8 +17,8 @@ def test_one_that_has_run_out_is_given_once_and_has_nothing_left() -> None:
     assert eventually(timers.pop_due) == ["lease"]
 
 
-def test_time_in_which_nobody_looked_does_not_count() -> None:
-    """The time left counts from the last check; a stall or an outage since then takes none of it."""
+def test_time_without_a_check_does_not_count() -> None:
+    """The time left counts from the last check. A later stall or outage does not reduce it."""
     timers = Timers[str]()
     timers.update({"hold": 60.0})
     timers.pop_due()
@@ -28,7 +28,7 @@ def test_time_in_which_nobody_looked_does_not_count() -> None:
     assert timers.unchecked_seconds() < 0.2
 
 
-def test_what_would_have_run_out_first_still_does_after_a_restart() -> None:
+def test_a_restart_keeps_the_order_in_which_timers_expire() -> None:
     timers = Timers[str]()
     timers.update({"first": 0.01})
     timers.update({"second": 0.01, "first": 0.01})

@@ -17,7 +17,7 @@ def queue_of(handlers: int, workers: int) -> Lock:
     return lock
 
 
-def test_of_many_ahead_the_first_are_named_and_the_position_counts_all() -> None:
+def test_a_view_names_the_first_tickets_ahead_and_its_position_counts_all() -> None:
     lock = queue_of(MANY, 2)
     queued = Queued(lock)
     views = [queued.view(ticket, "") for ticket in queued.tickets]
@@ -26,9 +26,9 @@ def test_of_many_ahead_the_first_are_named_and_the_position_counts_all() -> None
         assert [one["ticket"] for one in view["ahead"]] == [f"t{n}" for n in range(min(number, AHEAD_SHOWN))]
 
 
-def test_who_waits_is_told_what_everybody_sees_of_it() -> None:
+def test_a_waiting_holder_gets_the_same_position_as_the_public_view() -> None:
     lock = queue_of(60, 2)
     queued = Queued(lock)
     for ticket in queued.tickets:
-        seen, told = queued.view(ticket, "x"), Queued(lock).waiting(ticket)
-        assert told == {"state": "waiting", "position": seen["position"], "ahead": seen["ahead"]}
+        seen, waiting = queued.view(ticket, "x"), Queued(lock).waiting(ticket)
+        assert waiting == {"state": "waiting", "position": seen["position"], "ahead": seen["ahead"]}

@@ -37,7 +37,7 @@ from support.servers import TESTS
 from support.size import FULL
 
 Altered = tuple[str, Steps] | tuple[str, Steps, int]
-"""The invariant, the ledger, and the entry that breaks it: the last one, or one counted from the end."""
+"""The invariant, the ledger, and the index of the entry that breaks it (the last one by default)."""
 SEEDS = range(40 if FULL else 8)
 
 
@@ -182,7 +182,7 @@ def test_reading_in_pieces_reports_each_violation_once(altered: Altered) -> None
     assert found == verify(entries).violations
 
 
-def test_entries_lost_by_redis_are_no_violation_after_a_restore() -> None:
+def test_entries_that_redis_lost_are_not_a_violation_after_a_restore() -> None:
     """Two handoffs are missing in the stream. The snapshot after `restored` includes them."""
     ticket = {"id": "c", "kind": "handler", "score": score(3, "handler"), "lapsed": False, "holder": "p"}
     lease = {"fence": 3, "ticket": "c", "kind": "handler", "claimed": True}

@@ -1,4 +1,4 @@
-"""Which accounts may ask, and which account is the bot's."""
+"""The accounts that may ask, and the account of the bot."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ def who(**members: Any) -> intents.Intent:
     return intents.read("issue_comment", payloads.comment(**{f"comment__{k}": v for k, v in members.items()}), RULES)
 
 
-def test_who_may_ask() -> None:
+def test_the_account_and_its_association_decide_who_may_ask() -> None:
     for association in authorization.ASSOCIATIONS:
         allowed = association in ("OWNER", "MEMBER", "COLLABORATOR")
         assert isinstance(who(author_association=association), Demanded if allowed else Ignored)
@@ -29,7 +29,7 @@ def test_who_may_ask() -> None:
     assert who(user__type="Mannequin") == Ignored("bot")
 
 
-def test_our_own_comments_are_known_by_number_and_type_not_by_login() -> None:
+def test_our_own_comments_are_recognized_by_number_and_type_and_not_by_login() -> None:
     assert who(user={"id": 4711, "type": "Bot", "login": "renamed[bot]"}) == Ignored("own")
     assert isinstance(who(user={"id": 4711, "type": "User", "login": "x"}), Demanded)
     assert isinstance(who(user={"id": 4712, "type": "User", "login": "helper[bot]"}), Demanded)
@@ -37,7 +37,7 @@ def test_our_own_comments_are_known_by_number_and_type_not_by_login() -> None:
     assert by_login.is_own(Person(9, "User", "helper")) and not by_login.is_own(Person(9, "Bot", "helper"))
 
 
-def test_listed_accounts_may_ask_whatever_they_are() -> None:
+def test_listed_accounts_may_ask_whatever_their_association() -> None:
     trusted = replace(
         RULES, people=People(OWN, listed=(authorization.account_of("99:bot"), authorization.account_of("5")))
     )

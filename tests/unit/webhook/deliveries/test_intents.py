@@ -44,11 +44,11 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", payloads.NAMES)
-def test_every_kept_payload_has_its_intent(name: str) -> None:
+def test_every_stored_payload_has_its_intent(name: str) -> None:
     assert type(intents.read(payloads.EVENTS[name], payloads.load(name), ALL)) is KEPT[name]
 
 
-def test_a_comment_has_all_that_an_answer_needs() -> None:
+def test_a_comment_has_everything_that_an_answer_needs() -> None:
     intent = intents.read("issue_comment", payloads.comment("IC_9"), RULES)
     assert isinstance(intent, Demanded)
     found = intent.comment
@@ -66,7 +66,7 @@ def test_a_comment_has_all_that_an_answer_needs() -> None:
     assert isinstance(on_issue, Demanded) and not on_issue.comment.is_pull
 
 
-def test_a_review_comment_knows_its_line_and_its_thread() -> None:
+def test_a_review_comment_has_its_line_and_its_thread() -> None:
     first = intents.read("pull_request_review_comment", payloads.review_comment(), RULES)
     assert isinstance(first, Demanded)
     found = first.comment
@@ -90,11 +90,11 @@ def test_a_review_comment_knows_its_line_and_its_thread() -> None:
         (None, "CHANGES_REQUESTED", Woken(REPO, 2)),
     ],
 )
-def test_reviews(body: str | None, state: str, intent: intents.Intent) -> None:
+def test_each_review_has_its_intent(body: str | None, state: str, intent: intents.Intent) -> None:
     assert intents.read("pull_request_review", payloads.review(body=body, state=state), RULES) == intent
 
 
-def test_a_review_that_asks_is_a_demand_whatever_it_decides() -> None:
+def test_a_review_with_a_question_is_a_demand_whatever_its_state() -> None:
     for state in ("commented", "approved", "changes_requested"):
         found = intents.read("pull_request_review", payloads.review(body="@helper explain", state=state), RULES)
         assert isinstance(found, Demanded) and found.comment.review_state == state
@@ -122,12 +122,12 @@ def test_an_edit_keeps_the_author_and_a_deletion_needs_none() -> None:
     assert intents.read("issue_comment", gone, RULES) == Deleted("IC_4", REPO)
 
 
-def test_a_closed_pull_request() -> None:
+def test_a_closed_pull_request_withdraws_its_demands() -> None:
     closed = payloads.load("pull_request.closed")
     assert intents.read("pull_request", closed, RULES) == PullClosed(REPO, 2, "2019-05-15T15:21:18Z")
 
 
-def test_tasks() -> None:
+def test_labels_and_assignments_become_tasks() -> None:
     us = {"login": "helper[bot]", "id": 4711, "type": "Bot"}
     assigned = payloads.load("issues.assigned")
     assert intents.read("issues", assigned, RULES) == Ignored("not-us")
@@ -142,7 +142,7 @@ def test_tasks() -> None:
     assert intents.read("issues", payloads.change(labelled, issue__state="closed"), RULES) == Ignored("closed")
 
 
-def test_a_label_that_came_with_a_strangers_issue_is_no_task() -> None:
+def test_a_label_on_the_new_issue_of_a_stranger_is_not_a_task() -> None:
     by_opener = payloads.change(payloads.load("issues.labeled"), issue__author_association="NONE")
     assert intents.read("issues", by_opener, RULES) == Ignored("not-allowed")
     by_member = payloads.change(by_opener, sender__id=5)
@@ -165,7 +165,7 @@ def test_a_label_that_came_with_a_strangers_issue_is_no_task() -> None:
         ("issue_comment", payloads.comment(body="hello"), "no-trigger"),
     ],
 )
-def test_ignored(event: str, payload: Any, reason: str) -> None:
+def test_each_ignored_delivery_has_its_reason(event: str, payload: Any, reason: str) -> None:
     assert intents.read(event, payload, RULES) == Ignored(reason)
     assert reason in intents.REASONS
 
@@ -215,7 +215,7 @@ def test_a_damaged_payload_raises_nothing_but_bad_payload(data: Any) -> None:
 
 
 @given(st.recursive(VALUES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=8), inner), max_leaves=8))
-def test_anything_at_all_raises_nothing_but_bad_payload(payload: Any) -> None:
+def test_any_json_raises_nothing_but_bad_payload(payload: Any) -> None:
     for event in ("issue_comment", "pull_request_review", "issues", "push", ""):
         try:
             intents.read(event, payload, RULES)

@@ -1,4 +1,4 @@
-"""Texts that mention the bot, by the rules of GitHub and CommonMark. Work is linear on hostile text."""
+"""Texts that mention the bot by the rules of GitHub and CommonMark. The work on hostile text is linear."""
 
 import time
 from dataclasses import replace
@@ -81,31 +81,31 @@ NOT_MENTIONED_IN_MARKDOWN = {
 
 
 @pytest.mark.parametrize("body", MENTIONED)
-def test_a_mention(body: str) -> None:
+def test_a_mention_is_found(body: str) -> None:
     assert mentions.mentions(body, "helper[bot]") and mentions.mentions(body.replace("\n", "\r\n"), "Helper")
 
 
 @pytest.mark.parametrize("body", NOT_MENTIONED)
-def test_no_mention(body: str) -> None:
+def test_a_similar_text_is_not_a_mention(body: str) -> None:
     assert not mentions.mentions(body, "helper[bot]")
 
 
 @pytest.mark.parametrize("body", MENTIONED_IN_MARKDOWN.values(), ids=MENTIONED_IN_MARKDOWN)
-def test_a_mention_in_markdown(body: str) -> None:
+def test_a_mention_is_found_in_markdown(body: str) -> None:
     assert mentions.mentions(body, "helper[bot]") and mentions.mentions(body.replace("\n", "\r\n"), "helper")
 
 
 @pytest.mark.parametrize("body", NOT_MENTIONED_IN_MARKDOWN.values(), ids=NOT_MENTIONED_IN_MARKDOWN)
-def test_no_mention_in_markdown(body: str) -> None:
+def test_markdown_that_hides_a_mention_has_none(body: str) -> None:
     assert not mentions.mentions(body, "helper[bot]") and not mentions.mentions(body.replace("\n", "\r\n"), "helper")
 
 
-def test_nobody_is_mentioned_by_an_empty_login() -> None:
+def test_an_empty_login_is_never_mentioned() -> None:
     assert not mentions.mentions("@ @helper", "") and not mentions.mentions("@", "[bot]")
 
 
 @pytest.mark.parametrize("piece", ["`", "``a`", "<!--", "@", "> ", "    ", "~~~\n", "@a/", "`\n`` "])
-def test_a_hostile_body_takes_no_longer_than_its_length(piece: str) -> None:
+def test_a_hostile_body_is_read_within_two_seconds(piece: str) -> None:
     began = time.process_time()
     mentions.mentions(piece * (65_536 // len(piece)) + "@helper", "helper")
     list(mentions.author_texts("".join("`" * n + "x" for n in range(360))))
@@ -114,7 +114,7 @@ def test_a_hostile_body_takes_no_longer_than_its_length(piece: str) -> None:
 
 @pytest.mark.parametrize("piece", PIECES)
 @pytest.mark.parametrize("before", ["", "x "], ids=["first", "in a paragraph"])
-def test_twice_the_hostile_text_is_at_most_twice_the_work(piece: str, before: str) -> None:
+def test_twice_the_hostile_text_causes_at_most_twice_the_work(piece: str, before: str) -> None:
     once, twice = (
         calls_of(lambda length=length: mentions.mentions(f"{before}{piece * (length // len(piece))}@helper", "x"))
         for length in (1_024, 2_048)
@@ -124,7 +124,7 @@ def test_twice_the_hostile_text_is_at_most_twice_the_work(piece: str, before: st
 
 
 @given(st.text(alphabet="@helpr`~>-\n\t <!/_.x", max_size=60))
-def test_text_without_code_quotes_and_comments_is_left_as_it_is(body: str) -> None:
+def test_text_without_code_quotes_and_comments_is_unchanged(body: str) -> None:
     said = "".join(mentions.author_texts(body))
     # The page has extra line ends between blocks, and no marks of lists and rules (-).
     assert len(said) <= len(body) + 2 * body.count("\n") + 8
@@ -133,7 +133,7 @@ def test_text_without_code_quotes_and_comments_is_left_as_it_is(body: str) -> No
 
 
 @given(st.text(max_size=80))
-def test_any_text_can_be_read(body: str) -> None:
+def test_any_text_is_read_without_an_exception(body: str) -> None:
     assert mentions.mentions(body + "\n\n@helper", "helper") in (True, False)
     list(mentions.author_texts(body))
 
@@ -142,7 +142,7 @@ RULES = Rules(Trigger(Kind.MENTION, "helper[bot]"), People(Person(4711, "Bot", "
 ALL = replace(RULES, trigger=Trigger(Kind.ALL))
 
 
-def test_label_and_all() -> None:
+def test_a_label_or_every_comment_can_be_the_trigger() -> None:
     labelled = replace(RULES, trigger=Trigger(Kind.LABEL, label="BUG"))
     assert isinstance(intents.read("issue_comment", payloads.comment(body="x"), labelled), Demanded)
     bare = payloads.comment(body="@helper x", issue__labels=[])

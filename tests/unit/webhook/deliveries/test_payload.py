@@ -23,11 +23,11 @@ ALL = Rules(Trigger(Kind.ALL), People(Person(4711, "Bot", "helper[bot]")), "bug"
         ("created_at", "yesterday"), ("created_at", 1), ("user", "mona"), ("user", {"login": "mona"}), ("body", 5),
     ],
 )  # fmt: skip
-def test_a_member_that_is_not_what_it_must_be_is_named(member: str, value: Any) -> None:
+def test_an_error_names_the_member_with_a_wrong_value(member: str, value: Any) -> None:
     with pytest.raises(BadPayload, match=rf"^comment\.{member}"):
         intents.read("issue_comment", payloads.change(payloads.comment(), **{f"comment__{member}": value}), ALL)
 
 
-def test_times_are_brought_to_utc_so_that_text_order_is_time_order() -> None:
+def test_times_are_converted_to_utc_so_that_text_order_is_time_order() -> None:
     found = intents.read("issue_comment", payloads.comment(comment__created_at="2019-05-15T17:20:21+02:00"), ALL)
     assert isinstance(found, Demanded) and found.comment.created_at == "2019-05-15T15:20:21Z"

@@ -1,4 +1,4 @@
-"""Signatures, with GitHub's own example."""
+"""Signatures of deliveries, with GitHub's own example."""
 
 import pytest
 from hypothesis import given
@@ -12,12 +12,12 @@ BODY = b"Hello, World!"
 SIGNED = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
 
 
-def test_githubs_own_example() -> None:
+def test_the_signature_in_githubs_documentation_is_valid() -> None:
     assert sign(SECRET, BODY) == SIGNED
     assert valid([SECRET], SIGNED, BODY)
 
 
-def test_either_of_two_secrets() -> None:
+def test_either_of_two_secrets_is_accepted() -> None:
     assert valid(["new", SECRET], SIGNED, BODY) and valid([SECRET, "old"], SIGNED, BODY)
     assert not valid(["new", "old"], SIGNED, BODY)
 
@@ -36,7 +36,7 @@ def test_either_of_two_secrets() -> None:
         SIGNED + "\n",
     ],
 )
-def test_what_is_no_signature_of_it(header: str | None) -> None:
+def test_any_other_signature_is_refused(header: str | None) -> None:
     assert not valid([SECRET], header, BODY)
     assert not well_formed(header)
 
@@ -47,7 +47,7 @@ def test_without_a_secret_nothing_is_valid() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 199), st.integers(1, 255))
-def test_one_changed_byte_is_enough(body: bytes, place: int, flip: int) -> None:
+def test_one_changed_byte_invalidates_the_signature(body: bytes, place: int, flip: int) -> None:
     header = sign(SECRET, body)
     assert valid([SECRET], header, body)
     if body:

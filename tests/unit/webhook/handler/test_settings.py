@@ -1,4 +1,4 @@
-"""The handler's settings: every variable, a good value, bad values, and all errors in one line."""
+"""The handler's settings: valid and invalid values of every variable, and all errors in one line."""
 
 import pytest
 
@@ -50,27 +50,27 @@ FILES = {"REDIS_URL_FILE", "SESSIOND_KEY_FILE"}
 
 
 @pytest.mark.parametrize(("name", "text", "path", "value"), GOOD)
-def test_good_values(name: str, text: str, path: str, value: object) -> None:
+def test_each_variable_accepts_its_good_values(name: str, text: str, path: str, value: object) -> None:
     assert value_at(from_env({name: text}), path) == value
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_values(name: str) -> None:
+def test_each_bad_value_is_refused_with_its_reason(name: str) -> None:
     text, reason = BAD[name]
     assert error_line(from_env, {name: text}) == f"{name}: {reason}"
 
 
-def test_every_variable_has_its_rows() -> None:
+def test_every_variable_has_rows_in_both_tables() -> None:
     names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | FILES
     assert names == {*BAD} | FREE | FILES
 
 
-def test_all_errors_are_in_one_line() -> None:
+def test_one_line_names_all_errors() -> None:
     assert_all_named(from_env, {}, BAD)
 
 
-def test_without_variables_the_defaults_hold() -> None:
+def test_without_variables_the_defaults_apply() -> None:
     assert from_env({}) == HandlerSettings("redis://127.0.0.1:6379/0", "http://127.0.0.1:8420", "")
 
 
@@ -78,6 +78,6 @@ def test_no_error_shows_a_value() -> None:
     assert_no_value_shown(from_env, [one.name for one in list_settings(read)])
 
 
-def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_settings_give_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"handler: RUN_TTL: {SECONDS}; METRICS_PORT: {PORT}"
     assert_exit_2(main, line, {"RUN_TTL": "0", "METRICS_PORT": "0"}, monkeypatch)

@@ -1,4 +1,4 @@
-"""The ingress's settings: every variable, a good value, bad values, and all errors in one line."""
+"""The ingress's settings: valid and invalid values of every variable, and all errors in one line."""
 
 from pathlib import Path
 
@@ -77,32 +77,32 @@ UNSIGNED = "WEBHOOK_SECRET: must be set (or WEBHOOK_SECRET_FILE): unsigned deliv
 
 
 @pytest.mark.parametrize(("name", "text", "path", "value"), GOOD)
-def test_good_values(name: str, text: str, path: str, value: object) -> None:
+def test_each_variable_accepts_its_good_values(name: str, text: str, path: str, value: object) -> None:
     assert value_at(from_env({**SECRET, name: text}), path) == value
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_values(name: str) -> None:
+def test_each_bad_value_is_refused_with_its_reason(name: str) -> None:
     text, reason = BAD[name]
     assert error_line(from_env, {**SECRET, name: text}) == f"{name}: {reason}"
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "²", "1.5", str(2**63), "9" * 5000])
-def test_an_account_is_a_number(text: str) -> None:
+def test_an_account_must_be_a_number(text: str) -> None:
     assert error_line(from_env, {**SECRET, "BOT_ID": text}) == "BOT_ID: must be the number of an account"
 
 
-def test_every_variable_has_its_rows() -> None:
+def test_every_variable_has_rows_in_both_tables() -> None:
     names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | FILES
     assert names == {*BAD} | FREE | FILES
 
 
-def test_all_errors_are_in_one_line() -> None:
+def test_one_line_names_all_errors() -> None:
     assert_all_named(from_env, SECRET, BAD)
 
 
-def test_a_secret_is_needed_and_a_file_will_do(tmp_path: Path) -> None:
+def test_a_secret_is_required_and_may_come_from_a_file(tmp_path: Path) -> None:
     assert error_line(from_env, {}) == UNSIGNED
     assert error_line(from_env, {"WEBHOOK_SECRET": " "}) == UNSIGNED
     assert error_line(from_env, {"WEBHOOK_PORT": "x"}) == f"WEBHOOK_PORT: {PORT}; {UNSIGNED}"
@@ -118,6 +118,6 @@ def test_no_error_shows_a_value() -> None:
     assert "hunter" not in shown
 
 
-def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_settings_give_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"webhook: WEBHOOK_PORT: {PORT}; {UNSIGNED}"
     assert_exit_2(lambda: main(["--check"]), line, {"WEBHOOK_PORT": "0"}, monkeypatch)

@@ -1,4 +1,4 @@
-"""A muted answer mentions nobody. Its code and its links stay as they are."""
+"""A muted answer mentions nobody. Its code and its links do not change."""
 
 import pytest
 from hypothesis import example, given
@@ -22,7 +22,7 @@ MENTIONS = {
     "an escaped backtick": ("\\`@mona`", f"\\`@{Z}mona`"),
     "a quoted block": ("> ```\n@mona", f"> ```\n@{Z}mona"),
     "a tag with a backtick": ('<a title="`">@mona `', f'<a title="`">@{Z}mona `'),
-    # CommonMark differs from a reader that only looks for fences: the last fence opens a block, or there is none.
+    # CommonMark and a simple search for fences differ: here the last fence opens a block, or is none.
     "a block that a list has ended": ("-\n  ```\n@mona\n  ```", f"-\n  ```\n@{Z}mona\n  ```\n```"),
     "an HTML comment": ("<!--\n```\n-->\n@mona\n```", f"<!--\n```\n-->\n@{Z}mona\n```\n```"),
     "an HTML block": ("<div>\n```\n\n@mona\n", f"<div>\n```\n\n@{Z}mona"),
@@ -52,14 +52,14 @@ MENTIONS = {
 
 
 @pytest.mark.parametrize(("text", "after"), MENTIONS.values(), ids=MENTIONS)
-def test_nobody_is_mentioned_and_code_is_left_alone(text: str, after: str) -> None:
+def test_a_muted_text_mentions_nobody_and_keeps_its_code(text: str, after: str) -> None:
     assert mute(text) == after
 
 
 @given(st.text(alphabet="@am`~>-\n\t <!/_*.[](){}|:^#&\\1", max_size=60))
 @example("- `@a\n`@a`")
 @example("|`@m|`\n|-|-|\n|`|@m`")
-def test_a_muted_text_has_no_mention_and_is_else_the_same(text: str) -> None:
+def test_muting_removes_mentions_and_changes_nothing_else(text: str) -> None:
     muted = mute(text)
     assert not mentions(muted, "a") and not mentions(muted, "m") and not mentions(muted, "am")
     assert close_code_block(text.rstrip()) == muted.replace(Z, "")
@@ -67,7 +67,7 @@ def test_a_muted_text_has_no_mention_and_is_else_the_same(text: str) -> None:
 
 
 @given(st.text(max_size=80))
-def test_any_text_can_be_muted(text: str) -> None:
+def test_any_text_is_muted_without_an_exception(text: str) -> None:
     assert not any("@a" in said for said in author_texts(mute(f"{text} @a")))
 
 
@@ -95,7 +95,7 @@ def test_an_open_code_block_is_closed(text: str, end: str) -> None:
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_twice_the_hostile_text_is_at_most_twice_the_work(piece: str) -> None:
+def test_twice_the_hostile_text_causes_at_most_twice_the_work(piece: str) -> None:
     once, twice = (
         calls_of(lambda length=length: mute(f"x {piece * (length // len(piece))} @mona")) for length in (1_024, 2_048)
     )

@@ -1,4 +1,4 @@
-"""The scan finds secrets, also in simple disguises."""
+"""The scan finds secrets, also in simple encodings."""
 
 import base64
 import html
@@ -38,14 +38,14 @@ def test_a_secret_is_found(disguise: Callable[[str], str]) -> None:
 @pytest.mark.parametrize("before", range(4))
 @pytest.mark.parametrize("after", range(4))
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
-def test_it_is_found_in_base64_wherever_it_stands(before: int, after: int, encode: Callable[[bytes], bytes]) -> None:
+def test_a_secret_is_found_at_any_position_in_base64(before: int, after: int, encode: Callable[[bytes], bytes]) -> None:
     text = encode(b"\xff" * before + SECRET.encode() + b"\xff" * after).decode()
     wrapped = "\n".join(text[at : at + 10] for at in range(0, len(text), 10))
     found = secrets([("KEY", SECRET)])
     assert found.found(text) == found.found(f"See:\n{wrapped}\n") == "KEY"
 
 
-def test_of_a_private_key_one_line_is_enough() -> None:
+def test_one_line_of_a_private_key_is_found() -> None:
     lines = [base64.b64encode(bytes([n] * 48)).decode() for n in range(3)]
     key = "\n".join(["-----BEGIN RSA PRIVATE KEY-----", *lines, "-----END RSA PRIVATE KEY-----", ""])
     found = secrets([("GITHUB_APP_KEY", key)])
@@ -53,14 +53,14 @@ def test_of_a_private_key_one_line_is_enough() -> None:
     assert found.found("-----BEGIN RSA PRIVATE KEY-----") is None
 
 
-def test_short_values_are_not_searched_and_named() -> None:
+def test_short_values_are_not_searched_but_reported() -> None:
     found = secrets([("SHORT_KEY", "1234567"), ("EMPTY_KEY", ""), ("LONG_KEY", "12345678")])
     assert found.unsearched == ("SHORT_KEY",)
     assert found.found("1234567") is None
     assert found.found("12345678") == "LONG_KEY"
 
 
-def test_which_variables_hold_secrets(tmp_path: Path) -> None:
+def test_the_variables_with_secrets_are_found(tmp_path: Path) -> None:
     environ = {
         "WEBHOOK_SECRET": "aaaaaaaa1", "WEBHOOK_SECRET_PREVIOUS": "aaaaaaaa2", "GITHUB_TOKEN": "aaaaaaaa3",
         "SESSIOND_KEY": "aaaaaaaa4", "ANTHROPIC_API_KEY": "aaaaaaaa5", "ANTHROPIC_AUTH_TOKEN": "aaaaaaaa6",
@@ -74,7 +74,7 @@ def test_which_variables_hold_secrets(tmp_path: Path) -> None:
     assert all_secrets({"GITHUB_TOKEN_FILE": str(file)}).found("aaaaaaaa8") == "GITHUB_TOKEN"
 
 
-def test_nothing_shows_a_secret() -> None:
+def test_no_representation_shows_a_secret() -> None:
     settings = poster_settings({"GITHUB_TOKEN": "ghp_0123456789"})
     assert "0123456789" not in repr(settings)
     assert "12345678" not in repr(Secrets((("A", frozenset({"12345678"})),)))
@@ -93,6 +93,6 @@ def test_nothing_shows_a_secret() -> None:
         ({"POSTER_LAG": "-1"}, "POSTER_LAG"),
     ],
 )
-def test_bad_settings_are_one_line(environ: dict[str, str], named: str) -> None:
+def test_bad_settings_give_one_line(environ: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=rf"^[^\n]*{named}[^\n]*$"):
         poster_settings(environ)

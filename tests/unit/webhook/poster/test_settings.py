@@ -1,4 +1,4 @@
-"""The poster's settings: every variable, a good value, bad values, and all errors in one line."""
+"""The poster's settings: valid and invalid values of every variable, and all errors in one line."""
 
 from pathlib import Path
 
@@ -72,31 +72,31 @@ def key_file(place: Path, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -
 
 
 @pytest.mark.parametrize(("name", "text", "path", "value"), GOOD)
-def test_good_values(name: str, text: str, path: str, value: object) -> None:
+def test_each_variable_accepts_its_good_values(name: str, text: str, path: str, value: object) -> None:
     assert value_at(poster_settings({name: text}), path) == value
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_values(name: str) -> None:
+def test_each_bad_value_is_refused_with_its_reason(name: str) -> None:
     text, reason = BAD[name]
     assert error_line(poster_settings, {name: text}) == f"{name}: {reason}"
 
 
-def test_every_variable_has_its_rows() -> None:
+def test_every_variable_has_rows_in_both_tables() -> None:
     names = {one.name for one in list_settings(read)}
     assert names == {name for name, *_ in GOOD} | APP | FILES
     assert names == {*BAD} | FREE | FILES
 
 
-def test_all_errors_are_in_one_line() -> None:
+def test_one_line_names_all_errors() -> None:
     assert_all_named(poster_settings, {}, BAD)
 
 
-def test_without_variables_the_defaults_hold() -> None:
+def test_without_variables_the_defaults_apply() -> None:
     assert poster_settings({}) == PosterSettings("redis://127.0.0.1:6379/0", GithubSettings(), Path(".state/outbox"))
 
 
-def test_an_app_has_an_id_and_a_key(tmp_path: Path) -> None:
+def test_an_app_needs_an_id_and_a_key(tmp_path: Path) -> None:
     file = key_file(tmp_path, rsa.generate_private_key(65537, 2048))
     found = poster_settings({"GITHUB_APP_ID": "12", "GITHUB_APP_KEY_FILE": file}).github
     assert (found.app_id, found.app_key) == (12, Path(file).read_text())
@@ -107,13 +107,13 @@ def test_an_app_has_an_id_and_a_key(tmp_path: Path) -> None:
     assert error_line(poster_settings, {**both, "POSTER_LAG": "x"}) == f"POSTER_LAG: {SECONDS}; {ONE}; {PAIR}"
 
 
-def test_an_apps_key_is_rsa(tmp_path: Path) -> None:
+def test_the_key_of_an_app_must_be_rsa(tmp_path: Path) -> None:
     reason = "GITHUB_APP_KEY_FILE: the file is not a private RSA key in PEM"
     for file in (__file__, key_file(tmp_path, ec.generate_private_key(ec.SECP256R1()))):
         assert error_line(poster_settings, {"GITHUB_APP_ID": "12", "GITHUB_APP_KEY_FILE": file}) == reason
 
 
-def test_a_call_ends_long_before_the_claim_of_its_thread() -> None:
+def test_the_deadline_of_a_call_is_much_shorter_than_the_lock_of_its_thread() -> None:
     reason = "POSTER_DEADLINE, POSTER_CLAIM: the deadline must be at most a third of POSTER_CLAIM: 20"
     assert error_line(poster_settings, {"POSTER_DEADLINE": "21"}) == reason
     assert poster_settings({"POSTER_DEADLINE": "21", "POSTER_CLAIM": "63"}).times.deadline == 21
@@ -123,6 +123,6 @@ def test_no_error_shows_a_value() -> None:
     assert_no_value_shown(poster_settings, [one.name for one in list_settings(read)])
 
 
-def test_bad_settings_are_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_settings_give_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"webhook.poster: POSTER_LAG: {SECONDS}; METRICS_PORT: {PORT}"
     assert_exit_2(main, line, {"POSTER_LAG": "0", "METRICS_PORT": "0"}, monkeypatch)

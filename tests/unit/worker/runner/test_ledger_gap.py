@@ -1,11 +1,11 @@
-"""What the ledger says about the time between two leases of a task."""
+"""The ledger's entries between two leases of a task."""
 
 from typing import Any
 
 from sessiond_worker.runner import ledger_gap
 
 
-def test_what_the_ledger_says_of_the_time_between() -> None:
+def test_the_ledger_shows_who_held_the_lock_between_two_leases() -> None:
     def entry(event: str, **data: Any) -> dict[str, Any]:
         return {"id": f"{len(entries)}-0", "event": event, **data}
 

@@ -1,4 +1,4 @@
-"""The outcome line of an answer: found behind any text, and everything else is none."""
+"""The outcome line of an answer: it may follow any text, and nothing else counts as one."""
 
 import json
 
@@ -10,7 +10,7 @@ from sessiond_worker.runner.reply import OUTCOMES, outcome_of
 
 
 @given(st.text(), st.sampled_from(OUTCOMES), st.text(max_size=50), st.sampled_from(["", "\n", " \n\n"]))
-def test_the_last_line_is_found_behind_any_text(text: str, outcome: str, said: str, tail: str) -> None:
+def test_the_last_line_is_found_after_any_text(text: str, outcome: str, said: str, tail: str) -> None:
     found = outcome_of(f"{text}\n{json.dumps({'outcome': outcome, 'note': said})}{tail}")
     assert found is not None and (found.outcome, found.note) == (outcome, said.strip())
 
@@ -29,5 +29,5 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
         '{"outcome": "done"}\nsomething else', "null", '"done"',
     ],
 )  # fmt: skip
-def test_what_is_no_outcome(text: str) -> None:
+def test_any_other_line_is_not_an_outcome(text: str) -> None:
     assert outcome_of(text) is None

@@ -1,4 +1,4 @@
-"""The state machine of a task: every pair of state and event, and what each event changes."""
+"""The state machine of a task: every pair of state and event, and the changes of each event."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def test_the_table_names_every_event() -> None:
 
 @pytest.mark.parametrize("state", TaskState)
 @pytest.mark.parametrize("name", EVENTS)
-def test_each_pair_is_in_the_table_or_refused_by_name(state: TaskState, name: str) -> None:
+def test_each_pair_of_state_and_event_is_in_the_table_or_refused_with_its_name(state: TaskState, name: str) -> None:
     task = make_task(state, turn=TURN if name == "close" else None)
     after = TABLE.get((state, name))
     if after is None:
@@ -37,7 +37,7 @@ def test_each_pair_is_in_the_table_or_refused_by_name(state: TaskState, name: st
         assert decide(task, EVENTS[name], AT).state is after
 
 
-def test_an_end_is_left_by_retry_only_and_takes_no_turn() -> None:
+def test_only_retry_leaves_an_end_state_and_it_takes_no_turn() -> None:
     for end in ENDS:
         assert {name for (state, name) in TABLE if state is end and TABLE[state, name] is not end} == {"retry"}
         assert (end, "send") not in TABLE and (end, "close") not in TABLE
@@ -45,7 +45,9 @@ def test_an_end_is_left_by_retry_only_and_takes_no_turn() -> None:
 
 def test_a_second_turn_while_one_is_open_is_refused() -> None:
     open_one = make_task(turn=TURN)
-    assert decide(open_one, ev.Send(TURN), AT).turn == TURN, "again under its own key: it never began"
+    assert decide(open_one, ev.Send(TURN), AT).turn == TURN, (
+        "the same turn may be sent again under its key, because it never began"
+    )
     with pytest.raises(TaskRefused, match="is open"):
         decide(open_one, ev.Send(TaskTurn(1, 2, "task-x-1:1:2")), AT)
     later = make_task(turn=TaskTurn(3, 1, "task-x-1:3:1", open=False))
@@ -55,14 +57,14 @@ def test_a_second_turn_while_one_is_open_is_refused() -> None:
         decide(later, ev.Close("task-x-1:3:1", "completed"), AT)
 
 
-def test_a_preemption_is_counted_once_a_fence() -> None:
+def test_a_preemption_is_counted_once_for_each_fence() -> None:
     task = make_task()
     for fences in ((7,), (7,), (5, 7), (8, 9), ()):
         task = decide(task, ev.Preempted(fences), AT)
     assert (task.interruptions.preemptions, task.interruptions.last_fence) == (3, 9)
 
 
-def test_what_counts_as_used() -> None:
+def test_a_turn_is_added_to_the_used_budget() -> None:
     task = make_task(turn=TURN)
     for outcome, turns in (("completed", 1), ("failed", 1), ("cancelled", 0), ("lost", 0)):
         after = decide(task, ev.Close(TURN.key, outcome, seconds=2.0, usd=0.1), AT)

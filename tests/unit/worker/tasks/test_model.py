@@ -21,12 +21,14 @@ from support.worker.task_records import TURN, make_task
         (replace(TURN, open=False, outcome="failed", nudge=True), False, "task-x-1:2:1", False),
     ],
 )
-def test_the_next_turn(last: TaskTurn | None, missing: bool, key: str, nudge: bool) -> None:
+def test_the_next_turn_has_the_next_number_or_attempt(
+    last: TaskTurn | None, missing: bool, key: str, nudge: bool
+) -> None:
     turn = next_turn(make_task(turn=last, missing=missing))
     assert (turn.key, turn.nudge) == (key, nudge)
 
 
-def test_budgets() -> None:
+def test_a_used_up_budget_is_reported() -> None:
     task = make_task(budget=TaskBudget(2, 1.0, 0.5))
     assert used_up(task) is None
     assert "2 turns" in str(used_up(replace(task, used=TaskUsage(turns=2))))
@@ -36,7 +38,7 @@ def test_budgets() -> None:
     assert TaskBudget(turns=3).filled(TaskBudget(20, 5.0, 1.0)) == TaskBudget(3, 5.0, 1.0)
 
 
-def test_the_record_comes_back_as_it_was() -> None:
+def test_a_record_is_read_back_unchanged() -> None:
     task = make_task(turn=TURN, notices=("a", "b"), ticket="tk-1", used=TaskUsage(1, 2.0, 0.3))
     assert loads(dumps(task)) == task
     newer = {**json.loads(dumps(task)), "not_known_yet": 1}

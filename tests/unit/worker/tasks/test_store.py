@@ -1,4 +1,4 @@
-"""The store refuses what no task can be made of."""
+"""The store refuses invalid tasks."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from sessiond_worker.tasks.store import checked
         {"budget": TaskBudget(turns=0)}, {"budget": TaskBudget(usd=-1.0)}, {"title": "a\x00b"},
     ],
 )  # fmt: skip
-def test_what_no_task_can_be_made_of(change: dict[str, Any]) -> None:
+def test_an_invalid_task_is_refused(change: dict[str, Any]) -> None:
     new = NewTask("k", "Octo/Hello", "T", "Do it.")
     assert checked(new).session == "octo/hello"
     with pytest.raises(ValueError, match=r".") as caught:

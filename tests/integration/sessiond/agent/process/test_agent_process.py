@@ -1,4 +1,4 @@
-"""A tool that forks for ever: each of its processes runs for less than a millisecond and ignores SIGTERM."""
+"""A tool that forks forever. Each of its processes runs for less than a millisecond and ignores SIGTERM."""
 
 import fcntl
 import sys
@@ -10,7 +10,7 @@ from sessiond.agent.process.agent_process import AgentProcess
 from support.agent.fork_chain import CHAIN
 
 
-def test_a_tool_that_forks_for_ever_ends_with_its_agent(tmp_path: Path) -> None:
+def test_a_tool_that_forks_forever_ends_with_its_agent(tmp_path: Path) -> None:
     lock, lines, ends = tmp_path / "lock", list[bytes](), list[int | None]()
     command = ["/bin/sh", "-c", f"{sys.executable} -I -S -c '{CHAIN}' {lock} & wait"]
     process = AgentProcess.spawn(command, tmp_path, {}, lines.extend, lambda code, _: ends.append(code))

@@ -1,4 +1,4 @@
-"""Identities of guards, whose pid may belong to another process by now, and looks at process trees."""
+"""Identities of guards whose pid may have been reused, and examinations of process trees."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ def test_a_guard_does_not_count_as_gone_while_proc_cannot_be_read() -> None:
     assert found.stdout.splitlines() == ["cannot be seen", "None True -15"]
 
 
-def test_every_look_finds_a_tool_that_forks_for_ever(tmp_path: Path) -> None:
+def test_every_examination_finds_a_tool_that_forks_forever(tmp_path: Path) -> None:
     lines, ends = list[bytes](), list[int | None]()
     command = ["/bin/sh", "-c", f"{sys.executable} -I -S -c '{CHAIN}' {tmp_path / 'lock'} & exec sleep 60"]
     process = AgentProcess.spawn(command, tmp_path, {}, lines.extend, lambda code, _: ends.append(code))

@@ -1,4 +1,4 @@
-"""Agents start, exit and are examined as usual while many file descriptors are open, or none is free."""
+"""Agents start, exit and are examined correctly while many file descriptors are open or none is free."""
 
 import os
 import signal
@@ -26,8 +26,8 @@ def worker_of(service: Sessiond) -> psutil.Process:
 
 
 @contextmanager
-def blind(process: psutil.Process) -> Iterator[None]:
-    """Keep the process from opening further file descriptors."""
+def no_free_descriptors(process: psutil.Process) -> Iterator[None]:
+    """Make it impossible for the process to open further file descriptors."""
     before = process.rlimit(psutil.RLIMIT_NOFILE)
     process.rlimit(psutil.RLIMIT_NOFILE, (4, before[1]))
     try:
@@ -42,7 +42,7 @@ def says(client: Client, prompt: str) -> tuple[str, str]:
     return result.outcome, result.text
 
 
-def test_an_agent_starts_beside_many_connections(sessiond: Start) -> None:
+def test_an_agent_starts_while_many_connections_are_open(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     with ExitStack() as held:
         for _ in range(MANY):
@@ -58,9 +58,9 @@ def test_an_agents_exit_is_handled_after_file_descriptors_are_free_again(session
     assert says(client, "#say one") == ("completed", "one")
     (started,) = [e["guard"] for e in client.ledger(SESSION) if e["event"] == "agent-started"]
     guard = psutil.Process(started["pid"])
-    with blind(worker_of(service)):
+    with no_free_descriptors(worker_of(service)):
         os.kill(started["agent_pid"], signal.SIGKILL)
-        # The guard is a child of the worker. Once it is reaped, the worker looks for what it left.
+        # The guard is a child of the worker. Once it is reaped, the worker searches for its remaining processes.
         eventually(lambda: not guard.is_running(), 30)
         time.sleep(0.2)
     assert says(client, "#say two") == ("completed", "two")
@@ -73,7 +73,7 @@ def test_a_turn_completes_although_its_process_tree_could_not_be_read(sessiond: 
         assert lease.turn("#say one").result().completed
         turn = lease.turn("#at completed sleep=500\n#at fenced sleep=1\n#say two")
         eventually(lambda: client.turn(SESSION, turn.id)["state"] == "started")
-        with blind(worker_of(service)):
+        with no_free_descriptors(worker_of(service)):
             eventually(mark.exists, 30)
             time.sleep(0.5)
         result = turn.result()

@@ -80,7 +80,7 @@ def test_acting_as_reads_files_with_the_users_rights() -> None:
 
 
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all,+setuid,+setgid,+kill", "--inh-caps=-all", sys.executable, "-c")
-"""Root with the capabilities of a container: it may change users, but not enter another user's closed directory."""
+"""Root with the capabilities of a container. It may change users, but not enter a closed directory of another user."""
 ELSEWHERE = """
 import sys
 from pathlib import Path

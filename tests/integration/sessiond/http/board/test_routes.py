@@ -93,7 +93,7 @@ class Stream:
         self.ended.set()
 
     def wait(self, name: str, fits: Callable[[Any], bool] = lambda _: True, seconds: float = 10) -> Any:
-        """The first event of this name that `fits`; waits for it up to `seconds`."""
+        """Wait up to `seconds` for an event of this name that `fits`, and return its data."""
 
         def found() -> list[Any]:
             return [data for event, data in self.events if event == name and fits(data)]
@@ -103,7 +103,7 @@ class Stream:
             return found()[0]
 
     def handoffs(self) -> list[dict[str, Any]]:
-        """All leases received, merged as the page does."""
+        """Return all received leases, merged as the page merges them."""
         leases = {}
         for event, data in list(self.events):
             for lease in (data["handoffs"] or []) if event in ("hello", "handoffs") else []:
@@ -111,7 +111,7 @@ class Stream:
         return [leases[fence] for fence in sorted(leases)]
 
     def close(self) -> None:
-        """Disconnects."""
+        """Disconnect."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(5)
@@ -236,7 +236,7 @@ def test_a_cookie_expires(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def routes() -> list[tuple[str, str]]:
-    """Every (method, path) of the application, so that the tests include new ones."""
+    """Return every (method, path) of the application, so that the tests include new ones."""
     app = create_app(None, parse(""), b"secret")  # type: ignore[arg-type]
     return sorted((m, rule.rule) for rule in app.url_map.iter_rules() for m in rule.methods or () if m != "HEAD")
 
@@ -352,7 +352,7 @@ def test_the_last_hundred_leases_are_read_from_a_long_ledger(service: Sessiond, 
     assert {lease["why"] for lease in shown} == {"released"}
 
 
-def test_watching_an_unused_session_creates_none_and_shows_it_once_it_is_used(
+def test_watching_an_unused_session_does_not_create_it_and_shows_it_once_it_is_used(
     service: Sessiond, ask: Ask, stream: Callable[..., Stream]
 ) -> None:
     open_stream = stream(service, cookie_of(ask), session="octo/new")
@@ -381,7 +381,7 @@ def test_a_stream_ends_with_the_service_and_the_next_one_is_complete(
 
 
 def test_a_viewer_that_disconnects_frees_its_place(service: Sessiond, ask: Ask, stream: Callable[..., Stream]) -> None:
-    """Opens more streams in turn than may be open at once; none lives long enough for a beat."""
+    """Open more streams one after the other than may be open at once. Each ends before its first heartbeat."""
     cookie = cookie_of(ask)
     for _ in range(10):
         streams = [stream(service, cookie, session=None) for _ in range(40)]

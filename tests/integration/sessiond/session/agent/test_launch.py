@@ -1,4 +1,4 @@
-"""The agent starts whatever the checkout's CLAUDE.md is."""
+"""The agent starts with any CLAUDE.md in the checkout."""
 
 import os
 from collections.abc import Callable
@@ -38,7 +38,7 @@ GUIDES: dict[str, tuple[Callable[[Path], object], str | None]] = {
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_the_agent_starts_with_what_can_be_read(tmp_path: Path, name: str) -> None:
+def test_the_agent_starts_with_the_part_of_the_guide_that_can_be_read(tmp_path: Path, name: str) -> None:
     make, text = GUIDES[name]
     place = tmp_path / "work" / "o" / "r"
     place.mkdir(parents=True)
@@ -57,7 +57,7 @@ def test_the_agent_starts_with_what_can_be_read(tmp_path: Path, name: str) -> No
             gevent.sleep(0.01)
 
 
-def test_one_that_may_not_be_read_stops_nobody(tmp_path: Path) -> None:
+def test_a_guide_that_may_not_be_read_is_ignored(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may")
     file = tmp_path / "CLAUDE.md"

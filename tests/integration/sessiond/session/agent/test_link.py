@@ -17,8 +17,8 @@ from sessiond.settings import Settings
 from support.agent.slot_owner import Owner
 
 
-def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path: Path) -> None:
-    """They may say that its history is lost."""
+def test_the_last_lines_of_an_agent_that_has_already_ended_are_read(tmp_path: Path) -> None:
+    """These lines may report that its history is lost."""
     ends: list[tuple[int | None, str]] = []
     pipes = Pipes()
     popen = pipes.start(["/bin/sh", "-c", "echo words >&2; exit 3"], tmp_path, {}, None)
@@ -31,7 +31,7 @@ def test_an_agent_that_ended_before_its_owner_looked_has_its_last_words(tmp_path
     assert ends == [(3, "words\n")]
 
 
-def test_callers_stand_behind_few_lines_however_short_they_are(tmp_path: Path) -> None:
+def test_callers_wait_behind_few_lines_even_if_the_lines_are_short(tmp_path: Path) -> None:
     found: list[AgentItem] = []
     settings = Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec yes"))
     link = AgentLink("o/r", settings, Slots(1), Owner(), found.append)
@@ -54,7 +54,7 @@ def ended(item: AgentItem) -> bool:
     return isinstance(item, AgentEvent) and isinstance(item.event, st.Exited)
 
 
-def test_a_slot_is_free_again_although_nobody_hears_of_the_end(tmp_path: Path) -> None:
+def test_the_slot_of_an_ended_agent_is_free_although_nobody_receives_the_event(tmp_path: Path) -> None:
     found: list[AgentItem] = []
     slots, settings = Slots(1), Settings(state_dir=tmp_path, agent_command=("/bin/sh", "-c", "exec cat"))
     link = AgentLink("o/r", settings, slots, Owner(), found.append)
@@ -66,7 +66,7 @@ def test_a_slot_is_free_again_although_nobody_hears_of_the_end(tmp_path: Path) -
         assert slots.take(Owner())
 
 
-def test_who_forgoes_has_no_slot_although_it_holds_another(tmp_path: Path) -> None:
+def test_an_agent_that_gives_up_its_wait_gets_no_slot_although_it_holds_another(tmp_path: Path) -> None:
     slots, owner = Slots(1), Owner()
     assert slots.take(owner)
     second = gevent.spawn(slots.take, owner)

@@ -1,4 +1,4 @@
-"""Holders that die, run twice, or come back: their places and the lock afterwards."""
+"""Holders that die, run twice or return: their places in the queue and the lock afterwards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,44 +20,42 @@ def wait(client: Client, ticket: str, holder: str, seconds: float) -> dict[str, 
     return found
 
 
-def test_a_parked_handler_that_is_killed_loses_the_grant_after_claim_window(
-    sessiond: Start, caller: StartCaller
-) -> None:
+def test_a_killed_handler_loses_its_grant_after_the_claim_window(sessiond: Start, caller: StartCaller) -> None:
     service = sessiond(scripted_env(claim_window=0.4, head_wait=0.3))
     client = service.client()
     first = client.take(SESSION, key="first")
-    granted = wait(client, first["id"], "raw-holder", 1)  # granted, and never claimed: its process is gone
+    granted = wait(client, first["id"], "raw-holder", 1)  # The grant is never claimed, because its process is gone.
     assert granted["state"] == "granted"
     second = caller(service)
     second.do(key="second")
-    second.hear("granted")
+    second.wait_for("granted")
     assert [e["reason"] for e in events(client, "ended")][:1] == ["unclaimed"]
     place = client.ticket(SESSION, first["id"])
     assert (place["state"], place["passed_over"]) == ("queued", True)
     assert verify(client.ledger(SESSION)).violations == []
 
 
-def test_a_holder_that_is_killed_keeps_its_tickets_place_for_the_retry(sessiond: Start, caller: StartCaller) -> None:
+def test_the_ticket_of_a_killed_holder_keeps_its_place_for_the_retry(sessiond: Start, caller: StartCaller) -> None:
     service = sessiond(scripted_env(lease_ttl=0.8, head_wait=0.3))
     client = service.client()
     dead, other = caller(service), caller(service)
     dead.do(key="dead", hold=60)
-    dead.hear("granted")
+    dead.wait_for("granted")
     other.do(key="other")
     eventually(lambda: len(client.view(SESSION)["queue"]) == 1)
     dead.kill9()
-    other.hear("granted")
+    other.wait_for("granted")
     assert [e["reason"] for e in events(client, "ended")][:1] == ["expired"]
     retry = caller(service)
     retry.do(key="dead")
-    retry.hear("done")
+    retry.wait_for("done")
     (back,) = events(client, "back")
     grants = [e["score"] for e in events(client, "granted")]
     assert back["score"] == grants[0] == grants[2]
     assert verify(client.ledger(SESSION)).violations == []
 
 
-def test_a_second_run_with_the_same_key_waits_while_the_first_lives_and_gets_its_place(sessiond: Start) -> None:
+def test_a_second_run_with_the_same_key_waits_for_the_first_and_gets_its_place(sessiond: Start) -> None:
     service = sessiond(scripted_env(claim_window=0.5))
     client = service.client()
     ticket = client.take(SESSION, key="k")["id"]
@@ -67,7 +65,7 @@ def test_a_second_run_with_the_same_key_waits_while_the_first_lives_and_gets_its
     assert (second["state"], second["ahead"][0]["why"]) == ("waiting", "held-by-another")
     with pytest.raises(Superseded):
         wait(client, ticket, "run-1", 0)
-    granted = wait(client, ticket, "run-2", 5)  # the first never claims
+    granted = wait(client, ticket, "run-2", 5)  # the first holder never claims its grant
     assert granted["state"] == "granted"
     with pytest.raises(LeaseLost, match="unclaimed"):
         lease_call(client, "POST", "/lease/renew", first["lease"]["secret"])
@@ -80,7 +78,7 @@ def test_a_second_run_with_the_same_key_waits_while_the_first_lives_and_gets_its
         wait(client, ticket, "run-2", 0)
 
 
-def test_a_superseded_wait_is_answered_at_once_and_for_good(sessiond: Start, caller: StartCaller) -> None:
+def test_a_superseded_wait_is_answered_at_once_and_stays_superseded(sessiond: Start, caller: StartCaller) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     with client.lease(SESSION, key="holder"):
@@ -90,7 +88,7 @@ def test_a_superseded_wait_is_answered_at_once_and_for_good(sessiond: Start, cal
         ticket = client.take(SESSION, key="k")["id"]
         assert wait(client, ticket, "new", 0)["state"] == "waiting"
         with pytest.raises(AssertionError, match="Superseded"):
-            old.hear("granted")
+            old.wait_for("granted")
         with pytest.raises(Superseded):
             wait(client, ticket, "old", 0)
         with pytest.raises(Superseded):
@@ -109,7 +107,7 @@ def test_the_third_loss_in_a_row_ends_the_ticket(sessiond: Start) -> None:
         wait(client, ticket, "h", 0)
 
 
-def test_withdrawing_ends_a_living_lease_too(sessiond: Start) -> None:
+def test_withdrawing_a_ticket_ends_its_lease(sessiond: Start) -> None:
     service = sessiond(scripted_env())
     client = service.client()
     ticket = client.take(SESSION, key="k")["id"]
@@ -137,7 +135,7 @@ def test_force_release_names_a_fence_and_never_touches_the_next_holder(sessiond:
         wait(client, first, "h1", 0)
 
 
-def test_a_stopping_service_answers_the_parked_with_503(sessiond: Start) -> None:
+def test_a_stopping_service_answers_its_waiters_with_503(sessiond: Start) -> None:
     import threading
 
     service = sessiond(scripted_env())

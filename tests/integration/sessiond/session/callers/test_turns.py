@@ -20,7 +20,7 @@ def closed(client: Client) -> list[dict[str, Any]]:
     return [e for e in client.ledger(SESSION) if e["event"] == "turn-closed"]
 
 
-def test_a_completed_turns_key_answers_its_stored_result_under_a_new_fence(sessiond: Start) -> None:
+def test_the_key_of_a_completed_turn_returns_its_stored_result_under_a_new_fence(sessiond: Start) -> None:
     client = sessiond(scripted_env()).client()
     with client.lease(SESSION) as lease:
         first = lease.turn("hello\n#say one", key="t1").result()
@@ -48,14 +48,14 @@ def test_a_cancelled_turn_keeps_the_lease_and_runs_again_as_the_next_attempt(ses
     assert client.turn_by_key(SESSION, "t1")["attempt"] == 2
 
 
-def test_an_empty_result_is_no_completion(sessiond: Start) -> None:
+def test_an_empty_result_is_not_a_completion(sessiond: Start) -> None:
     client = sessiond(scripted_env()).client()
     with client.lease(SESSION) as lease:
         result = lease.turn("#say").result()
     assert (result.outcome, result.reason) == ("failed", "empty-result")
 
 
-def test_permissions_follow_the_leases_kind(sessiond: Start) -> None:
+def test_permissions_depend_on_the_kind_of_the_lease(sessiond: Start) -> None:
     client = sessiond(scripted_env()).client()
     prompt = '#ask Write {"file_path": "x.txt", "content": "x"}'
     with client.lease(SESSION, kind="handler") as lease:
@@ -64,13 +64,13 @@ def test_permissions_follow_the_leases_kind(sessiond: Start) -> None:
         assert '"allow"' in lease.turn(prompt).result().text
     with client.lease(SESSION, kind="handler") as lease:
         assert '"deny"' in lease.turn('#ask Read {"file_path": "/etc/passwd"}').result().text
-        # claude reads inside without asking. What it asks about lies outside, whatever the text says (a link).
+        # claude reads inside the directory without asking. If it asks, the file is outside, for example behind a link.
         assert '"deny"' in lease.turn('#ask Read {"file_path": "src/main.py"}').result().text
 
 
 @pytest.mark.parametrize("point", ["before-turn", f"{SESSION}/committed.turn-accepted"])
-def test_a_turns_start_is_a_step(sessiond: Start, tmp_path: Path, point: str) -> None:
-    """A handler's ticket between acceptance and write: the turn is refused unwritten, or it runs and is drained."""
+def test_the_start_of_a_turn_is_a_step_of_its_own(sessiond: Start, tmp_path: Path, point: str) -> None:
+    """A handler's ticket comes between acceptance and write. The turn is refused unwritten, or runs and is drained."""
     hooks = tmp_path / "hooks"
     (hooks / SESSION).mkdir(parents=True)
     service = sessiond({**scripted_env(), "SESSIOND_HOOKS_DIR": str(hooks)})
@@ -108,7 +108,7 @@ def test_a_turns_start_is_a_step(sessiond: Start, tmp_path: Path, point: str) ->
         assert [e["outcome"] for e in entries if e["event"] == "turn-closed"] == ["cancelled", "completed"]
 
 
-def test_a_broken_agent_answers_503_with_its_reason_and_places_stand(sessiond: Start) -> None:
+def test_turns_of_a_broken_agent_get_503_with_its_reason_and_tickets_keep_their_places(sessiond: Start) -> None:
     service = sessiond(scripted_env("exit-start=3"))
     client = service.client()
     with client.lease(SESSION) as lease:
@@ -130,7 +130,7 @@ def test_an_idle_agent_sleeps_and_is_resumed_with_its_conversation(sessiond: Sta
         assert "before it sleeps" in lease.turn("#history").result().text
 
 
-def test_at_most_max_agents_are_awake_and_the_longest_idle_makes_room(sessiond: Start) -> None:
+def test_at_most_max_agents_are_awake_and_the_longest_idle_one_is_stopped(sessiond: Start) -> None:
     client = sessiond({**scripted_env(), "SESSIOND_MAX_AGENTS": "2"}).client()
     for name in ("o/one", "o/two", "o/three", "o/one"):
         with client.lease(name) as lease:
@@ -139,7 +139,7 @@ def test_at_most_max_agents_are_awake_and_the_longest_idle_makes_room(sessiond: 
         assert len(awake) <= 2 and name in awake
 
 
-def test_who_is_stopped_while_it_waits_for_room_waits_no_longer(sessiond: Start) -> None:
+def test_an_agent_that_is_stopped_while_it_waits_for_a_slot_stops_waiting(sessiond: Start) -> None:
     client = sessiond({**scripted_env(), "SESSIOND_MAX_AGENTS": "1"}).client()
 
     def second() -> str:
@@ -160,8 +160,8 @@ def test_who_is_stopped_while_it_waits_for_room_waits_no_longer(sessiond: Start)
         assert waiting.result() == "done"
 
 
-def test_waiting_for_room_is_no_failure_of_the_agent(sessiond: Start) -> None:
-    """However often a wait failed: once there is room, the next turn runs."""
+def test_waiting_for_a_slot_is_not_a_failure_of_the_agent(sessiond: Start) -> None:
+    """Once a slot is free, the next turn runs, even after many failed waits."""
     client = sessiond({**scripted_env(start_deadline=0.6), "SESSIOND_MAX_AGENTS": "1"}).client()
 
     def second() -> None:
@@ -183,7 +183,7 @@ def test_waiting_for_room_is_no_failure_of_the_agent(sessiond: Start) -> None:
         assert "agent-broken" not in [e["event"] for e in client.ledger("o/two")]
 
 
-def test_a_turn_that_is_answered_from_its_key_claims_the_lease_as_any_other(sessiond: Start) -> None:
+def test_a_turn_that_is_answered_from_its_key_claims_the_lease(sessiond: Start) -> None:
     client = sessiond(scripted_env(claim_window=0.5)).client()
     with client.lease(SESSION) as lease:
         lease.turn("#say once", key="k").result()
@@ -196,7 +196,7 @@ def test_a_turn_that_is_answered_from_its_key_claims_the_lease_as_any_other(sess
     assert [e["event"] for e in client.ledger(SESSION)].count("claimed") == 2
 
 
-def test_a_full_queue_is_an_error_and_no_wrap(sessiond: Start, redis_server: Redis) -> None:
+def test_a_full_queue_is_an_error_and_does_not_wrap(sessiond: Start, redis_server: Redis) -> None:
     import redis as redis_library
 
     service = sessiond(scripted_env())
@@ -209,7 +209,7 @@ def test_a_full_queue_is_an_error_and_no_wrap(sessiond: Start, redis_server: Red
     assert (refused.value.type, refused.value.status) == ("queue-full", 503)
 
 
-def test_an_interrupt_of_a_turn_of_claudes_own_is_not_the_waiting_turns(sessiond: Start) -> None:
+def test_an_interrupt_of_claudes_own_turn_does_not_count_for_the_waiting_turn(sessiond: Start) -> None:
     """Otherwise the time would be measured from that interrupt, and a long turn would seem to take hours to end."""
     service = sessiond(scripted_env())
     client, place = service.client(), service.state / "work" / SESSION

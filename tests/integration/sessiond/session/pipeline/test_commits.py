@@ -1,4 +1,4 @@
-"""Processes that stop for a while and go on: the only sessiond, a replaced owner, a holder, a waiter."""
+"""Processes that are stopped for a while and resume: the only sessiond, a replaced owner, a holder, a waiter."""
 
 import json
 import threading
@@ -33,7 +33,7 @@ ALONE = {"absence": 20.0, "max_hold": 35.0} if FULL else {
     "lease_ttl": 3.0, "claim_window": 1.5, "absence": 2.0, "max_hold": 4.0, "owner_ttl": 3.0, "owner_renew": 0.5,
     "owner_doubt": 2.0,
 }  # fmt: skip
-"""Each time but owner_doubt is shorter than the stall, and longer than the test needs without one."""
+"""Each time except owner_doubt is shorter than the stall, and longer than the test needs without a stall."""
 PAIR = {} if FULL else {"owner_ttl": 2.0, "owner_renew": 0.5, "owner_doubt": 1.2, "lease_ttl": 8.0}
 LEASE_TTL = 30.0 if FULL else 8.0
 
@@ -52,13 +52,13 @@ def one_secret_each(entries: list[dict[str, Any]]) -> None:
     assert len(fences) == len(set(fences))
 
 
-class Holding(threading.Thread):
-    """A lease with one turn in a thread of its own; `told` is its result, or the exception."""
+class LeaseThread(threading.Thread):
+    """A lease with one turn in its own thread. `result` is the turn's result or the exception."""
 
     def __init__(self, client: Client, session: str, key: str, prompt: str | None = None, ttl: float = 30.0) -> None:
         super().__init__(daemon=True)
         self.client, self.session, self.key, self.prompt, self.ttl = client, session, key, prompt, ttl
-        self.told: TurnResult | SessiondError | None = None
+        self.result: TurnResult | SessiondError | None = None
         self.fence = 0
         self.granted, self.leave = threading.Event(), threading.Event()
         self.start()
@@ -69,10 +69,10 @@ class Holding(threading.Thread):
                 self.fence = lease.fence
                 self.granted.set()
                 if self.prompt is not None:
-                    self.told = lease.turn(self.prompt).result()
+                    self.result = lease.turn(self.prompt).result()
                 self.leave.wait(120)
         except SessiondError as error:
-            self.told = error
+            self.result = error
 
 
 # ---- one instance ----------------------------------------------------------------------------
@@ -80,33 +80,33 @@ class Holding(threading.Thread):
 
 @pytest.mark.long
 @pytest.mark.parametrize("where", ["between-steps", "within-a-step"])
-def test_one_that_stood_still_finds_leases_and_places_as_they_were(
+def test_a_paused_sessiond_keeps_all_leases_and_places_when_it_resumes(
     sessiond: Start, redis_server: Redis, matrix: Row, where: str
 ) -> None:
-    """Lease, absence and max_hold are shorter than the stall; each gets its full time again after it."""
+    """Lease, absence and max_hold are shorter than the stall. Each gets its full time again after the stall."""
     service = sessiond(scripted_env(**ALONE))
     client = service.client()
     ttl = ALONE.get("lease_ttl", 30.0)
-    holder = Holding(service.client(), SESSION, "holder", "#tokens 250\n#pace 10ms\n#say through", ttl)
+    holder = LeaseThread(service.client(), SESSION, "holder", "#tokens 250\n#pace 10ms\n#say through", ttl)
     eventually(lambda: any(e["event"] == "turn-started" for e in client.ledger(SESSION)))
     waiters = []
     for key in ("b", "c"):
-        waiters.append(Holding(service.client(), SESSION, key, None, ttl))
+        waiters.append(LeaseThread(service.client(), SESSION, key, None, ttl))
         eventually(lambda key=key: any(t["key"] == key and t["present"] for t in client.view(SESSION)["queue"]))
     client.take(SESSION, key="nobody-waits")
     before = client.view(SESSION)
-    asked = threading.Thread(target=_take_if_you_can, args=(service.client(), "within"), daemon=True)
+    asked = threading.Thread(target=_try_to_take, args=(service.client(), "within"), daemon=True)
     if where == "within-a-step":
         redis_server.pause()
         asked.start()
         time.sleep(0.2)  # the step is on its way to Redis
     service.pause()
-    redis_server.go_on()
+    redis_server.resume()
     time.sleep(STALL)
-    service.go_on()
-    eventually(lambda: holder.told is not None, 30, service.log_text)
-    told, now = holder.told, client.view(SESSION)
-    assert isinstance(told, TurnResult) and told.outcome in ("completed", "lost"), told
+    service.resume()
+    eventually(lambda: holder.result is not None, 30, service.log_text)
+    result, now = holder.result, client.view(SESSION)
+    assert isinstance(result, TurnResult) and result.outcome in ("completed", "lost"), result
     ended = [e for e in ledger_of(client) if e["event"] == "ended"]
     assert ended == []
     assert now["holder"]["fence"] == before["holder"]["fence"] == holder.fence
@@ -119,13 +119,13 @@ def test_one_that_stood_still_finds_leases_and_places_as_they_were(
     entries = ledger_of(client)
     one_secret_each(entries)
     assert [e["reason"] for e in entries if e["event"] == "ended"] == ["released"] * 3
-    # A ticket without a waiter has its full absence again, and lapses only after that.
+    # A ticket without a waiter gets its full absence again, and lapses only afterwards.
     assert not [e for e in entries[: _index(entries, "ended")] if e["event"] == "lapsed"]
-    assert where == "within-a-step" or (told.outcome, told.text) == ("completed", "through")
-    matrix("stalls", stopped="the only sessiond", at=where, seconds=STALL, turn=told.outcome, leases="stand")
+    assert where == "within-a-step" or (result.outcome, result.text) == ("completed", "through")
+    matrix("stalls", stopped="the only sessiond", at=where, seconds=STALL, turn=result.outcome, leases="kept")
 
 
-def _take_if_you_can(client: Client, key: str) -> None:
+def _try_to_take(client: Client, key: str) -> None:
     try:
         client.take(SESSION, key=key, patience=60)
     except SessiondError:
@@ -136,14 +136,14 @@ def _index(entries: list[dict[str, Any]], event: str) -> int:
     return next(i for i, e in enumerate(entries) if e["event"] == event)
 
 
-def test_an_answer_is_as_old_as_its_question(redis_server: Redis) -> None:
-    """A commit confirms the ownership at the moment it was sent: the process may have stopped since then."""
+def test_a_commit_confirms_the_ownership_at_the_time_it_was_sent(redis_server: Redis) -> None:
+    """A commit confirms the ownership at the time when it was sent, because the process may have stopped since then."""
     store = Store(redis_server.url, SESSION, "one")
     commits = Commits(store, 1, 0, lambda: ([], []))
     commits.push(a_step(), lambda: None)
     assert commits.unconfirmed < 1
     redis_server.pause()
-    threading.Timer(1.2, redis_server.go_on).start()
+    threading.Timer(1.2, redis_server.resume).start()
     commits.push(a_step(), lambda: None)
     assert commits.unconfirmed >= 1
     store.close()
@@ -162,8 +162,10 @@ MOMENTS = {
     "accepted": "[accepted]\n#say done",
     "starting": "[starting]\n#say done",
 }
-"""The owner's state when it is stopped: an idle agent; a turn that runs or has asked for permission; a turn that is
-committed and not written, for an agent that is idle or asleep."""
+"""The state of the owner when it is stopped.
+
+Its agent is idle, or its turn runs, or has asked for permission, or is committed but not written. In the last case the
+agent is idle or asleep."""
 ACCEPTED = ("accepted", "starting")
 
 
@@ -171,16 +173,16 @@ def session_of(moment: str) -> str:
     return f"octo/{moment}"
 
 
-def stand(first: Sessiond, hooks: Path) -> dict[str, Holding]:
-    """Bring the first instance to each moment, each in a session of its own."""
+def hold_first_instance(first: Sessiond, hooks: Path) -> dict[str, LeaseThread]:
+    """Bring the first instance to each moment, each in its own session."""
     client = first.client()
     for moment in ("idle", "accepted"):
         with client.lease(session_of(moment), key="before") as lease:
             assert lease.turn(f"before {moment}").result().completed
-    found: dict[str, Holding] = {}
+    found: dict[str, LeaseThread] = {}
 
     def hold(moment: str) -> None:
-        found[moment] = Holding(first.client(), session_of(moment), "k", MOMENTS[moment], LEASE_TTL)
+        found[moment] = LeaseThread(first.client(), session_of(moment), "k", MOMENTS[moment], LEASE_TTL)
         eventually(lambda: client.view(session_of(moment))["turn"])
 
     (hooks / "question.hold").touch()
@@ -202,7 +204,7 @@ def prompts_of(service: Sessiond, moment: str) -> int:
 
 
 def ask(service: Sessiond, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
-    """Ask this instance and no other: follow no 421."""
+    """Call this instance only. A 421 is not followed."""
     answer = service.client().transport._pool.request(
         method, f"{service.url}/v1/sessions/{path}", json=body, headers={"Authorization": "Bearer admin-key"},
         retries=False, timeout=20,
@@ -229,23 +231,23 @@ def move_guards(redis_server: Redis) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("guards", ["here", "elsewhere"])
-def test_an_owner_that_was_replaced_while_it_stood_still_does_nothing_any_more(
+def test_an_owner_that_was_replaced_while_paused_writes_nothing_when_it_resumes(
     sessiond: Start, redis_server: Redis, tmp_path: Path, matrix: Row, guards: str
 ) -> None:
-    """It writes neither to Redis nor to its agents, also where a prompt was committed and not yet written.
+    """The replaced owner writes neither to Redis nor to its agents, not even a prompt that it has committed.
 
-    The second ends the first one's agents before it starts its own. Those of another machine (their guard's boot id
-    is not this one's) it can neither see nor end: there the first must write nothing when it goes on.
+    The second instance stops the first one's agents before it starts its own. It cannot see agents on another machine
+    (another boot id). In that case the first instance must write nothing when it resumes.
     """
     hooks = tmp_path / "hooks"
     hooks.mkdir()
     first = sessiond(scripted_env(**PAIR) | {"SESSIOND_HOOKS_DIR": str(hooks)}, name="a")
-    holders = stand(first, hooks)
+    holders = hold_first_instance(first, hooks)
     first.pause()
     heard = [first.state / "work" / session_of(moment) / "heard" for moment in MOMENTS]
     for file in heard:
         file.touch()
-    # Started only now: on a slow machine it would take over from an owner that is merely late.
+    # Started only now, because on a slow machine it could take over from an owner that is only late.
     second = sessiond(scripted_env(**PAIR), name="b")
     other = second.client()
     agents = [one for one in first._seen.values() if one not in first._paused]
@@ -261,28 +263,28 @@ def test_an_owner_that_was_replaced_while_it_stood_still_does_nothing_any_more(
     seen = {m: ledger_of(other, session_of(m))[-1]["id"] for m in MOMENTS}
     for point in ("question", *(f"{session_of(moment)}/committed.turn-accepted" for moment in ACCEPTED)):
         (hooks / f"{point}.hold").unlink()
-    first.go_on()
+    first.resume()
     for moment in MOMENTS:
         status, body = ask(first, "POST", f"{session_of(moment)}/tickets", {"kind": "handler", "key": "late"})
         assert (status, body["type"], body.get("owner_url")) == (421, "not-owner", second.url), moment
     eventually(lambda: not [a for a in agents if alive(a)], 20, "the first one's agents are ended")
     assert [file.read_text() for file in heard] == [""] * len(heard), "the replaced owner wrote to its agents"
     for moment, holder in holders.items():
-        eventually(lambda h=holder: h.told is not None, 60, f"{moment}: {first.log_text()}")
+        eventually(lambda h=holder: h.result is not None, 60, f"{moment}: {first.log_text()}")
         holder.leave.set()
         holder.join(30)
     for moment in MOMENTS:
         entries = ledger_of(other, session_of(moment))
         one_secret_each(entries)
-        told = [e["epoch"] for e in entries]
-        assert told == sorted(told), "an entry of the old epoch stands behind the new one's first"
+        result = [e["epoch"] for e in entries]
+        assert result == sorted(result), "an entry of the old epoch follows the first entry of the new one"
         assert {e["epoch"] for e in entries if after(e["id"], seen[moment])} <= {epochs[moment]}
     for moment, holder in holders.items():
         written = prompts_of(first, moment), prompts_of(second, moment)
-        what = holder.told.outcome if isinstance(holder.told, TurnResult) else repr(holder.told)
+        what = holder.result.outcome if isinstance(holder.result, TurnResult) else repr(holder.result)
         matrix(
             "stalls", stopped=f"an owner, its guard {guards}", at=moment, seconds="until replaced", turn=what,
-            leases="stand", written=f"{written[0]} + {written[1]}",
+            leases="kept", written=f"{written[0]} + {written[1]}",
         )  # fmt: skip
         begun = moment in ("in-turn", "question")
         assert written[0] == begun, "the replaced owner wrote a prompt"
@@ -299,31 +301,31 @@ def after(one: str, other: str) -> bool:
 # ---- a holder, a waiter ----------------------------------------------------------------------
 
 
-def test_a_holder_that_stood_still_past_its_lease_has_lost_it_and_keeps_its_place(
+def test_a_holder_that_was_paused_too_long_loses_its_lease_and_keeps_its_place(
     sessiond: Start, caller: StartCaller, matrix: Row
 ) -> None:
     service = sessiond(scripted_env(lease_ttl=1.5, head_wait=0.3))
     client = service.client()
     still, other = caller(service), caller(service)
     still.do(key="still", hold=60, lease_ttl=1.5, abandon=True)
-    first = still.hear("granted")
+    first = still.wait_for("granted")
     other.do(key="other", lease_ttl=1.5)
     eventually(lambda: any(t["present"] for t in client.view(SESSION)["queue"]))
     still.pause()
-    second = other.hear("granted")
+    second = other.wait_for("granted")
     assert second["fence"] > first["fence"] and second["secret"] != first["secret"]
     for method, path, body in (("POST", "/lease/renew", None), ("POST", "/turns", {"prompt": "late"})):
         with pytest.raises(LeaseLost, match="expired"):
             client.transport.call(method, path, session=SESSION, body=body, secret=first["secret"])
-    still.go_on()
-    assert still.hear("leaving")["lost"] == "expired"
-    still.hear("done")
-    other.hear("done")
+    still.resume()
+    assert still.wait_for("leaving")["lost"] == "expired"
+    still.wait_for("done")
+    other.wait_for("done")
     (place,) = client.view(SESSION)["queue"]
     assert (place["key"], place["present"]) == ("still", False)
     still.do(key="still", lease_ttl=1.5)
-    assert still.hear("granted")["fence"] > second["fence"]
-    still.hear("done")
+    assert still.wait_for("granted")["fence"] > second["fence"]
+    still.wait_for("done")
     with pytest.raises(LeaseLost, match="expired"):
         lease_call(client, "DELETE", "/lease", first["secret"])
     entries = ledger_of(client)
@@ -334,10 +336,10 @@ def test_a_holder_that_stood_still_past_its_lease_has_lost_it_and_keeps_its_plac
     matrix("stalls", stopped="a holder", at="holding", seconds="past lease_ttl", leases="lost: expired, place kept")
 
 
-def test_a_waiter_that_stands_still_does_not_claim_its_grant_and_the_next_one_has_it(
+def test_a_paused_waiter_does_not_claim_its_grant_and_the_next_one_gets_it(
     sessiond: Start, caller: StartCaller, matrix: Row
 ) -> None:
-    """It is present while its connection is open; each loss but the third in a row leaves it its place."""
+    """The waiter is present while its connection is open. It keeps its place after each loss except the third one."""
     service = sessiond(scripted_env(claim_window=0.4, head_wait=0.3))
     client = service.client()
     still, behind = caller(service), caller(service)
@@ -347,14 +349,14 @@ def test_a_waiter_that_stands_still_does_not_claim_its_grant_and_the_next_one_ha
                 who.do(key=key)
                 eventually(lambda key=key: present(client, key))
             still.pause()
-        behind.hear("done")
+        behind.wait_for("done")
         assert [e["reason"] for e in events(client, "ended")][-2:] == ["unclaimed", "released"]
         left = [t["key"] for t in client.view(SESSION)["queue"]]
         assert left == (["still"] if loss < 3 else [])
-        still.go_on()
-        assert still.hear("done")["lost"] == "unclaimed"
-    still.do(key="still")  # a new ticket: the old one has ended, so its key is free
-    still.hear("done")
+        still.resume()
+        assert still.wait_for("done")["lost"] == "unclaimed"
+    still.do(key="still")  # a new ticket, because the old one has ended and its key is free
+    still.wait_for("done")
     entries = ledger_of(client)
     one_secret_each(entries)
     assert [e["reason"] for e in entries if e["event"] == "ticket-ended"].count("lost-thrice") == 1

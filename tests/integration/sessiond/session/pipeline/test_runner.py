@@ -1,4 +1,4 @@
-"""Random histories give the same on the pure machines and in a real session on a real Redis; see histories.py."""
+"""Random histories have the same result on the pure machines and in a real session on a real Redis (histories.py)."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from sessiond.session.callers.turn_record import TurnRecord
 from sessiond.store.store import Behind
 from support.servers import Redis
 from support.session.histories import Histories
-from support.session.owned import Fault, Owner, Raw
+from support.session.owned import Fault, Owner, RawRedis
 from support.size import FULL
 
 H = Kind.HANDLER
@@ -33,14 +33,14 @@ OFTEN = {
     "ended forced": 1, "ticket-ended too-old": 5, "ticket-ended withdrawn": 5, "turns completed": 1,
     "turns cancelled": 2, "refused: NoTicket": 10, "refused: NotHeld": 20, "refused: Superseded": 1, "crashes": 2,
     "handovers": 1, "takeovers": 1, "reaped after a restart": 2, "restored": 4, "repeated": 1, "script forgotten": 1,
-    "steps that must not be": 4, "does not fit: NotHead": 1, **{f"fault: {fault.value}": 1 for fault in Fault},
+    "invalid steps": 4, "does not fit: NotHead": 1, **{f"fault: {fault.value}": 1 for fault in Fault},
 }  # fmt: skip
-"""How often each must happen in a test, at the least: otherwise it was not tested."""
+"""The minimum number of times that each event must happen in a test. Otherwise it is not tested."""
 AT_ALL = (
     "ended withdrawn", "ticket-ended lost-thrice", "turns lost", "turns failed", "refused: KindMismatch",
     "refused: TurnOpen", "does not fit: Ahead", "does not fit: Behind",
 )  # fmt: skip
-"""Rarer ones, for the longer tests only."""
+"""Rare events, for the longer tests only."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def run(number: int, server: Redis, place: Path, counts: Counter[str]) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", NUMBERS)
-def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
+def test_any_history_has_the_same_result_in_redis_as_on_the_pure_machines(
     number: int, server: Redis, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     """The seeds are fixed, so that a failure repeats. More histories follow until each wanted event has happened."""
@@ -80,7 +80,7 @@ def test_any_history_gives_the_same_in_redis_as_on_the_pure_machines(
     assert missing == {}
 
 
-# ---- what these histories found, one by one ------------------------------------------------
+# ---- faults that the random histories have found ---------------------------------------------
 
 
 @pytest.fixture
@@ -106,21 +106,23 @@ def step(owner: Owner, *events: ev.Event) -> None:
         owner.ask(lambda event=event: owner.session.pipeline.step(event))
 
 
-def test_an_owner_whose_own_claim_redis_lost_writes_it_back(server: Redis, owners: Callable[[str], Owner]) -> None:
-    raw, first = Raw(server.url, "octo/one"), owners("first")
+def test_an_owner_writes_its_claim_back_after_redis_lost_it(server: Redis, owners: Callable[[str], Owner]) -> None:
+    raw, first = RawRedis(server.url, "octo/one"), owners("first")
     step(first, ev.Take("tk-1", H, 5))
     lost = raw.dump()
     first.die()
     second = owners("second")
     raw.restore(lost)
     step(second, ev.Take("tk-2", H, 5))
-    assert (second.session.closed, set(raw.look().queue)) == (None, {"tk-1", "tk-2"})
-    assert (raw.look().meta["instance"], raw.look().meta["url"]) == ("second", "http://second")
+    assert (second.session.closed, set(raw.read_keys().queue)) == (None, {"tk-1", "tk-2"})
+    assert (raw.read_keys().meta["instance"], raw.read_keys().meta["url"]) == ("second", "http://second")
     raw.close()
 
 
-def test_an_owner_that_only_renews_claims_again_what_redis_lost(server: Redis, owners: Callable[[str], Owner]) -> None:
-    raw, first = Raw(server.url, "octo/one"), owners("first")
+def test_an_owner_that_only_renews_claims_again_after_redis_lost_its_claim(
+    server: Redis, owners: Callable[[str], Owner]
+) -> None:
+    raw, first = RawRedis(server.url, "octo/one"), owners("first")
     lost = raw.dump()
     first.die()
     second = owners("second")
@@ -130,12 +132,12 @@ def test_an_owner_that_only_renews_claims_again_what_redis_lost(server: Redis, o
             second.owners.renew("octo/one", second.session.reader.epoch, second.session.reader.version)
         second.session.doubt()
         second.settle()
-        claimed = raw.look().meta
+        claimed = raw.read_keys().meta
         assert (claimed["instance"], int(claimed["epoch"])) == ("second", second.session.reader.epoch)
     raw.close()
 
 
-def test_when_redis_is_back_nobody_is_passed_over(owners: Callable[[str], Owner]) -> None:
+def test_when_redis_is_back_no_ticket_is_marked_as_passed_over(owners: Callable[[str], Owner]) -> None:
     owner = owners("first")
     step(owner, ev.Take("tk-1", H, 5), ev.Take("tk-2", H, 5), ev.Wait("tk-2", "two"))
     step(owner, ev.Due(ev.Timer("head-wait", "tk-1")))
@@ -147,21 +149,21 @@ def test_when_redis_is_back_nobody_is_passed_over(owners: Callable[[str], Owner]
     assert not owner.session.reader.lock.tickets["tk-1"].passed
 
 
-def test_it_is_the_set_in_redis_that_grants(server: Redis, owners: Callable[[str], Owner]) -> None:
-    """The set has a member ahead of the owner's head that the owner does not know: nobody is granted."""
-    raw, owner = Raw(server.url, "octo/one"), owners("first")
+def test_the_set_in_redis_decides_the_grant(server: Redis, owners: Callable[[str], Owner]) -> None:
+    """The set has a member ahead of the owner's head that the owner does not know. No ticket is granted."""
+    raw, owner = RawRedis(server.url, "octo/one"), owners("first")
     step(owner, ev.Take("tk-1", H, 5))
     raw.redis.zadd(f"{raw.base}queue", {"tk-unknown": 1})
     step(owner, ev.Wait("tk-1", "one"))
     owner.settle()
-    assert raw.look().text("lease") is None and set(raw.look().queue) == {"tk-1", "tk-unknown"}
+    assert raw.read_keys().text("lease") is None and set(raw.read_keys().queue) == {"tk-1", "tk-unknown"}
     assert [(e["event"], e["invariant"]) for e in raw.entries()[-1:]] == [("refused", "handler_fifo")]
     assert owner.session.closed is not None
     raw.close()
 
 
-def test_a_turn_that_is_over_at_once_is_stored_as_over(server: Redis, owners: Callable[[str], Owner]) -> None:
-    raw, owner = Raw(server.url, "octo/one"), owners("first")
+def test_a_turn_that_ends_in_its_first_step_is_stored_as_closed(server: Redis, owners: Callable[[str], Owner]) -> None:
+    raw, owner = RawRedis(server.url, "octo/one"), owners("first")
     session = owner.session
     step(owner, ev.Take("tk-1", H, 5), ev.Wait("tk-1", "one"))
     lease = session.reader.lock.lease
@@ -178,6 +180,6 @@ def test_a_turn_that_is_over_at_once_is_stored_as_over(server: Redis, owners: Ca
     owner.ask(lambda: session.pipeline.step(st.Spawned(), unfit, st.Exited(0)))
     assert session.reader.agent.phase is st.Phase.BROKEN
     owner.ask(lambda: accept("tu-2"))
-    look = raw.look()
+    look = raw.read_keys()
     assert [look.text(f"turn:{turn}")["state"] for turn in ("tu-1", "tu-2")] == ["closed", "closed"]
     raw.close()

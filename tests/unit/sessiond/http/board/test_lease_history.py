@@ -1,4 +1,4 @@
-"""The last leases of a session, from entries of its ledger."""
+"""The last leases of a session, as read from its ledger."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def ended(fence: int, reason: str = "released", at: str = "t2") -> dict[str, Any
     return {"event": "ended", "fence": fence, "reason": reason, "at": at}
 
 
-def test_a_lease_has_its_key_its_times_and_why_it_ended() -> None:
+def test_a_lease_has_its_key_its_times_and_the_reason_of_its_end() -> None:
     history = LeaseHistory()
     assert history.read([{"event": "taken", "ticket": "tk", "key": "k", "at": "t0"}, granted(1)]) == {1}
     lease = {"fence": 1, "kind": "handler", "ticket": "tk", "key": "k", "holder": "h", "begun": "t1"}

@@ -1,4 +1,4 @@
-"""A turn's record: the JSON object that Redis holds at each state, and what callers see of it."""
+"""A turn record: the JSON object in Redis at each state, and the part that callers see."""
 
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ def without_times(record: TurnRecord) -> dict[str, Any]:
     return {name: value for name, value in record.stored().items() if name not in ("started_at", "closed_at")}
 
 
-def test_what_is_stored_at_each_state() -> None:
+def test_the_stored_record_has_the_fields_of_its_state() -> None:
     started = ACCEPTED.started()
     closed = started.ended(END, {**CONVERSATION, "fresh": False})
     assert ACCEPTED.stored() == STORED
@@ -41,25 +41,25 @@ def test_what_is_stored_at_each_state() -> None:
 @pytest.mark.parametrize(
     "record", [ACCEPTED, ACCEPTED.started(), ACCEPTED.ended(END, CONVERSATION), ACCEPTED.started().ended(END, {})]
 )
-def test_a_stored_record_is_read_as_it_was(record: TurnRecord) -> None:
+def test_a_stored_record_is_read_back_unchanged(record: TurnRecord) -> None:
     assert decode_turn(record.stored()) == record
 
 
-def test_a_record_that_is_no_turn_is_an_error() -> None:
+def test_a_record_that_is_not_a_turn_raises_an_error() -> None:
     with pytest.raises(KeyError):
         decode_turn({"turn": "tu-1"})
     with pytest.raises(ValueError, match="unheard-of"):
         decode_turn({**STORED, "state": "unheard-of"})
 
 
-def test_callers_see_neither_empty_fields_nor_the_prompts_digest() -> None:
+def test_callers_see_neither_empty_fields_nor_the_digest_of_the_prompt() -> None:
     view = ACCEPTED.ended(TurnOver("tu-1", TurnOutcome.LOST, reason="restored"), CONVERSATION).view()
     assert list(view) == sorted(view)
     assert not {"prompt_sha256", "turn", "cost_usd"} & view.keys()
     assert (view["outcome"], view["reason"], view["text"]) == ("lost", "restored", "")
 
 
-def test_a_result_has_its_text_always_and_other_fields_if_there_are_any() -> None:
+def test_a_result_always_has_a_text_and_other_fields_only_if_they_are_set() -> None:
     lost = ACCEPTED.ended(TurnOver("tu-1", TurnOutcome.LOST, reason="gone"), CONVERSATION).result()
     assert lost == {
         "turn": "tu-1", "outcome": "lost", "text": "", "reason": "gone", "usage": {}, "conversation": CONVERSATION,

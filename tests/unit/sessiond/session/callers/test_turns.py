@@ -1,4 +1,4 @@
-"""An open turn's reader gets its one result, also when the owner takes the stored state again meanwhile."""
+"""The reader of an open turn gets one result, even if the owner reloads the stored state meanwhile."""
 
 from dataclasses import replace
 
@@ -26,12 +26,12 @@ def opened() -> tuple[Turns, TurnStream]:
 
 def ended(stream: TurnStream) -> StreamItem:
     stream.close()
-    assert stream.finished, "its reader would wait forever"
+    assert stream.finished, "the stream must end, otherwise its reader waits forever"
     (item,) = list(stream)
     return item
 
 
-def test_the_turn_that_is_found_open_again_has_its_reader_still() -> None:
+def test_a_turn_that_is_still_open_after_a_reload_keeps_its_reader() -> None:
     turns, stream = opened()
     turns.load(TURN.stored())
     turns.end(st.TurnOver("tu-1", st.TurnOutcome.LOST, reason="owner-restart"), [], TURN.conversation)
@@ -41,7 +41,7 @@ def test_the_turn_that_is_found_open_again_has_its_reader_still() -> None:
 
 
 @pytest.mark.parametrize("stored", [None, replace(TURN, id="tu-2")])
-def test_a_turn_that_is_open_no_more_is_told_lost(stored: TurnRecord | None) -> None:
+def test_a_turn_that_is_not_open_after_a_reload_is_reported_as_lost(stored: TurnRecord | None) -> None:
     turns, stream = opened()
     turns.load(stored and stored.stored())
     name, result = ended(stream)

@@ -1,4 +1,4 @@
-"""Waiters: at most one a ticket, each answered once."""
+"""Waiters: at most one for each ticket, and one answer for each."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def waiter(ticket: str = "tk-1", holder: str = "h") -> Waiter:
     return Waiter(ticket, holder, lambda waiter, hung_up: waiter.reply({"hung_up": hung_up}))
 
 
-def test_a_newer_waiter_replaces_the_older_one_which_is_returned() -> None:
+def test_adding_a_waiter_returns_the_one_that_it_replaces() -> None:
     waiters, first, second = Waiters(), waiter(), waiter()
     assert waiters.add(first) is None and waiters.add(second) is first
     assert not waiters.remove(first) and waiters.has("tk-1")
@@ -20,7 +20,7 @@ def test_a_newer_waiter_replaces_the_older_one_which_is_returned() -> None:
     assert not waiters.remove(second)
 
 
-def test_a_waiter_has_its_first_answer_only() -> None:
+def test_only_the_first_answer_of_a_waiter_counts() -> None:
     waiters, one = Waiters(), waiter()
     waiters.add(one)
     waiters.reply("tk-1", {"state": "granted"})
@@ -41,7 +41,7 @@ def test_all_waiters_are_refused_and_removed() -> None:
     assert not waiters.has("tk-2")
 
 
-def test_only_the_loop_ends_a_wait_whose_time_is_over() -> None:
+def test_only_the_loop_ends_a_wait_that_has_timed_out() -> None:
     assert waiter().answer(0.01) == {"hung_up": False}
     left: list[tuple[Any, bool]] = []
     gone = Waiter("tk-1", "h", lambda waiter, hung_up: left.append((waiter, hung_up)))

@@ -1,4 +1,4 @@
-"""The table of handlers: complete, and typed as the commands are."""
+"""The table of handlers is complete, and its types match those of the commands."""
 
 import dataclasses
 import inspect
@@ -14,13 +14,13 @@ from sessiond.session.pipeline.runner import Pipeline
 
 
 def command_types() -> set[type]:
-    """The commands of the module: each class of it that is no base of another."""
+    """Return the commands of the module: each class that is not a base of another."""
     found = {one for one in vars(commands).values() if inspect.isclass(one) and issubclass(one, Command)}
     return {one for one in found if not any(issubclass(other, one) for other in found - {one})}
 
 
 def reply_type(command: type) -> Any:
-    """The type with which the command's class names its reply."""
+    """Return the reply type that the command's class declares."""
     for one in command.__mro__:
         for base in getattr(one, "__orig_bases__", ()):
             if getattr(base, "__origin__", None) is Command:

@@ -1,4 +1,4 @@
-"""The decision of a step: both machines together."""
+"""The decision of a step by both machines."""
 
 import typing
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_the_end_of_a_workers_lease_cancels_its_turn_in_the_same_step() -> None:
     assert (preempted.lock.turn, preempted.lock.drain) == (None, None)
 
 
-def test_after_an_outage_only_who_still_waits_is_present() -> None:
+def test_after_an_outage_only_tickets_with_a_waiter_are_present() -> None:
     lock = Lock()
     for ticket in ("tk-1", "tk-2", "tk-3"):
         lock = decide(lock, ev.Take(ticket, H, 5)).lock
@@ -49,6 +49,6 @@ def test_after_an_outage_only_who_still_waits_is_present() -> None:
     }  # fmt: skip
 
 
-def test_after_an_outage_in_which_nobody_waited_nothing_changes() -> None:
+def test_an_outage_without_waiters_changes_nothing() -> None:
     lock = decide(Lock(), ev.Take("tk-1", H, 5)).lock
     assert forget_presence(lock, st.Agent("c"), lambda _: False).lock is lock

@@ -1,4 +1,4 @@
-"""A step on its way through the stages, with a store that is a list."""
+"""A step in all stages of the pipeline. The store is a list."""
 
 import json
 from dataclasses import replace
@@ -32,11 +32,11 @@ H = Kind.HANDLER
 
 
 class ListStore(Store):
-    """Keeps the steps. `fail` is raised once by the next one, before or after it is kept."""
+    """A store that keeps the steps in a list. The next step raises `fail` once, before or after it is kept."""
 
-    def __init__(self, happened: list[str]) -> None:
+    def __init__(self, actions: list[str]) -> None:
         super().__init__("redis://127.0.0.1:1", "o/r", "i")
-        self.happened = happened
+        self.actions = actions
         self.steps: list[StoreStep] = []
         self.fail: tuple[str, Exception] | None = None
 
@@ -45,7 +45,7 @@ class ListStore(Store):
         if fail is not None and fail[0] == "before":
             raise fail[1]
         self.steps.append(step)
-        self.happened.append("commit")
+        self.actions.append("commit")
         if fail is not None:
             raise fail[1]
         return CommitResult.APPLIED
@@ -59,32 +59,32 @@ class ListStore(Store):
 
     @property
     def events(self) -> list[list[str]]:
-        """The ledger's events by step."""
+        """The ledger events of each step."""
         return [[event for event, _ in step.ledger] for step in self.steps]
 
 
 class Scene:
-    """A pipeline whose store and agent are lists; `happened` has what it did, in order."""
+    """A pipeline with a recording store and agent. `actions` lists its actions in order."""
 
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.happened: list[str] = []
-        self.store = ListStore(self.happened)
+        self.actions: list[str] = []
+        self.store = ListStore(self.actions)
         settings = Settings(state_dir=place, instance="i", host_name="h", model="m")
         self.context = SessionContext(settings, self.store, Slots(1))
         self.pipeline = Pipeline(self.context, Ownership(epoch=1, version=0, predecessor=""))
-        monkeypatch.setattr(self.context.link, "write", lambda data: self.happened.append("write"))
-        monkeypatch.setattr(self.context.link, "start", lambda *_: self.happened.append("start"))
+        monkeypatch.setattr(self.context.link, "write", lambda data: self.actions.append("write"))
+        monkeypatch.setattr(self.context.link, "start", lambda *_: self.actions.append("start"))
 
     def waiter(self, ticket: str, holder: str) -> Waiter:
-        happened = self.happened
+        actions = self.actions
 
         class Recorded(Waiter):
             def reply(self, body: dict[str, Any]) -> None:
-                happened.append(f"reply {body['state']}")
+                actions.append(f"reply {body['state']}")
                 super().reply(body)
 
             def refuse(self, problem: Exception) -> None:
-                happened.append(f"refuse {problem.type if isinstance(problem, Problem) else problem}")
+                actions.append(f"refuse {problem.type if isinstance(problem, Problem) else problem}")
                 super().refuse(problem)
 
         return Recorded(ticket, holder, lambda waiter, hung_up: None)
@@ -95,7 +95,7 @@ class Scene:
         return waiter
 
     def lease(self, ticket: str, holder: str) -> int:
-        """A worker's lease; its fence."""
+        """Grant a worker's lease and return its fence."""
         self.pipeline.step(ev.Take(ticket, Kind.WORKER, 30))
         self.wait(ticket, holder)
         lease = self.context.state.lock.lease
@@ -107,7 +107,7 @@ class Scene:
         return TurnRecord(id="tu-1", fence=fence, ticket="w", kind=Kind.WORKER, conversation={})
 
     def begin_turn(self, fence: int) -> TurnStream:
-        """A turn that runs, with an agent that says nothing."""
+        """Start a turn whose agent writes nothing."""
         stream, commands = self.context.turns.accept(self.record(fence))
         turn = st.AgentTurn("tu-1", "u", "do it", Kind.WORKER, "m")
         self.pipeline.step(ev.AcceptTurn(fence, "tu-1"), st.Begin(turn), commands=commands)
@@ -126,7 +126,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 def test_a_waiter_is_answered_only_after_the_commit_of_its_grant(scene: Scene) -> None:
     scene.pipeline.step(ev.Take("tk-1", H, 5))
     waiter = scene.wait("tk-1", "one")
-    assert scene.happened == ["commit", "commit", "reply granted"]
+    assert scene.actions == ["commit", "commit", "reply granted"]
     granted = waiter.answer(0)["lease"]
     extras, lock = scene.context.state.lease_extras, scene.context.state.lock
     assert extras is not None and lock.lease is not None
@@ -135,23 +135,23 @@ def test_a_waiter_is_answered_only_after_the_commit_of_its_grant(scene: Scene) -
     assert scene.context.timers.left(("lock", ev.Timer("claim", str(lock.lease.fence)))) is not None
 
 
-def test_an_interrupt_is_written_before_anybody_is_answered(scene: Scene) -> None:
+def test_an_interrupt_is_written_before_any_caller_is_answered(scene: Scene) -> None:
     fence = scene.lease("w", "worker")
-    scene.wait("w", "another")  # registered: the lease may still be lost
+    scene.wait("w", "another")  # registered, because the lease may still be lost
     scene.begin_turn(fence)
-    scene.happened.clear()
+    scene.actions.clear()
     scene.pipeline.step(ev.ForceRelease(fence))
-    assert scene.happened == ["commit", "write", "refuse ticket-ended"]
+    assert scene.actions == ["commit", "write", "refuse ticket-ended"]
 
 
 def test_a_step_that_writes_nothing_is_not_committed(scene: Scene) -> None:
     scene.lease("w", "worker")
-    before = list(scene.happened)
+    before = list(scene.actions)
     scene.pipeline.step()
-    assert scene.happened == before
+    assert scene.actions == before
 
 
-def test_a_second_writer_leaves_the_state_as_it_was(scene: Scene) -> None:
+def test_a_step_after_a_second_writer_changes_no_state(scene: Scene) -> None:
     fence = scene.lease("w", "worker")
     state, record = scene.context.state.lock, scene.record(fence)
     scene.store.fail = ("before", Ahead(7))
@@ -169,7 +169,7 @@ def test_a_step_whose_answer_is_lost_is_committed_once(scene: Scene) -> None:
     assert "tk-1" in scene.context.state.lock.tickets
 
 
-def test_after_an_outage_the_agents_events_are_decided_again(scene: Scene) -> None:
+def test_after_an_outage_events_of_the_agent_are_decided_again(scene: Scene) -> None:
     scene.begin_turn(scene.lease("w", "worker"))
     scene.store.fail = ("before", RedisUnavailable("the command is lost"))
     plan = scene.pipeline.step(st.Fault("garbage", "no JSON"), ledger=[("said", {})])
@@ -178,7 +178,7 @@ def test_after_an_outage_the_agents_events_are_decided_again(scene: Scene) -> No
     assert scene.context.state.agent is plan.agent
 
 
-def test_after_an_outage_a_requests_step_is_dropped(scene: Scene) -> None:
+def test_after_an_outage_the_step_of_a_request_is_dropped(scene: Scene) -> None:
     inbox = scene.context.inbox
     inbox.serving = inbox.post(ReleaseLease("s"))
     scene.store.fail = ("before", RedisUnavailable("the command is lost"))
@@ -187,7 +187,7 @@ def test_after_an_outage_a_requests_step_is_dropped(scene: Scene) -> None:
     assert inbox.serving_answered and not scene.context.state.lock.tickets
 
 
-def test_after_an_outage_a_timers_step_is_dropped_and_the_timer_runs_again(scene: Scene) -> None:
+def test_after_an_outage_the_step_of_a_timer_is_dropped_and_the_timer_runs_again(scene: Scene) -> None:
     fence = scene.lease("w", "worker")
     scene.store.fail = ("before", RedisUnavailable("the command is lost"))
     with pytest.raises(AlreadyAnswered):
@@ -196,7 +196,7 @@ def test_after_an_outage_a_timers_step_is_dropped_and_the_timer_runs_again(scene
     assert (scene.context.timers.left(("lock", ev.Timer("claim", str(fence)))) or 0) > 4
 
 
-def test_an_outage_refuses_the_waiters_and_forgets_that_they_were_present(scene: Scene) -> None:
+def test_an_outage_refuses_the_waiters_and_clears_their_presence(scene: Scene) -> None:
     scene.lease("w", "worker")
     scene.pipeline.step(ev.Take("w2", Kind.WORKER, 30))
     waiter = scene.wait("w2", "two")
@@ -208,7 +208,7 @@ def test_an_outage_refuses_the_waiters_and_forgets_that_they_were_present(scene:
     assert not scene.context.state.lock.tickets["w2"].present
 
 
-def test_an_epoch_does_not_wait_for_redis(scene: Scene) -> None:
+def test_the_step_that_begins_an_epoch_does_not_wait_for_redis(scene: Scene) -> None:
     scene.store.fail = ("before", RedisUnavailable("the command is lost"))
     step = Step(scene.pipeline.decide(), begins_epoch=True)
     step.plan.ledger.append(("epoch", {}))
@@ -217,7 +217,7 @@ def test_an_epoch_does_not_wait_for_redis(scene: Scene) -> None:
     assert scene.store.steps == []
 
 
-def test_a_closed_turn_is_stored_before_its_reader_has_the_result(scene: Scene) -> None:
+def test_a_closed_turn_is_stored_before_its_reader_gets_the_result(scene: Scene) -> None:
     fence = scene.lease("w", "worker")
     stream = scene.begin_turn(fence)
     scene.pipeline.step(st.Exited(1, "died"))

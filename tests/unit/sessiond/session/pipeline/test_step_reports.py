@@ -1,4 +1,4 @@
-"""Reports of committed steps: which entries are logged, and what of them."""
+"""Reports of committed steps: the logged entries and their fields."""
 
 import pytest
 import structlog
@@ -17,7 +17,7 @@ def counted(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-def test_a_handoff_is_counted_by_who_held_before() -> None:
+def test_a_handoff_is_counted_by_the_kind_of_the_previous_holder() -> None:
     steps, lock, agent = StepMetrics(), Lock(), st.Agent("c")
     before = counted("sessiond_handoffs_total", from_kind="handler", to_kind="worker")
     events: list[ev.Event] = [
@@ -44,7 +44,7 @@ def test_a_long_wait_is_reported_again_only_after_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("event", LOGGED)
-def test_a_logged_event_shows_its_fields_and_nobodys_words(event: str) -> None:
+def test_a_logged_event_shows_its_fields_and_no_text_of_people_or_agents(event: str) -> None:
     data = dict.fromkeys((*LOGGED[event], "prompt", "text", "why-not"), "x")
     plan = compose(Lock(), st.Agent("c"), [])
     plan.ledger.append((event, {**data, "ticket": "tk-1", "fence": 3}))

@@ -91,7 +91,7 @@ def test_keys_and_roles_are_checked(ask: Callable[..., Any]) -> None:
     assert ask("HEAD", S, role="viewer").status == 200
 
 
-def test_unknown_paths_tickets_turns_and_methods(ask: Callable[..., Any]) -> None:
+def test_unknown_paths_tickets_turns_and_methods_are_refused(ask: Callable[..., Any]) -> None:
     problem(ask("GET", "/nowhere"), "not-found")
     problem(ask("GET", f"{S}/tickets/{GHOST}"), "not-found")
     problem(ask("POST", f"{S}/tickets/{GHOST}/wait", {"holder": "h"}), "not-found")
@@ -103,12 +103,12 @@ def test_unknown_paths_tickets_turns_and_methods(ask: Callable[..., Any]) -> Non
     problem(ask("GET", "/v1/sessions/oc!to/hello"), "bad-request")
 
 
-def test_bodies_that_are_too_large_or_not_json(ask: Callable[..., Any]) -> None:
+def test_bodies_that_are_too_large_or_not_json_are_refused(ask: Callable[..., Any]) -> None:
     problem(ask("POST", f"{S}/tickets", b"kind=handler", Content_Type="text/plain"), "unsupported-media-type")
     problem(ask("POST", f"{S}/tickets", b" " * (5 * 2**20), Content_Type="application/json"), "too-large")
 
 
-def test_leases_and_tickets_that_have_ended(ask: Callable[..., Any]) -> None:
+def test_calls_on_ended_leases_and_tickets_are_refused(ask: Callable[..., Any]) -> None:
     problem(ask("POST", f"{S}/lease/renew"), "bad-request")
     problem(ask("POST", f"{S}/lease/renew", Lease_Secret="never-given"), "forbidden")
     ticket = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "e"}).json()["id"]
@@ -125,7 +125,7 @@ def test_leases_and_tickets_that_have_ended(ask: Callable[..., Any]) -> None:
     assert over["reason"] == "forced"
 
 
-def test_superseded_holders_and_refused_turns(ask: Callable[..., Any]) -> None:
+def test_superseded_holders_and_conflicting_turns_are_refused(ask: Callable[..., Any]) -> None:
     ahead = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "ahead"}).json()["id"]
     held = ask("POST", f"{S}/tickets/{ahead}/wait", {"holder": "h", "wait": 5}).json()["lease"]["secret"]
     ticket = ask("POST", f"{S}/tickets", {"kind": "handler", "key": "turns"}).json()["id"]
@@ -147,7 +147,7 @@ def test_superseded_holders_and_refused_turns(ask: Callable[..., Any]) -> None:
     assert ask("DELETE", f"{S}/lease", Lease_Secret=secret).status == 204
 
 
-def test_503_while_the_agent_or_redis_fails_and_421_of_another_owner(tmp_path: Path) -> None:
+def test_a_failed_agent_or_redis_gives_503_and_another_owner_421(tmp_path: Path) -> None:
     """The 503s have Retry-After; the 421 names the owner's URL."""
     redis = Redis()
     first = Sessiond(redis.url, tmp_path / "a", scripted_env("exit-start=3"))
@@ -178,7 +178,7 @@ def test_health_document_and_metrics_need_no_key(ask: Callable[..., Any]) -> Non
 
 
 def test_answers_conform_to_the_openapi_document(service: Sessiond, figures: Callable[[str], None]) -> None:
-    """schemathesis, run on the served document, finds nothing."""
+    """schemathesis finds no error in the answers to requests that it generates from the served document."""
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", f"{service.url}/openapi.json",
         "--header", "Authorization: Bearer admin-key", "--max-examples", "15", "--phases", "examples,coverage,fuzzing",
@@ -202,7 +202,7 @@ def test_an_invalid_ledger_id_is_400(ask: Callable[..., Any], after: str, accept
 
 
 def post_chunked(service: Sessiond, chunks: bytes) -> bytes:
-    """Posts a chunked body. Returns the beginning of the answer."""
+    """Post a chunked body. Returns the beginning of the answer."""
     head = (
         f"POST {S}/tickets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.keys['admin']}\r\n"
         "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -226,7 +226,7 @@ def test_malformed_chunks_are_400(service: Sessiond, chunks: bytes) -> None:
 
 
 def test_an_event_source_that_reconnects_continues_where_it_was(ask: Callable[..., Any]) -> None:
-    """It sends Last-Event-ID, beside the query of its first request."""
+    """On reconnecting it sends Last-Event-ID together with the query of its first request."""
     ask("POST", f"{S}/tickets", {"kind": "handler", "key": "reconnect"})
     entries = ask("GET", f"{S}/ledger?count=1000").json()["entries"]
     again = ask("GET", f"{S}/ledger?count=1000&after=0-0", Last_Event_ID=entries[-2]["id"])
