@@ -9,7 +9,7 @@ LOCK_FLAGS ?=
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(LOCK_FLAGS)
 EXTRAS := server services embedded
 
-.PHONY: help setup lock up demo lint unit package test check-lock check-agent check-answers check-see compose-test clean
+.PHONY: help setup lock up demo lint unit package test check-lock check-agent check-answers check-walls check-see compose-test clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -86,6 +86,9 @@ check-answers: setup  ## comments and tasks, with each process killed at each st
 	FULL=1 $(BIN)/pytest -n 3 --dist worksteal tests/unit/webhook tests/unit/worker tests/integration/common \
 	  tests/integration/webhook tests/integration/worker tests/system/webhook tests/system/worker \
 	  tests/system/test_deliveries.py tests/system/test_log_correlation.py tests/system/test_metrics.py
+
+check-walls: setup  ## each attack and fault of docs/concepts/threat-model.md, a line each
+	FULL=1 $(BIN)/pytest -n 3 --dist worksteal -m wall
 
 # Needs Debian's prometheus and chromium; without them, pytest skips these tests and names the packages.
 check-see: setup  ## metrics, alert rules, panels, board and logs, with a real Prometheus and Chromium

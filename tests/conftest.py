@@ -11,7 +11,7 @@ pytest.register_assert_rewrite("support")
 
 from support.servers import Caller, Github, Model, Redis, Sessiond, Webhook, close_all  # noqa: E402
 
-pytest_plugins = ["support.summary", "support.webhook.fixtures", "support.worker.fixtures"]
+pytest_plugins = ["support.summary", "support.walls", "support.webhook.fixtures", "support.worker.fixtures"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores SIGINT for background jobs, and every process started here would inherit that.
